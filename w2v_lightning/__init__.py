@@ -1,0 +1,23 @@
+"""Fine-tune wav2vec2 for speech recognition with PyTorch Lightning, on a laptop or on a cluster.
+
+>>> from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from w2v_lightning.data.datamodule import LibriSpeechDataModule
+    from w2v_lightning.module import Wav2Vec2CTC
+
+__version__ = "0.1.0"
+__all__ = ["LibriSpeechDataModule", "Wav2Vec2CTC", "__version__"]
+
+# Resolved on first use: torch, lightning and transformers take seconds to import, `--help` should not.
+_HOME = {"LibriSpeechDataModule": "w2v_lightning.data.datamodule", "Wav2Vec2CTC": "w2v_lightning.module"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,84 @@
+"""`python -m w2v_lightning COMMAND ...`: parse, build, run, close."""
+
+import difflib
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from w2v_lightning import __version__
+from w2v_lightning.errors import InputError
+
+# Each command names the module whose main(args) runs it; nothing heavy is imported before a command is known.
+COMMANDS = {
+    "fit": ("w2v_lightning.cli", "train a model, and score it as it learns"),
+    "validate": ("w2v_lightning.cli", "score a model on the validation splits"),
+    "test": ("w2v_lightning.cli", "score a model on the test splits"),
+    "predict": ("w2v_lightning.cli", "transcribe the test splits to a file"),
+    "transcribe": ("w2v_lightning.transcribe", "transcribe audio files"),
+}
+USAGE = "\n".join(
+    [
+        "usage: python -m w2v_lightning COMMAND [options]",
+        "",
+        "Fine-tune wav2vec2 for speech recognition.",
+        "",
+        "commands:",
+        *(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()),
+        "",
+        "  COMMAND --help lists its options; `fit --config configs/demo.yaml` needs no data of your own.",
+    ]
+)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command; returns the exit status. Wrong input ends in one line on standard error."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    if args[0] not in COMMANDS:
+        return _fail(f"there is no command {args[0]!r}{_nearest_command(args[0])}")
+    module, _ = COMMANDS[args[0]]
+    try:
+        _check_torch_pair()
+        import_module(module).main(args if module == "w2v_lightning.cli" else args[1:])
+    except InputError as error:
+        return _fail(_without_worker_traceback(str(error)))
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _nearest_command(word: str) -> str:
+    nearest = difflib.get_close_matches(word, COMMANDS, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else f"; choose from {', '.join(COMMANDS)}."
+
+
+def _check_torch_pair() -> None:
+    """transformers imports torchaudio where it is installed, and torchaudio raises beside another release of torch."""
+    try:
+        torch, torchaudio = version("torch"), version("torchaudio")
+    except PackageNotFoundError as error:
+        raise InputError(f"{error.name} is not installed; run: pip install 'torch>=2.8,<2.12' torchaudio") from None
+    if torch.split(".")[:2] != torchaudio.split(".")[:2]:
+        raise InputError(
+            f"torch {torch} and torchaudio {torchaudio} are not of one release; run: pip install"
+            f" 'torchaudio=={'.'.join(torch.split('.')[:2])}.*', or give both the same version."
+        )
+
+
+def _without_worker_traceback(message: str) -> str:
+    """torch hands on what a loader worker raised as the text of its traceback; its last line is the message."""
+    if not message.startswith("Caught InputError in DataLoader worker"):
+        return message
+    return message.rstrip().rpartition("w2v_lightning.errors.InputError: ")[2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

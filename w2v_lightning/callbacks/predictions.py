@@ -1,0 +1,33 @@
+"""What `predict` hears, as JSON lines."""
+
+import json
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from w2v_lightning.evaluation.report import Pair
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes LOG_DIR/predictions.jsonl, one object per utterance: id, reference, hypothesis. One file per rank."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        self.path = Path(trainer.log_dir or trainer.default_root_dir, f"predictions{suffix}.jsonl")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w", encoding="utf-8")
+
+    def write_on_batch_end(
+        self, trainer, pl_module, prediction: list[Pair], batch_indices, batch, batch_idx, dataloader_idx
+    ) -> None:
+        for pair in prediction:
+            row = {"id": pair.id, "reference": pair.reference, "hypothesis": pair.hypothesis}
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._file.close()
+        print(f"Transcripts: {self.path}")

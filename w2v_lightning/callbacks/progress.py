@@ -1,0 +1,144 @@
+"""The progress of a run on one line: optimiser steps, loss, WER, audio-seconds per second, time left."""
+
+import time
+from collections.abc import Mapping
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from torch import Tensor
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+class RunProgress(ProgressBar):
+    """One bar for the whole run; Lightning's own start anew each epoch and so cannot tell the time left.
+
+    A live rich bar on a terminal, a plain line now and then in a log file.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
+        self.console = console or Console()
+        self._enabled = True
+        self._bar: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._last_plain_line = 0.0
+
+    def disable(self) -> None:
+        """Lightning calls this on every rank but the first."""
+        self._enabled = False
+
+    def print(self, *args, **kwargs) -> None:
+        if self._enabled:
+            self.console.print(*args, **kwargs)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.monotonic()
+        self._start_step = trainer.global_step
+        self._show("train", trainer.global_step, int(trainer.estimated_stepping_batches))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
+        done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        metrics = metrics_line(trainer.callback_metrics, self._seconds_left(done, total))
+        self._show("train", done, total, metrics)
+        if not self.console.is_terminal and (self._plain_line_is_due() or done == total):
+            self.print(f"step {done}/{total}  {metrics}", highlight=False, soft_wrap=True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_evaluation(
+            "validate", trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        )
+
+    def on_validation_batch_end(self, *_, **__) -> None:
+        self._advance_evaluation("validate")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_evaluation("validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_evaluation("test", trainer.num_test_batches)
+
+    def on_test_batch_end(self, *_, **__) -> None:
+        self._advance_evaluation("test")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_evaluation("test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_evaluation("predict", trainer.num_predict_batches)
+
+    def on_predict_batch_end(self, *_, **__) -> None:
+        self._advance_evaluation("predict")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_evaluation("predict")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    # ---- the bar ------------------------------------------------------------------------------------------------
+
+    def _show(self, name: str, completed: int, total: float, text: str = "") -> None:
+        if not self._enabled or not self.console.is_terminal:
+            return
+        if self._bar is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
+            self._bar.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=total, text=text)
+        self._bar.update(self._tasks[name], completed=completed, total=total, text=text)
+
+    def _begin_evaluation(self, name: str, num_batches: list[int | float]) -> None:
+        self._evaluated, self._to_evaluate = 0, sum(num_batches)
+        self._show(name, 0, self._to_evaluate)
+
+    def _advance_evaluation(self, name: str) -> None:
+        self._evaluated += 1
+        self._show(name, self._evaluated, self._to_evaluate)
+
+    def _end_evaluation(self, name: str) -> None:
+        if self._bar is not None and name in self._tasks:
+            self._bar.remove_task(self._tasks.pop(name))
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._tasks = None, {}
+
+    def _seconds_left(self, done: int, total: int) -> float | None:
+        """Validation and saving count: what the whole run took per step so far, times the steps to go."""
+        steps = done - self._start_step
+        return (time.monotonic() - self._start) / steps * (total - done) if steps else None
+
+    def _plain_line_is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last_plain_line < PLAIN_LINE_EVERY_S:
+            return False
+        self._last_plain_line = now
+        return True
+
+
+def metrics_line(metrics: Mapping[str, Tensor], seconds_left: float | None) -> str:
+    """`loss/char 1.234  WER 45.6 %  812 audio-s/s  0:01:23 left`; what is not known yet is left out."""
+    parts = []
+    if (loss := metrics.get("train_loss_per_char")) is not None:
+        parts.append(f"loss/char {loss:.3f}")
+    if (wer := metrics.get("val_wer")) is not None:
+        parts.append(f"WER {100 * wer:.1f} %")
+    if (rate := metrics.get("audio_s_per_s")) is not None:
+        parts.append(f"{rate:,.0f} audio-s/s")
+    if seconds_left is not None:
+        minutes, seconds = divmod(int(seconds_left), 60)
+        parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
+    return "  ".join(parts)

@@ -1,0 +1,98 @@
+"""The last thing a user reads: what the run reached, what it hears, where everything lies, what to do next."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from w2v_lightning.callbacks.export import ExportBest
+from w2v_lightning.callbacks.throughput import Throughput
+from w2v_lightning.evaluation.report import Pair, marked
+
+NUM_PAIRS = 5
+
+
+class RunSummary(Callback):
+    """Prints WER before and after, a few utterances with their errors, the run's files, and the next command."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.before: float | None = None
+        self.best: float | None = None
+        self.pairs: list[Pair] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wer = trainer.callback_metrics.get("val_wer")
+        if wer is None:
+            return
+        if trainer.sanity_checking:
+            self.before = float(wer) if _covers_all(trainer) else None
+        elif self.best is None or wer < self.best:
+            self.best = float(wer)
+            self.pairs = evenly_spread(pl_module.pairs, NUM_PAIRS)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._print_scores(trainer)
+            self._print_pairs()
+            self._print_places(trainer)
+
+    def _print_scores(self, trainer: Trainer) -> None:
+        if self.best is None:
+            return
+        before = "" if self.before is None else f"{100 * self.before:.1f} % before training, "
+        self.console.print(
+            f"\n[bold]Validation WER[/bold] {before}[bold]{100 * self.best:.1f} %[/bold] at best", highlight=False
+        )
+        throughput = _callback(trainer, Throughput)
+        if throughput and throughput.train_seconds:
+            rate = throughput.audio_seconds * trainer.world_size / throughput.train_seconds
+            self.console.print(
+                f"Trained on {throughput.audio_seconds * trainer.world_size / 3600:.2f} h of audio"
+                f" in {throughput.train_seconds / 60:.1f} min: {rate:,.0f} audio-s/s",
+                highlight=False,
+            )
+
+    def _print_pairs(self) -> None:
+        if not self.pairs:
+            return
+        self.console.print("\nSome of the validation utterances, differences in red:")
+        table = Table(box=None, show_header=False)
+        for name in ("utterance", "", "text"):
+            table.add_column(name, no_wrap=name != "text")
+        for pair in self.pairs:
+            reference, hypothesis = marked(pair)
+            table.add_row(pair.id, "said", reference)
+            table.add_row("", "heard", hypothesis)
+        self.console.print(table)
+
+    def _print_places(self, trainer: Trainer) -> None:
+        log_dir = Path(trainer.log_dir or trainer.default_root_dir)
+        export = _callback(trainer, ExportBest)
+        model = export.folder if export else None
+        rows = {
+            "model": model,
+            "config": log_dir / "config.yaml" if (log_dir / "config.yaml").exists() else None,
+            "checkpoints": getattr(trainer.checkpoint_callback, "dirpath", None),
+            "TensorBoard": f"tensorboard --logdir {log_dir}" if list(log_dir.glob("events.out.tfevents*")) else None,
+            "next": f"python -m w2v_lightning transcribe --model {model} YOUR.wav" if model else None,
+        }
+        self.console.print()
+        for name, value in rows.items():
+            if value is not None:
+                self.console.print(f"{name:<12} {value}", highlight=False, soft_wrap=True)
+
+
+def evenly_spread(pairs: list[Pair], number: int) -> list[Pair]:
+    """`number` of `pairs`, evenly spread over their sorted ids: the same ones in every validation."""
+    ordered = sorted(pairs, key=lambda pair: pair.id)
+    return [ordered[i * len(ordered) // number] for i in range(number)] if len(ordered) > number else ordered
+
+
+def _covers_all(trainer: Trainer) -> bool:
+    return list(trainer.num_sanity_val_batches) == list(trainer.num_val_batches)
+
+
+def _callback(trainer: Trainer, kind: type[Callback]) -> Callback | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)

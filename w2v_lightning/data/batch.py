@@ -1,0 +1,107 @@
+"""What crosses from the data into the module, and what the data must know of the module: Batch and InputSpec.
+
+Shapes: B utterances, T samples, F frames, U labels, C channels of the features that the transformer sees.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2v_lightning.text import Vocabulary
+
+SAMPLE_RATE = 16_000  # Hz; every published wav2vec2 hears 16 kHz
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """Time and channel masks in fairseq's units: `prob` is the share of positions that would be masked if spans never
+    overlapped (prob x positions / length spans are drawn), `length` the span in frames or channels."""
+
+    time_prob: float = 0.0
+    time_length: int = 10
+    time_min_spans: int = 2
+    channel_prob: float = 0.0
+    channel_length: int = 64
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a loader must know of the model that it feeds. The defaults are those of wav2vec2-base."""
+
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    num_channels: int = 768
+    normalise: bool = True  # zero mean, unit variance per utterance
+    spec_augment: SpecAugment = SpecAugment()
+
+    def num_frames(self, num_samples: int | np.ndarray | Tensor) -> int | np.ndarray | Tensor:
+        """Frames that the convolutions make of `num_samples` samples; 0 where they are too few for one."""
+        frames = num_samples
+        for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
+            frames = (frames - kernel) // stride + 1
+        return frames * (frames > 0)
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest input that gives one frame (400 samples, 25 ms, for the published models)."""
+        samples = 1
+        for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: the neighbours in duration that one device sees in one forward pass.
+
+    The three counts stay on the CPU when the batch moves: the CTC loss wants them there, and so does the log.
+    """
+
+    waveforms_BT: Tensor  # float32, 16 kHz, padded with 0 after normalisation
+    num_samples_B: Tensor  # int64
+    num_frames_B: Tensor  # int64, what the model's convolutions make of num_samples_B
+    labels_BU: Tensor  # int64, padded with 0
+    num_labels_B: Tensor  # int64
+    ids: list[str]
+    texts: list[str]  # normalised transcripts
+    time_mask_BF: Tensor | None = None  # bool, True where a frame is replaced by the mask embedding
+    channel_mask_BC: Tensor | None = None  # bool, True where a channel is zeroed
+    global_step: int = 0  # of the epoch's plan
+    micro_batch: int = 0  # 0 .. num_micro_batches-1 on this rank
+    num_micro_batches: int = 1  # per rank and global step; Lightning's accumulate_grad_batches
+    num_utterances_in_step: int = 1  # over all ranks and micro-batches
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def is_last_of_step(self) -> bool:
+        return self.micro_batch == self.num_micro_batches - 1
+
+    @property
+    def audio_seconds(self) -> float:
+        """Real audio; padding does not count."""
+        return int(self.num_samples_B.sum()) / SAMPLE_RATE
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        return self._map_device_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        return self._map_device_tensors(Tensor.pin_memory)
+
+    def _map_device_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        names = ("waveforms_BT", "labels_BU", "time_mask_BF", "channel_mask_BC")
+        return replace(self, **{name: function(t) for name in names if (t := getattr(self, name)) is not None})
+
+
+def pad(rows: Sequence[np.ndarray], length: int | None = None) -> Tensor:
+    """Stack 1-D arrays of one dtype as rows, zeros (False) behind the shorter ones; to `length` columns if given."""
+    length = max(map(len, rows)) if length is None else length
+    padded = np.zeros((len(rows), length), dtype=rows[0].dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(padded)

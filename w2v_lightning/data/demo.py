@@ -1,0 +1,199 @@
+"""A small spoken corpus made on the spot, so that the first run needs no download.
+
+espeak-ng speaks digit strings and short commands in several accents and voices. The folders look like LibriSpeech's:
+`SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac` beside `SPEAKER-CHAPTER.trans.txt`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from w2v_lightning.data.manifest import cache_root
+from w2v_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Part of the folder's name: raise it whenever a change below changes the recordings.
+CORPUS_VERSION = "1"
+SAMPLE_RATE_HZ = 16_000
+CHAPTERS_PER_SPEAKER = 2
+UTTERANCES_PER_CHAPTER = {"train-demo": 20, "dev-demo": 10}
+
+# An espeak-ng voice is an accent (phonemes) with a variant (the throat). Validation shares neither with training.
+ACCENTS = {
+    "train-demo": ("en-us", "en", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd"),
+    "dev-demo": ("en-gb-x-rp", "en-us-nyc"),
+}
+VARIANTS = {
+    "train-demo": ("m1", "m2", "m3", "m4", "m6", "f1", "f2", "f3"),
+    "dev-demo": ("m7", "m8", "f4"),
+}
+FIRST_SPEAKER_ID = {"train-demo": 1001, "dev-demo": 2001}
+
+DIGITS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
+COMMANDS = (
+    "TURN {LEFT|RIGHT}",
+    "TURN THE {LIGHT|RADIO} {ON|OFF}",
+    "{OPEN|CLOSE} THE {DOOR|WINDOW}",
+    "GO {UP|DOWN} # STEPS",
+    "SET TIMER FOR # {MINUTES|SECONDS}",
+    "CALL # # # #",
+    "PLAY {SONG|CHANNEL} #",
+    "WHAT'S THE {TIME|WEATHER}",
+    "DON'T {STOP|WAIT}",
+    "# # #",
+    "# # # #",
+    "# # # # #",
+)
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One sitting of one speaker: everything in it is spoken with the same voice, pitch and speed."""
+
+    split: str
+    speaker_id: int
+    number: int
+    voice: str
+    pitch: int  # espeak-ng's scale, 0 to 99
+    rate_wpm: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.speaker_id}-{self.number}"
+
+
+def make_demo_corpus(cache_dir: str | Path | None = None) -> Path:
+    """Return the folder that holds `train-demo` and `dev-demo`, speaking them first (seconds) where they are missing.
+
+    The recordings are the same bytes on every run.
+    """
+    cache = Path(cache_dir) if cache_dir is not None else cache_root()
+    root = cache / f"demo-corpus-v{CORPUS_VERSION}"
+    if not root.is_dir():
+        _make_whole(root, UTTERANCES_PER_CHAPTER)
+    return root
+
+
+def _make_whole(root: Path, utterances_per_chapter: dict[str, int]) -> None:
+    """Make the corpus elsewhere and rename it to `root`, so that `root` is never seen half-made."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".demo-", dir=root.parent) as workshop:
+        corpus = Path(workshop) / "corpus"
+        _speak_corpus(corpus, utterances_per_chapter)
+        try:
+            corpus.rename(root)
+        except OSError:
+            if not root.is_dir():  # otherwise another process was first, and its corpus is as good as ours
+                raise
+
+
+def _speak_corpus(root: Path, utterances_per_chapter: dict[str, int]) -> None:
+    espeak = _Espeak()
+    for chapter in _chapters():
+        rng = random.Random(f"text {chapter.name}")
+        texts = [_sentence(rng) for _ in range(utterances_per_chapter[chapter.split])]
+        _write_chapter(root, chapter, texts, espeak)
+
+
+def _chapters() -> Iterator[Chapter]:
+    """Every accent of a split with every variant of it, at pitches and speeds drawn from a fixed seed."""
+    for split, first_id in FIRST_SPEAKER_ID.items():
+        for speaker_id, (accent, variant) in enumerate(product(ACCENTS[split], VARIANTS[split]), first_id):
+            rng = random.Random(f"voice {speaker_id}")
+            pitch = rng.randint(30, 70)
+            for number in range(1, CHAPTERS_PER_SPEAKER + 1):
+                yield Chapter(split, speaker_id, number, f"{accent}+{variant}", pitch, rng.randint(140, 200))
+
+
+def _sentence(rng: random.Random) -> str:
+    """Fill a command's gaps: `{A|B}` is one of the words, `#` a digit."""
+    words = rng.choice(COMMANDS).split()
+    return " ".join(rng.choice(DIGITS if word == "#" else word.strip("{}").split("|")) for word in words)
+
+
+def _write_chapter(root: Path, chapter: Chapter, texts: list[str], espeak: _Espeak) -> None:
+    import soundfile
+
+    folder = root / chapter.split / str(chapter.speaker_id) / str(chapter.number)
+    folder.mkdir(parents=True)
+    lines = []
+    for index, text in enumerate(texts):
+        name = f"{chapter.name}-{index:04d}"
+        soundfile.write(folder / f"{name}.flac", espeak.say(text, chapter), SAMPLE_RATE_HZ, subtype="PCM_16")
+        lines.append(f"{name} {text}\n")
+    (folder / f"{chapter.name}.trans.txt").write_text("".join(lines), encoding="ascii", newline="\n")
+
+
+class _Espeak:
+    """espeak-ng's C interface (speak_lib.h), as far as it is needed here."""
+
+    SYNCHRONOUS, RATE, VOLUME, PITCH, UTF8 = 2, 1, 2, 3, 1
+    _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+    def __init__(self) -> None:
+        import torch
+        from torchaudio.transforms import Resample
+
+        self._pieces: list[np.ndarray] = []
+        self._callback = self._CALLBACK(self._take)  # kept: C does not count its reference
+        self._lib, data_path = _load_espeak()
+        rate_hz = self._lib.espeak_Initialize(self.SYNCHRONOUS, 0, data_path.encode(), 0)
+        if rate_hz <= 0:
+            raise RuntimeError(f"espeak-ng does not start with its data at {data_path}")
+        # In 64 bits the order of a sum, which differs with threads and processors, is lost when rounding to 16.
+        self._resample = Resample(rate_hz, SAMPLE_RATE_HZ, dtype=torch.float64)
+        self._lib.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath noise is seeded with the time otherwise
+        self._lib.espeak_SetSynthCallback(self._callback)
+        self._lib.espeak_SetParameter(self.VOLUME, 70, 0)  # at 100 some voices reach full scale
+
+    def say(self, text: str, chapter: Chapter) -> np.ndarray:
+        """Samples between -1 and 1 at SAMPLE_RATE_HZ."""
+        import numpy as np
+        import torch
+
+        self._pieces.clear()
+        self._check(self._lib.espeak_SetVoiceByName(chapter.voice.encode()), chapter.voice)
+        self._lib.espeak_SetParameter(self.RATE, chapter.rate_wpm, 0)
+        self._lib.espeak_SetParameter(self.PITCH, chapter.pitch, 0)
+        spoken = text.lower().encode() + b"\0"
+        size = ctypes.c_size_t(len(spoken))
+        self._check(self._lib.espeak_Synth(spoken, size, 0, 0, 0, self.UTF8, None, None), text)
+        self._check(self._lib.espeak_Synchronize(), text)
+        samples = torch.from_numpy(np.concatenate(self._pieces)).double() / 2**15
+        return self._resample(samples).numpy()
+
+    def _take(self, samples: ctypes._Pointer, count: int, _events: int) -> int:
+        import numpy as np
+
+        if samples and count > 0:
+            self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0  # go on speaking
+
+    @staticmethod
+    def _check(status: int, what: str) -> None:
+        if status != 0:
+            raise RuntimeError(f"espeak-ng fails with status {status} on {what!r}")
+
+
+def _load_espeak() -> tuple[ctypes.CDLL, str]:
+    """The library and the path of its data.
+
+    The library is loaded from a copy: what it says depends on all that it said before, and a copy starts afresh even
+    where this process has already used espeak-ng.
+    """
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise InputError("The demo corpus is spoken by espeak-ng: pip install 'w2v-lightning[demo]'") from error
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        return ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder)), espeakng_loader.get_data_path()

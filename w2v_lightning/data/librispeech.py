@@ -1,0 +1,181 @@
+"""Find the utterances of a corpus in the official LibriSpeech layout.
+
+ROOT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac
+ROOT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt     one line per utterance: ID TRANSCRIPT
+"""
+
+import hashlib
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from w2v_lightning.data.manifest import Manifest, cache_root
+from w2v_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+
+AUDIO_SUFFIXES = (".flac", ".wav", ".ogg")
+MAX_LISTED = 10  # examples in a message; the count is always given
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """What lies in one split, before any audio is opened."""
+
+    audio_of_id: dict[str, Path]
+    text_of_id: dict[str, str]
+
+    def without_partner(self) -> tuple[list[str], list[str]]:
+        """Ids of utterances without a transcript, and of transcripts without audio."""
+        audio, texts = self.audio_of_id.keys(), self.text_of_id.keys()
+        return sorted(audio - texts), sorted(texts - audio)
+
+
+def load_split(root: Path, split: str, *, strict: bool = False, skip_unusable: bool = False) -> Manifest:
+    """The manifest of ROOT/SPLIT, from the cache where the folder has not changed since it was built.
+
+    Args:
+        root: the folder that holds the splits.
+        split: such as ``train-clean-100``.
+        strict: raise where an utterance has no transcript or a transcript no audio; otherwise these are left out with
+            a warning that counts and lists them.
+        skip_unusable: leave out empty and undecodable audio files with a warning instead of raising.
+
+    Raises:
+        InputError: root or split is missing, holds no utterance, or holds what the two switches do not allow.
+    """
+    folder = _split_folder(root, split)
+    path = cache_root() / "manifests" / f"{split.replace(os.sep, '_')}-{_fingerprint(folder)}.jsonl"
+    # The cache holds only splits without findings, so that a warning or an error is not said just once.
+    if path.exists():
+        return Manifest.load(path)
+    files = _list_files(folder)
+    unpaired = _report_unpaired(files, folder, strict)
+    manifest, unreadable = _measure(files, folder)
+    _report_unreadable(unreadable, folder, skip_unusable)
+    if not unpaired and not unreadable:
+        _save_to_cache(manifest, path)
+    return manifest
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    if not root.is_dir():
+        raise InputError(f"data.root: there is no folder {root}. Give the folder that holds the splits.")
+    folder = root / split
+    if not folder.is_dir():
+        found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        raise InputError(f"data.root: {root} has no split {split!r}; it holds {', '.join(found) or 'no folders'}.")
+    return folder.resolve()
+
+
+def _fingerprint(folder: Path) -> str:
+    """Changes when a file below `folder` appears, goes, is renamed, or when a transcript file is edited."""
+    digest = hashlib.sha256(str(folder).encode())
+    for directory, _, names in sorted(os.walk(folder)):
+        digest.update(f"{directory} {os.stat(directory).st_mtime_ns}".encode())
+        for name in sorted(name for name in names if name.endswith(".trans.txt")):
+            stat = os.stat(os.path.join(directory, name))
+            digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _list_files(folder: Path) -> SplitFiles:
+    audio_of_id: dict[str, Path] = {}
+    text_of_id: dict[str, str] = {}
+    for directory, _, names in sorted(os.walk(folder)):
+        for name in sorted(names):
+            path = Path(directory, name)
+            if name.endswith(".trans.txt"):
+                _read_transcripts(path, text_of_id)
+            elif path.suffix.lower() in AUDIO_SUFFIXES:
+                if path.stem in audio_of_id:
+                    raise InputError(f"Two audio files for utterance {path.stem}: {audio_of_id[path.stem]} and {path}.")
+                audio_of_id[path.stem] = path
+    if not audio_of_id:
+        raise InputError(f"{folder} holds no audio file ({', '.join(AUDIO_SUFFIXES)}); is it a LibriSpeech split?")
+    return SplitFiles(audio_of_id, text_of_id)
+
+
+def _read_transcripts(path: Path, text_of_id: dict[str, str]) -> None:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}.") from None
+    for number, line in enumerate(lines, 1):
+        utterance_id, _, text = line.strip().partition(" ")
+        if utterance_id in text_of_id:
+            raise InputError(f"{path}:{number}: a second transcript for utterance {utterance_id}.")
+        if utterance_id:
+            text_of_id[utterance_id] = text.strip()
+
+
+def _report_unpaired(files: SplitFiles, folder: Path, strict: bool) -> bool:
+    findings = zip(("without a transcript", "whose audio file is missing"), files.without_partner(), strict=True)
+    messages = [f"{len(ids)} utterances {what}: {listed(ids)}" for what, ids in findings if ids]
+    if not messages:
+        return False
+    message = f"{folder}: " + "; ".join(messages)
+    if strict:
+        raise InputError(f"{message}. Repair the corpus, or set data.strict=false to train without them.")
+    log.warning("%s. They are left out (data.strict=true refuses them).", message)
+    return True
+
+
+def _measure(files: SplitFiles, folder: Path) -> tuple[Manifest, dict[str, str]]:
+    """The manifest of the readable pairs, and for each unreadable file the reason."""
+    ids = sorted(files.audio_of_id.keys() & files.text_of_id.keys())
+    paths = [files.audio_of_id[utterance_id] for utterance_id in ids]
+    with ThreadPoolExecutor() as pool:  # libsndfile works outside the interpreter lock
+        durations_or_reasons = list(pool.map(_duration_s_or_reason, paths))
+    unreadable = {str(p): d for p, d in zip(paths, durations_or_reasons, strict=True) if isinstance(d, str)}
+    good = [i for i, d in enumerate(durations_or_reasons) if not isinstance(d, str)]
+    manifest = Manifest(
+        ids=[ids[i] for i in good],
+        audio_paths=[str(paths[i]) for i in good],
+        durations_s_N=np.array([durations_or_reasons[i] for i in good], dtype=np.float64),
+        texts=[files.text_of_id[ids[i]] for i in good],
+        speakers=[paths[i].relative_to(folder).parts[0] for i in good],
+    )
+    return manifest, unreadable
+
+
+def _duration_s_or_reason(path: Path) -> float | str:
+    """Seconds of audio, or why there are none. Reading the last frame finds truncated files for 0.06 ms more each."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.frames == 0:
+                return "no audio in it"
+            file.seek(file.frames - 1)
+            if len(file.read(1)) != 1:
+                return "truncated"
+            return file.frames / file.samplerate
+    except (soundfile.SoundFileError, OSError) as error:
+        return str(error).removeprefix(f"Error opening {str(path)!r}: ")
+
+
+def _report_unreadable(reasons: dict[str, str], folder: Path, skip: bool) -> None:
+    if not reasons:
+        return
+    examples = listed([f"{path} ({reason})" for path, reason in reasons.items()])
+    message = f"{folder}: {len(reasons)} audio files cannot be used: {examples}"
+    if not skip:
+        raise InputError(f"{message}. Replace or remove them, or set data.skip_unusable=true to train without them.")
+    log.warning("%s. They are left out (data.skip_unusable=true).", message)
+
+
+def _save_to_cache(manifest: Manifest, path: Path) -> None:
+    try:
+        manifest.save(path)
+    except OSError as error:  # a read-only home must not stop a run; it only lists the files again next time
+        log.warning("The manifest could not be cached as %s: %s.", path, error)
+
+
+def listed(items: list[str]) -> str:
+    """The first few items for a message."""
+    more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+    return ", ".join(items[:MAX_LISTED]) + more

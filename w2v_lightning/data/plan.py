@@ -1,0 +1,125 @@
+"""What an epoch trains on, decided from durations alone: two pure functions that never touch audio.
+
+    plan(durations, batch_seconds, seed, epoch)              -> global step 0, 1, 2 ...: a set of utterances each
+    split(durations, step, world_size, num_micro_batches)    -> world_size x num_micro_batches sets of neighbours
+
+`batch_seconds` belongs to the experiment: how much audio one optimiser step sees, padding counted. `device_seconds` and
+the world size belong to the machine, and change only how a step is cut up. So the steps of an epoch, their number and
+their order are the same on any machine, and the position in an epoch is one integer.
+
+The padded cost of a set of utterances is (number of utterances) x (longest duration): what a device computes on.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from w2v_lightning.errors import InputError
+
+# A pool is the stretch of the sorted durations whose utterances are shuffled among each other to make steps. Longest
+# over shortest within a pool bounds the padding; but a pool is never less than one whole step.
+MAX_SPREAD = 1.05
+
+
+def plan(durations_s_N: np.ndarray, batch_seconds: float, seed: int, epoch: int) -> list[np.ndarray]:
+    """The global steps of an epoch, each an array of positions into `durations_s_N`; every utterance exactly once.
+
+    Steps are made of utterances of similar duration, drawn anew each epoch, in a new order each epoch. The padded cost
+    of a step is at most `batch_seconds` (one utterance longer than that is a step of its own), and the number of steps
+    is the same in every epoch.
+
+    Args:
+        durations_s_N: seconds of each utterance.
+        batch_seconds: padded cost of a step at the most.
+        seed, epoch: what the random draw belongs to.
+    """
+    rng = np.random.Generator(np.random.PCG64([seed, epoch]))
+    pools = _pools(durations_s_N, batch_seconds)
+    steps = [step for pool in pools for step in _cut_pool(pool, durations_s_N, batch_seconds, rng)]
+    return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def _pools(durations_s_N: np.ndarray, batch_seconds: float) -> Iterator[np.ndarray]:
+    """Positions in order of duration, cut where the spread is reached and at least one step is full."""
+    order_N = np.argsort(durations_s_N, kind="stable")
+    sorted_s_N = durations_s_N[order_N]
+    start = 0
+    while start < len(order_N):
+        full_step = _first_full(sorted_s_N, start, batch_seconds)
+        spread = int(np.searchsorted(sorted_s_N, sorted_s_N[start] * MAX_SPREAD, side="right"))
+        end = max(full_step, spread)
+        if end < len(order_N) and _first_full(sorted_s_N, end, batch_seconds) == len(order_N):
+            end = len(order_N)  # what is left would be one step at most, perhaps of a single utterance
+        yield order_N[start:end]
+        start = end
+
+
+def _first_full(sorted_s_N: np.ndarray, start: int, batch_seconds: float) -> int:
+    """The end of the longest run from `start` whose padded cost is within `batch_seconds`; at least one utterance."""
+    padded_cost = np.arange(1, len(sorted_s_N) - start + 1) * sorted_s_N[start:]
+    return start + max(1, int(np.searchsorted(padded_cost, batch_seconds, side="right")))
+
+
+def _cut_pool(
+    pool: np.ndarray, durations_s_N: np.ndarray, batch_seconds: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Shuffle a pool and cut it into equally filled steps."""
+    per_step = max(1, int(batch_seconds / durations_s_N[pool].max()))
+    return np.array_split(rng.permutation(pool), math.ceil(len(pool) / per_step))
+
+
+def split(
+    durations_s_N: np.ndarray, step: np.ndarray, world_size: int, num_micro_batches: int
+) -> list[list[np.ndarray]]:
+    """Cut one global step for a machine: `split(...)[rank][micro_batch]` are positions into `durations_s_N`.
+
+    Micro-batches are runs of the step sorted by duration and differ by one utterance at most; those that run at the
+    same time on different ranks are neighbours, so that no rank waits long for another.
+
+    Raises:
+        InputError: the step has fewer utterances than there are micro-batches to fill.
+    """
+    num_pieces = world_size * num_micro_batches
+    if len(step) < num_pieces:
+        raise InputError(
+            f"A step of {len(step)} utterances cannot be cut for {world_size} ranks x {num_micro_batches}"
+            " micro-batches: raise data.batch_seconds or data.device_seconds, or use fewer devices."
+        )
+    by_duration = step[np.argsort(-durations_s_N[step], kind="stable")]
+    pieces = np.array_split(by_duration, num_pieces)
+    return [pieces[rank::world_size] for rank in range(world_size)]
+
+
+def micro_batches_per_rank(
+    durations_s_N: np.ndarray, steps: list[np.ndarray], batch_seconds: float, world_size: int, device_seconds: float
+) -> int:
+    """The fewest micro-batches per rank and step (accumulate_grad_batches) that keep each within `device_seconds`.
+
+    At least batch_seconds / (world_size x device_seconds); a little more where whole utterances do not divide evenly.
+
+    Raises:
+        InputError: a single utterance is longer than `device_seconds`.
+    """
+    longest_s = float(durations_s_N.max())
+    if longest_s > device_seconds:
+        raise InputError(
+            f"data.device_seconds is {device_seconds:g}, but the longest utterance lasts {longest_s:.2f} s: raise it,"
+            " or leave out long utterances with data.max_seconds."
+        )
+    per_step = [(len(step), float(durations_s_N[step].max())) for step in steps]
+    num = math.ceil(batch_seconds / (world_size * device_seconds))
+    while any(math.ceil(size / (world_size * num)) * longest > device_seconds for size, longest in per_step):
+        num += 1
+    return num
+
+
+def evaluation_batches(durations_s_N: np.ndarray, device_seconds: float) -> list[np.ndarray]:
+    """All utterances, longest first, in batches whose padded cost is at most `device_seconds`; each exactly once."""
+    order_N = np.argsort(-durations_s_N, kind="stable")
+    batches, start = [], 0
+    while start < len(order_N):
+        size = max(1, int(device_seconds / durations_s_N[order_N[start]]))
+        batches.append(order_N[start : start + size])
+        start += size
+    return batches

@@ -1,0 +1,1 @@
+"""The network: transformers' Wav2Vec2ForCTC built or loaded, run, scored with CTC, and saved again."""

@@ -1,0 +1,202 @@
+"""Wav2Vec2ForCTC: build it, load it, run it, save it. The weights stay those of transformers, in both directions."""
+
+import difflib
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Processor,
+)
+from transformers.utils import cached_file
+
+from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec, SpecAugment
+from w2v_lightning.errors import InputError
+from w2v_lightning.text import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+def from_scratch(config: Mapping[str, object], vocabulary: Vocabulary) -> Wav2Vec2ForCTC:
+    """A new model with random weights; `config` holds what differs from transformers' Wav2Vec2Config."""
+    _check_config_keys(config)
+    return Wav2Vec2ForCTC(Wav2Vec2Config(**{**_head_config(vocabulary), **config}))
+
+
+def from_pretrained(name_or_folder: str, config: Mapping[str, object]) -> tuple[Wav2Vec2ForCTC, Vocabulary, bool]:
+    """A model from the Hugging Face hub or a local folder, its vocabulary, and whether its input is normalised.
+
+    A checkpoint without a CTC head (pre-trained only) gets a new one; without a vocabulary, the default one.
+
+    Raises:
+        InputError: nothing there, not a wav2vec2 model, weights missing, or a vocabulary that does not fit its head.
+    """
+    _check_config_keys(config)
+    stored = _stored_config(name_or_folder)
+    has_head = "Wav2Vec2ForCTC" in (stored.architectures or [])
+    vocabulary = _stored_vocabulary(name_or_folder)
+    if has_head:
+        _check_vocabulary_fits(name_or_folder, stored, vocabulary)
+    vocabulary = vocabulary or Vocabulary()
+    # dtype is given because the default takes that of the file: weights stored in half precision would train in it.
+    model, loading = Wav2Vec2ForCTC.from_pretrained(
+        name_or_folder,
+        config=Wav2Vec2Config.from_dict({**stored.to_dict(), **_head_config(vocabulary), **config}),
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    _check_nothing_missing(name_or_folder, loading["missing_keys"], has_head)
+    return model, vocabulary, _stored_normalise(name_or_folder)
+
+
+def freeze(model: Wav2Vec2ForCTC, feature_encoder: bool) -> None:
+    """Take out of training what will not be trained, so that no parameter waits for a gradient that never comes."""
+    if feature_encoder:
+        model.freeze_feature_encoder()
+    if model.config.mask_time_prob == 0 and hasattr(model.wav2vec2, "masked_spec_embed"):
+        model.wav2vec2.masked_spec_embed.requires_grad_(False)  # DDP would wait for it
+
+
+def input_spec(config: Wav2Vec2Config, vocabulary: Vocabulary, normalise: bool) -> InputSpec:
+    """What a loader must know to feed this model."""
+    return InputSpec(
+        vocabulary=vocabulary,
+        conv_kernel=tuple(config.conv_kernel),
+        conv_stride=tuple(config.conv_stride),
+        num_channels=config.hidden_size,
+        normalise=normalise,
+        spec_augment=SpecAugment(
+            time_prob=config.mask_time_prob,
+            time_length=config.mask_time_length,
+            time_min_spans=config.mask_time_min_masks,
+            channel_prob=config.mask_feature_prob,
+            channel_length=config.mask_feature_length,
+        ),
+    )
+
+
+def ctc_logits(
+    model: Wav2Vec2ForCTC,
+    waveforms_BT: Tensor,
+    num_frames_B: Tensor,
+    time_mask_BF: Tensor | None = None,
+    channel_mask_BC: Tensor | None = None,
+) -> Tensor:
+    """Logits (B, F, V) of `model`, with masks that were drawn elsewhere; frames from `num_frames_B` on are padding.
+
+    The same computation as `Wav2Vec2ForCTC.forward`, which can only draw its masks itself, on the CPU, in every step.
+    """
+    wav2vec2 = model.wav2vec2
+    features_BFC = wav2vec2.feature_extractor(waveforms_BT).transpose(1, 2)
+    hidden_BFC, _ = wav2vec2.feature_projection(features_BFC)
+    if time_mask_BF is not None:
+        embedding_C = wav2vec2.masked_spec_embed.to(hidden_BFC.dtype)
+        hidden_BFC = torch.where(time_mask_BF[..., None], embedding_C, hidden_BFC)
+    if channel_mask_BC is not None:
+        hidden_BFC = hidden_BFC.masked_fill(channel_mask_BC[:, None], 0.0)
+    is_real_BF = torch.arange(hidden_BFC.shape[1], device=hidden_BFC.device) < num_frames_B[:, None]
+    hidden_BFC = wav2vec2.encoder(hidden_BFC, attention_mask=is_real_BF).last_hidden_state
+    return model.lm_head(model.dropout(hidden_BFC))
+
+
+def save_pretrained(folder: Path, model: Wav2Vec2ForCTC, vocabulary: Vocabulary, normalise: bool) -> None:
+    """Write a Hugging Face folder that AutoModelForCTC and AutoProcessor load; it appears complete or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        complete = Path(temporary, "model")
+        model.save_pretrained(complete)
+        _processor(complete, vocabulary, normalise).save_pretrained(complete)
+        if folder.exists():
+            folder.rename(Path(temporary, "previous"))
+        complete.rename(folder)
+
+
+def _processor(folder: Path, vocabulary: Vocabulary, normalise: bool) -> Wav2Vec2Processor:
+    specials = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = Wav2Vec2CTCTokenizer(
+        str(vocabulary.save(folder)),
+        pad_token=vocabulary.blank,
+        word_delimiter_token=vocabulary.word_delimiter,
+        **{role: token if token in vocabulary.tokens else None for role, token in specials.items()},
+    )
+    # With an attention mask, as the model was trained: padding then stays out of a batch's transformer.
+    feature_extractor = Wav2Vec2FeatureExtractor(
+        sampling_rate=SAMPLE_RATE, do_normalize=normalise, return_attention_mask=True
+    )
+    return Wav2Vec2Processor(feature_extractor, tokenizer)
+
+
+def _head_config(vocabulary: Vocabulary) -> dict[str, object]:
+    return {"vocab_size": len(vocabulary), "pad_token_id": vocabulary.blank_id, "ctc_zero_infinity": True}
+
+
+def _check_config_keys(config: Mapping[str, object]) -> None:
+    known = Wav2Vec2Config().to_dict()
+    for key in config:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ", see transformers' Wav2Vec2Config."
+            raise InputError(f"model.config: transformers' Wav2Vec2Config has no {key!r}{hint}")
+
+
+def _stored_config(name_or_folder: str) -> Wav2Vec2Config:
+    try:
+        stored = AutoConfig.from_pretrained(name_or_folder)
+    except (OSError, ValueError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(
+            f"model.pretrained: {name_or_folder!r} is neither a model folder here nor to be had from the Hugging Face"
+            f" hub ({first_line})."
+        ) from error
+    if not isinstance(stored, Wav2Vec2Config):
+        raise InputError(f"model.pretrained: {name_or_folder!r} is a {stored.model_type} model, wav2vec2 is needed.")
+    return stored
+
+
+def _stored_file(name_or_folder: str, filename: str) -> Path | None:
+    path = cached_file(name_or_folder, filename, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None
+
+
+def _stored_vocabulary(name_or_folder: str) -> Vocabulary | None:
+    path = _stored_file(name_or_folder, "vocab.json")
+    _stored_file(name_or_folder, "tokenizer_config.json")  # from the hub, it comes to lie beside vocab.json
+    return Vocabulary.load(path.parent) if path else None
+
+
+def _stored_normalise(name_or_folder: str) -> bool:
+    path = _stored_file(name_or_folder, "preprocessor_config.json")
+    return json.loads(path.read_text()).get("do_normalize", True) if path else True
+
+
+def _check_vocabulary_fits(name: str, stored: Wav2Vec2Config, vocabulary: Vocabulary | None) -> None:
+    if vocabulary is None:
+        raise InputError(f"model.pretrained: {name} has a CTC head but no vocab.json that names its tokens; add it.")
+    if len(vocabulary) != stored.vocab_size:
+        raise InputError(
+            f"model.pretrained: {name}: vocab.json names {len(vocabulary)} tokens, but the model puts out"
+            f" {stored.vocab_size}; put back the vocab.json that the model was trained with."
+        )
+    if vocabulary.blank_id != stored.pad_token_id:
+        raise InputError(
+            f"model.pretrained: {name}: the CTC blank {vocabulary.blank!r} is token {vocabulary.blank_id} in"
+            f" vocab.json, but pad_token_id in config.json is {stored.pad_token_id}; make them agree."
+        )
+
+
+def _check_nothing_missing(name: str, missing: Iterable[str], has_head: bool) -> None:
+    optional = ("masked_spec_embed",) if has_head else ("masked_spec_embed", "lm_head")
+    lost = sorted(key for key in missing if not any(part in key for part in optional))
+    if lost:
+        raise InputError(f"model.pretrained: {name} lacks {len(lost)} weights of a wav2vec2 model, {lost[0]} first.")
+    if not has_head:
+        log.info("%s is a pre-trained encoder: its CTC head is new.", name)

@@ -1,0 +1,233 @@
+"""Wav2Vec2CTC: how a wav2vec2 model is fine-tuned with CTC, from top to bottom.
+
+Shapes: B utterances, T samples, F frames, V tokens, U labels.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from transformers import Wav2Vec2ForCTC
+
+from w2v_lightning.data.batch import Batch, InputSpec
+from w2v_lightning.errors import InputError
+from w2v_lightning.evaluation.report import Pair
+from w2v_lightning.evaluation.wer import ErrorCounts, error_rates
+from w2v_lightning.model import wav2vec2
+from w2v_lightning.model.ctc import ctc_loss
+from w2v_lightning.optim import parameter_groups, tri_stage
+from w2v_lightning.text import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class Wav2Vec2CTC(LightningModule):
+    """transformers' Wav2Vec2ForCTC under Lightning. The defaults are fairseq's recipe base_100h.
+
+    Args:
+        pretrained: a model on the Hugging Face hub or a local folder; null starts from random weights.
+        config: what differs from the model's own transformers Wav2Vec2Config, such as {hidden_size: 256}.
+        freeze_feature_encoder: keep the convolutions over the waveform as pre-trained.
+        learning_rate: at the top of the schedule.
+        warmup: share of all updates in which the learning rate rises from a hundredth of it.
+        hold: share of all updates at the top; in the rest it decays exponentially.
+        final_lr_scale: what it decays to, as a share of the top.
+        adam_betas: of AdamW.
+        adam_eps: of AdamW.
+        weight_decay: of AdamW; biases and norms are spared.
+        mask_time_prob: frames to mask in fairseq's unit: at 0.65 with spans of 10, 49 % of the frames are masked.
+        mask_time_length: frames in a span.
+        mask_channel_prob: likewise for channels; at 0.5 with spans of 64, 40 % of them.
+        mask_channel_length: channels in a span.
+        layerdrop: probability that a transformer layer is skipped in a training step.
+        activation_dropout: inside the feed-forward blocks.
+        attention_dropout: on the attention weights.
+        hidden_dropout: on the output of each block.
+        feat_proj_dropout: on the projected features.
+        final_dropout: before the CTC head.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = "facebook/wav2vec2-base",
+        config: dict[str, Any] | None = None,
+        freeze_feature_encoder: bool = True,
+        learning_rate: float = 3e-5,
+        warmup: float = 0.1,
+        hold: float = 0.4,
+        final_lr_scale: float = 0.05,
+        adam_betas: tuple[float, float] = (0.9, 0.98),
+        adam_eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        mask_time_prob: float = 0.65,
+        mask_time_length: int = 10,
+        mask_channel_prob: float = 0.5,
+        mask_channel_length: int = 64,
+        layerdrop: float = 0.1,
+        activation_dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+        feat_proj_dropout: float = 0.0,
+        final_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        tri_stage(1000, warmup, hold, final_lr_scale)  # refuses a schedule that cannot be, before anything is loaded
+        overrides = {
+            "mask_time_prob": mask_time_prob,
+            "mask_time_length": mask_time_length,
+            "mask_time_min_masks": 2,
+            "mask_feature_prob": mask_channel_prob,
+            "mask_feature_length": mask_channel_length,
+            "layerdrop": layerdrop,
+            "activation_dropout": activation_dropout,
+            "attention_dropout": attention_dropout,
+            "hidden_dropout": hidden_dropout,
+            "feat_proj_dropout": feat_proj_dropout,
+            "final_dropout": final_dropout,
+            **(config or {}),
+        }
+        self.model, self.vocabulary, self.normalise = _build(pretrained, overrides)
+        wav2vec2.freeze(self.model, feature_encoder=freeze_feature_encoder)
+        self.counts = nn.ModuleList()  # one ErrorCounts per validation or test split
+        self.eval_loss = MeanMetric()  # mean over utterances
+        self.pairs: list[Pair] = []  # this rank's utterances of the last validation or test
+        self.register_buffer("_step_sums", torch.zeros(2), persistent=False)  # loss and characters of the global step
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What the data module reads: vocabulary, frame lengths, masks."""
+        return wav2vec2.input_spec(self.model.config, self.vocabulary, self.normalise)
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, F, V); masked if the batch carries masks."""
+        return wav2vec2.ctc_logits(
+            self.model,
+            batch.waveforms_BT,
+            batch.num_frames_B.to(batch.waveforms_BT.device, non_blocking=True),
+            batch.time_mask_BF,
+            batch.channel_mask_BC,
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a global step is the sum of its utterances' CTC losses over their number (fairseq's sentence
+        average). The number is known from the plan, so every micro-batch on every rank contributes its exact share."""
+        share = self._ctc(self(batch), batch).sum() / batch.num_utterances_in_step
+        self._log_training(share.detach(), batch)
+        # Lightning divides by the number of micro-batches and DDP averages over the ranks: both are undone here.
+        return share * batch.num_micro_batches * self.trainer.world_size
+
+    def on_fit_start(self) -> None:
+        sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        total, trained = sum(n for n, _ in sizes), sum(n for n, requires_grad in sizes if requires_grad)
+        log.info("Model: %.1f M parameters, %.1f M of them trained.", total / 1e6, trained / 1e6)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        options = self.hparams
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, options.weight_decay),
+            lr=options.learning_rate,
+            betas=tuple(options.adam_betas),
+            eps=options.adam_eps,
+        )
+        factor = tri_stage(self._num_updates(), options.warmup, options.hold, options.final_lr_scale)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- scoring ------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_scoring(len(self.trainer.val_dataloaders))
+
+    def on_test_epoch_start(self) -> None:
+        self._start_scoring(len(self.trainer.test_dataloaders))
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._score(batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._score(batch, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Pair]:
+        return self._transcribe(self(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val", self.trainer.val_dataloaders)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test", self.trainer.test_dataloaders)
+
+    def _start_scoring(self, num_loaders: int) -> None:
+        self.counts = nn.ModuleList(ErrorCounts() for _ in range(num_loaders)).to(self.device)
+        self.eval_loss.reset()
+        self.pairs = []
+
+    def _score(self, batch: Batch, dataloader_idx: int) -> None:
+        logits_BFV = self(batch)
+        pairs = self._transcribe(logits_BFV, batch)
+        self.counts[dataloader_idx].update([p.hypothesis for p in pairs], [p.reference for p in pairs])
+        self.eval_loss.update(self._ctc(logits_BFV, batch))
+        self.pairs += pairs
+
+    def _transcribe(self, logits_BFV: Tensor, batch: Batch) -> list[Pair]:
+        best_BF = logits_BFV.argmax(dim=-1).tolist()
+        hypotheses = [
+            self.vocabulary.decode(best_F[:num_frames])
+            for best_F, num_frames in zip(best_BF, batch.num_frames_B.tolist(), strict=True)
+        ]
+        return [Pair(*row) for row in zip(batch.ids, batch.texts, hypotheses, strict=True)]
+
+    def _log_scores(self, stage: str, loaders: Sequence[Any]) -> None:
+        """`val_wer` over all splits together, and `val_wer/dev-clean` by split where there are several."""
+        counts = [split_counts.compute() for split_counts in self.counts]
+        scores = {f"{stage}_{name}": rate for name, rate in error_rates(sum(counts)).items()}
+        if len(counts) > 1:
+            for loader, split_counts in zip(loaders, counts, strict=True):
+                split = loader.dataset.split
+                scores |= {f"{stage}_{name}/{split}": rate for name, rate in error_rates(split_counts).items()}
+        scores[f"{stage}_loss"] = self.eval_loss.compute()
+        self.log_dict(scores, rank_zero_only=False)
+
+    # ---- the pieces ---------------------------------------------------------------------------------------------
+
+    def _ctc(self, logits_BFV: Tensor, batch: Batch) -> Tensor:
+        return ctc_loss(logits_BFV, batch.num_frames_B, batch.labels_BU, batch.num_labels_B, self.vocabulary.blank_id)
+
+    def _log_training(self, share: Tensor, batch: Batch) -> None:
+        """Loss of the whole global step, over all its micro-batches and ranks: per utterance and per character."""
+        self._step_sums += torch.stack([share * batch.num_utterances_in_step, batch.num_labels_B.sum().to(share)])
+        if not batch.is_last_of_step:
+            return
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            loss, characters = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
+            self.log("train_loss", loss / batch.num_utterances_in_step)
+            self.log("train_loss_per_char", loss / characters)
+            self.log("lr", self.lr_schedulers().get_last_lr()[0])
+        self._step_sums.zero_()
+
+    def _num_updates(self) -> int:
+        num_updates = self.trainer.estimated_stepping_batches
+        if num_updates == float("inf"):
+            raise InputError(
+                "The learning rate schedule needs to know the length of the run: set trainer.max_steps or"
+                " trainer.max_epochs."
+            )
+        return int(num_updates)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a Hugging Face folder that `AutoModelForCTC` and `AutoProcessor` load."""
+        wav2vec2.save_pretrained(Path(folder), self.model, self.vocabulary, self.normalise)
+
+
+def _build(pretrained: str | None, config: Mapping[str, Any]) -> tuple[Wav2Vec2ForCTC, Vocabulary, bool]:
+    if pretrained is not None:
+        return wav2vec2.from_pretrained(pretrained, config)
+    vocabulary = Vocabulary()
+    return wav2vec2.from_scratch(config, vocabulary), vocabulary, True

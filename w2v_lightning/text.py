@@ -1,0 +1,130 @@
+"""Between transcripts and label ids: vocabulary, normalisation, encoding, greedy CTC collapse.
+
+The default vocabulary is that of facebook/wav2vec2-base-960h and its siblings: 32 tokens, ``<pad>`` (id 0) doubles as
+the CTC blank, ``|`` stands for the space between words.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, pairwise
+from pathlib import Path
+
+from w2v_lightning.errors import InputError
+
+BLANK = "<pad>"
+UNKNOWN = "<unk>"
+WORD_DELIMITER = "|"
+LIBRISPEECH_TOKENS = (BLANK, "<s>", "</s>", UNKNOWN, WORD_DELIMITER, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")
+
+# Typographic apostrophes, which word processors and web pages put where transcripts mean the plain one.
+_APOSTROPHES = str.maketrans("\u2018\u2019\u02bc", "'''")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The output tokens of a CTC model; a token's id is its position."""
+
+    tokens: tuple[str, ...] = LIBRISPEECH_TOKENS
+    blank: str = BLANK
+    word_delimiter: str = WORD_DELIMITER
+
+    def __post_init__(self) -> None:
+        for role, token in (("CTC blank", self.blank), ("word delimiter", self.word_delimiter)):
+            if token not in self.tokens:
+                raise InputError(f"The vocabulary has no token {token!r} to serve as {role}; add it to vocab.json.")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def blank_id(self) -> int:
+        return self.tokens.index(self.blank)
+
+    @cached_property
+    def _id_of_character(self) -> dict[str, int]:
+        ids = {token: i for i, token in enumerate(self.tokens) if len(token) == 1 and token != self.word_delimiter}
+        return ids | {" ": self.tokens.index(self.word_delimiter)}
+
+    @cached_property
+    def _fold_case(self):
+        characters = "".join(self._id_of_character)
+        if characters.upper() == characters:
+            return str.upper
+        if characters.lower() == characters:
+            return str.lower
+        return str
+
+    def normalise(self, text: str) -> str:
+        """Fit a transcript to this vocabulary's writing: its letter case, plain apostrophes, single spaces.
+
+        Nothing is removed: a character that the vocabulary lacks is for `unknown_characters` to find.
+        """
+        return " ".join(self._fold_case(text.translate(_APOSTROPHES)).split())
+
+    def unknown_characters(self, text: str) -> set[str]:
+        """The characters of a normalised `text` that have no token."""
+        return set(text) - self._id_of_character.keys()
+
+    def encode(self, text: str) -> list[int]:
+        """Label ids of a normalised `text`.
+
+        Raises:
+            KeyError: a character has no token. Training on ``<unk>`` silently is how WER gets stuck at 1.0.
+        """
+        return [self._id_of_character[character] for character in text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Greedy CTC decoding of one utterance's best id per frame: merge repeats, drop blanks and specials."""
+        tokens = (self.tokens[i] for i, _ in groupby(ids))
+        text = "".join(" " if token == self.word_delimiter else token for token in tokens if len(token) == 1)
+        return " ".join(text.split())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Vocabulary":
+        """Read a Hugging Face tokenizer folder (``vocab.json``, and ``tokenizer_config.json`` where there is one).
+
+        Raises:
+            InputError: the file is missing, is no token-to-id table, or leaves ids out.
+        """
+        path = Path(folder) / "vocab.json"
+        table = _read_json_object(path)
+        tokens = sorted(table, key=table.__getitem__)
+        if [table[token] for token in tokens] != list(range(len(tokens))):
+            raise InputError(
+                f"{path}: the ids must be 0 to {len(tokens) - 1}, each once; found {sorted(table.values())}."
+            )
+        settings_path = path.with_name("tokenizer_config.json")
+        settings = _read_json_object(settings_path) if settings_path.exists() else {}
+        return cls(
+            tuple(tokens), _token_text(settings, "pad_token", BLANK), _token_text(settings, "word_delimiter_token", "|")
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``vocab.json`` as Hugging Face's Wav2Vec2CTCTokenizer reads it; returns its path."""
+        path = Path(folder) / "vocab.json"
+        path.write_text(json.dumps({token: i for i, token in enumerate(self.tokens)}, ensure_ascii=False, indent=1))
+        return path
+
+
+def count_repeats(labels: Sequence[int]) -> int:
+    """Adjacent equal labels; CTC needs one extra frame (a blank) between the two of each pair."""
+    return sum(a == b for a, b in pairwise(labels))
+
+
+def _read_json_object(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; a CTC model folder needs it to name its tokens.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object, found {type(content).__name__}.")
+    return content
+
+
+def _token_text(settings: dict, key: str, default: str) -> str:
+    value = settings.get(key) or default
+    return value["content"] if isinstance(value, dict) else value  # older tokenizers save an AddedToken as an object
