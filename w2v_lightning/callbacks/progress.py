@@ -130,12 +130,13 @@ class RunProgress(ProgressBar):
 
 
 def metrics_line(metrics: Mapping[str, Tensor], seconds_left: float | None) -> str:
-    """`loss/char 1.234  WER 45.6 %  812 audio-s/s  0:01:23 left`; what is not known yet is left out."""
+    """`loss/char 1.234  WER 45.6 %  CER 12.3 %  812 audio-s/s  0:01:23 left`; what is not known yet is left out."""
     parts = []
     if (loss := metrics.get("train_loss_per_char")) is not None:
         parts.append(f"loss/char {loss:.3f}")
-    if (wer := metrics.get("val_wer")) is not None:
-        parts.append(f"WER {100 * wer:.1f} %")
+    for rate in ("wer", "cer"):
+        if (value := metrics.get(f"val_{rate}")) is not None:
+            parts.append(f"{rate.upper()} {100 * value:.1f} %")
     if (rate := metrics.get("audio_s_per_s")) is not None:
         parts.append(f"{rate:,.0f} audio-s/s")
     if seconds_left is not None:
