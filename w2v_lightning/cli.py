@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 def main(args: list[str]) -> None:
     """Run one LightningCLI sub-command with its options, such as ["fit", "--config", "cfg.yaml"]."""
     _quiet_libraries()
+    if args == ["fit"]:
+        args = ["fit", "--config", str(_demo_config())]
+        print(f"No options given: the demo, {args[-1]}. Another run: fit --config YOUR.yaml")
     sys.argv[1:] = args  # LightningCLI warns where its `args` and sys.argv differ
     CLI(
         Wav2Vec2CTC,
@@ -110,8 +113,16 @@ def one_line(message: str) -> str:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
+    """What to append to a message about `word`: the nearest known one, unless it is known itself."""
     nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" Did you mean {nearest[0]}?" if nearest else ""
+    return f". Did you mean {nearest[0]}?" if nearest and word not in known else ""
+
+
+def _demo_config() -> Path:
+    """configs/demo.yaml, which lies in the package where that was built as a wheel, and beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "configs" / "demo.yaml"
+    return installed if installed.exists() else package.parent / "configs" / "demo.yaml"
 
 
 def _check_writable(folder: Path) -> None:
@@ -130,7 +141,8 @@ def _quiet_libraries() -> None:
     logging.basicConfig(format="%(message)s")
     is_first = getattr(rank_zero_only, "rank", 0) == 0
     logging.getLogger("w2v_lightning").setLevel(logging.INFO if is_first else logging.WARNING)
-    logging.getLogger("lightning").setLevel(logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     for message in (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*"):

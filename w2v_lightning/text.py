@@ -44,8 +44,14 @@ class Vocabulary:
 
     @cached_property
     def _id_of_character(self) -> dict[str, int]:
-        ids = {token: i for i, token in enumerate(self.tokens) if len(token) == 1 and token != self.word_delimiter}
+        no_letters = (self.blank, self.word_delimiter)
+        ids = {token: i for i, token in enumerate(self.tokens) if len(token) == 1 and token not in no_letters}
         return ids | {" ": self.tokens.index(self.word_delimiter)}
+
+    @cached_property
+    def _character_of_id(self) -> tuple[str, ...]:
+        characters = {i: character for character, i in self._id_of_character.items()}
+        return tuple(characters.get(i, "") for i in range(len(self)))
 
     @cached_property
     def _fold_case(self):
@@ -77,8 +83,7 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Greedy CTC decoding of one utterance's best id per frame: merge repeats, drop blanks and specials."""
-        tokens = (self.tokens[i] for i, _ in groupby(ids))
-        text = "".join(" " if token == self.word_delimiter else token for token in tokens if len(token) == 1)
+        text = "".join(self._character_of_id[i] for i, _ in groupby(ids))
         return " ".join(text.split())
 
     @classmethod
@@ -90,15 +95,15 @@ class Vocabulary:
         """
         path = Path(folder) / "vocab.json"
         table = _read_json_object(path)
-        tokens = sorted(table, key=table.__getitem__)
-        if [table[token] for token in tokens] != list(range(len(tokens))):
-            raise InputError(
-                f"{path}: the ids must be 0 to {len(tokens) - 1}, each once; found {sorted(table.values())}."
-            )
+        token_of_id = {i: token for token, i in table.items() if isinstance(i, int)}
+        if sorted(token_of_id) != list(range(len(table))):
+            raise InputError(f"{path}: the ids must be 0 to {len(table) - 1}, each once; found {list(table.values())}.")
         settings_path = path.with_name("tokenizer_config.json")
         settings = _read_json_object(settings_path) if settings_path.exists() else {}
         return cls(
-            tuple(tokens), _token_text(settings, "pad_token", BLANK), _token_text(settings, "word_delimiter_token", "|")
+            tuple(token_of_id[i] for i in range(len(token_of_id))),
+            _token_text(settings, "pad_token", BLANK),
+            _token_text(settings, "word_delimiter_token", WORD_DELIMITER),
         )
 
     def save(self, folder: str | Path) -> Path:

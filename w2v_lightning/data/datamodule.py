@@ -168,8 +168,9 @@ class LibriSpeechDataModule(LightningDataModule):
     def _num_workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        cores = len(os.sched_getaffinity(0)) // (self.trainer.num_devices if self.trainer else 1)
-        return max(1, min(8, cores - 1))
+        has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        return max(1, min(8, cores // (self.trainer.num_devices if self.trainer else 1) - 1))
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
         used = {"fit": self.train_splits + self.val_splits, "validate": self.val_splits}

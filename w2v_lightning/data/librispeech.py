@@ -52,12 +52,14 @@ def load_split(root: Path, split: str, *, strict: bool = False, skip_unusable: b
     folder = _split_folder(root, split)
     path = cache_root() / "manifests" / f"{split.replace(os.sep, '_')}-{_fingerprint(folder)}.jsonl"
     # The cache holds only splits without findings, so that a warning or an error is not said just once.
-    if path.exists():
+    if os.path.exists(path):  # unlike Path.exists, also where the folder may not be read
         return Manifest.load(path)
     files = _list_files(folder)
     unpaired = _report_unpaired(files, folder, strict)
     manifest, unreadable = _measure(files, folder)
     _report_unreadable(unreadable, folder, skip_unusable)
+    if len(manifest) == 0:
+        raise InputError(f"{folder}: no utterance is left that has both readable audio and a transcript.")
     if not unpaired and not unreadable:
         _save_to_cache(manifest, path)
     return manifest
@@ -150,12 +152,17 @@ def _duration_s_or_reason(path: Path) -> float | str:
         with soundfile.SoundFile(path) as file:
             if file.frames == 0:
                 return "no audio in it"
-            file.seek(file.frames - 1)
-            if len(file.read(1)) != 1:
-                return "truncated"
-            return file.frames / file.samplerate
+            return file.frames / file.samplerate if _has_last_frame(file) else "truncated or damaged"
     except (soundfile.SoundFileError, OSError) as error:
         return str(error).removeprefix(f"Error opening {str(path)!r}: ")
+
+
+def _has_last_frame(file: soundfile.SoundFile) -> bool:
+    try:
+        file.seek(file.frames - 1)
+        return len(file.read(1)) == 1
+    except soundfile.SoundFileError:  # what libsndfile says of it ("Internal psf_fseek() failed") helps nobody
+        return False
 
 
 def _report_unreadable(reasons: dict[str, str], folder: Path, skip: bool) -> None:

@@ -7,6 +7,7 @@
 """
 
 import json
+import math
 import os
 import tempfile
 from collections import Counter
@@ -73,7 +74,8 @@ class Manifest:
         """Read a manifest; audio paths come back joined to the manifest's folder where they are relative.
 
         Raises:
-            InputError: a line is not valid JSON, lacks a key, or has no positive duration; names file and line.
+            InputError: a line is not valid JSON, lacks a key, has no positive duration, or no string where one belongs;
+                names file and line.
         """
         with path.open(encoding="utf-8") as file:
             rows = [_parse_line(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
@@ -115,8 +117,11 @@ def _parse_line(line: str, where: str) -> dict:
     missing = [key for key in ("audio_filepath", "duration", "text") if not isinstance(row, dict) or key not in row]
     if missing:
         raise InputError(f"{where}: key {missing[0]!r} is missing.")
-    if not isinstance(row["duration"], int | float) or not row["duration"] > 0:
+    if not isinstance(row["duration"], int | float) or not 0 < row["duration"] < math.inf:
         raise InputError(f"{where}: duration must be a positive number of seconds, found {row['duration']!r}.")
+    for key in ("audio_filepath", "text"):
+        if not isinstance(row[key], str):
+            raise InputError(f"{where}: {key} must be a string, found {row[key]!r}.")
     return row
 
 

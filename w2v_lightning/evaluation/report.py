@@ -1,6 +1,6 @@
 """What the errors look like: a reference and a hypothesis side by side, differences marked."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jiwer
 from rich.text import Text
@@ -9,8 +9,7 @@ WRONG = "bold red"
 NOTHING_HEARD = "_"
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One utterance: what was said (reference) and what was heard (hypothesis)."""
 
     id: str

@@ -1,7 +1,6 @@
 """Wav2Vec2ForCTC: build it, load it, run it, save it. The weights stay those of transformers, in both directions."""
 
 import difflib
-import json
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -114,7 +113,9 @@ def save_pretrained(folder: Path, model: Wav2Vec2ForCTC, vocabulary: Vocabulary,
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         complete = Path(temporary, "model")
         model.save_pretrained(complete)
-        _processor(complete, vocabulary, normalise).save_pretrained(complete)
+        processor = _processor(complete, vocabulary, normalise)
+        processor.save_pretrained(complete)
+        processor.feature_extractor.save_pretrained(complete)  # transformers 4 looks for its settings in their own file
         if folder.exists():
             folder.rename(Path(temporary, "previous"))
         complete.rename(folder)
@@ -174,8 +175,10 @@ def _stored_vocabulary(name_or_folder: str) -> Vocabulary | None:
 
 
 def _stored_normalise(name_or_folder: str) -> bool:
-    path = _stored_file(name_or_folder, "preprocessor_config.json")
-    return json.loads(path.read_text()).get("do_normalize", True) if path else True
+    try:
+        return Wav2Vec2FeatureExtractor.from_pretrained(name_or_folder).do_normalize
+    except OSError:  # a bare checkpoint
+        return True
 
 
 def _check_vocabulary_fits(name: str, stored: Wav2Vec2Config, vocabulary: Vocabulary | None) -> None:

@@ -1,0 +1,190 @@
+from collections import Counter
+from itertools import chain
+from math import ceil
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from w2v_lightning.data.plan import evaluation_batches, micro_batches_per_rank, plan, split
+from w2v_lightning.errors import InputError
+
+some_durations = st.lists(st.floats(0.03, 40), min_size=1, max_size=150).map(np.array)
+some_batch_seconds = st.sampled_from([5.0, 30.0, 60.0, 200.0, 1e6])
+some_seeds = st.integers(0, 2**32)
+quick = settings(max_examples=60, deadline=None)
+
+
+def cost_s(durations_s_N: np.ndarray, positions: np.ndarray) -> float:
+    return len(positions) * durations_s_N[positions].max()
+
+
+def librispeech_like(number: int, seed: int = 0) -> np.ndarray:
+    """64 % lie between 13 and 16.5 s, as in train-clean-100."""
+    rng = np.random.default_rng(seed)
+    long, short = rng.uniform(13, 16.5, round(0.64 * number)), rng.uniform(1.4, 15, number - round(0.64 * number))
+    return rng.permutation(np.concatenate([long, short]))
+
+
+def composition(steps: list[np.ndarray]) -> set[frozenset[int]]:
+    return {frozenset(step.tolist()) for step in steps}
+
+
+@quick
+@given(some_durations, some_batch_seconds, some_seeds, st.integers(0, 1000))
+def test_every_utterance_is_in_exactly_one_step(durations_s_N, batch_seconds, seed, epoch):
+    steps = plan(durations_s_N, batch_seconds, seed, epoch)
+    assert sorted(chain.from_iterable(step.tolist() for step in steps)) == list(range(len(durations_s_N)))
+    assert min(map(len, steps)) > 0
+
+
+@quick
+@given(some_durations, some_batch_seconds, some_seeds)
+def test_step_costs_at_most_batch_seconds_unless_it_is_one_longer_utterance(durations_s_N, batch_seconds, seed):
+    for step in plan(durations_s_N, batch_seconds, seed, epoch=0):
+        assert len(step) == 1 or cost_s(durations_s_N, step) <= batch_seconds * (1 + 1e-9)
+
+
+@quick
+@given(some_durations, some_batch_seconds, some_seeds)
+def test_number_of_steps_is_the_same_in_every_epoch(durations_s_N, batch_seconds, seed):
+    assert len({len(plan(durations_s_N, batch_seconds, seed, epoch)) for epoch in range(5)}) == 1
+
+
+@quick
+@given(some_durations, some_batch_seconds, some_seeds, st.integers(0, 1000))
+def test_plan_is_a_function_of_its_arguments(durations_s_N, batch_seconds, seed, epoch):
+    one, other = (plan(durations_s_N.copy(), batch_seconds, seed, epoch) for _ in range(2))
+    assert [step.tolist() for step in one] == [step.tolist() for step in other]
+
+
+@pytest.mark.parametrize("other", [(3, 1), (4, 0), (0, 3)])
+def test_order_and_composition_differ_between_epochs_and_seeds(other):
+    durations_s_N = librispeech_like(5000)
+    steps = plan(durations_s_N, 200, seed=3, epoch=0)
+    others = plan(durations_s_N, 200, *other)
+    assert len(composition(steps) & composition(others)) < 0.1 * len(steps)
+    lengths_s, other_lengths_s = ([durations_s_N[step].mean() for step in s] for s in (steps, others))
+    assert abs(np.corrcoef(lengths_s, other_lengths_s)[0, 1]) < 0.3
+
+
+def test_steps_come_in_no_order_of_duration():
+    durations_s_N = librispeech_like(1000)
+    lengths_s = [durations_s_N[step].mean() for step in plan(durations_s_N, 200, seed=0, epoch=0)]
+    assert abs(np.corrcoef(lengths_s, np.arange(len(lengths_s)))[0, 1]) < 0.3
+
+
+def test_steps_are_well_filled():
+    durations_s_N = librispeech_like(5000)
+    steps = plan(durations_s_N, 1600, seed=0, epoch=0)
+    assert np.mean([cost_s(durations_s_N, step) for step in steps]) > 0.9 * 1600
+
+
+def test_number_of_steps_does_not_hang_on_the_order_of_the_manifest():
+    durations_s_N = librispeech_like(500)
+    one, other = (plan(d, 100, seed=0, epoch=0) for d in (durations_s_N, durations_s_N[::-1]))
+    assert len(one) == len(other)
+
+
+@quick
+@given(some_durations, some_batch_seconds, some_seeds, st.integers(1, 6), st.floats(1, 200))
+def test_split_shares_a_step_evenly_whatever_the_machine(
+    durations_s_N, batch_seconds, seed, world_size, device_seconds
+):
+    assume(durations_s_N.max() <= device_seconds)
+    steps = plan(durations_s_N, batch_seconds, seed, epoch=0)
+    number = micro_batches_per_rank(durations_s_N, steps, batch_seconds, world_size, device_seconds)
+    assert number >= ceil(batch_seconds / (world_size * device_seconds))
+    for step in steps:
+        if len(step) < world_size * number:
+            continue
+        ranks = split(durations_s_N, step, world_size, number)
+        assert [len(micro_batches) for micro_batches in ranks] == [number] * world_size
+        pieces = list(chain.from_iterable(ranks))
+        assert sorted(np.concatenate(pieces)) == sorted(step)
+        assert min(map(len, pieces)) >= 1
+        assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+        assert max(cost_s(durations_s_N, piece) for piece in pieces) <= device_seconds * (1 + 1e-9)
+
+
+@quick
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 5))
+def test_ranks_work_at_the_same_time_on_neighbours_in_duration(seed, world_size, num_micro_batches):
+    durations_s_N = librispeech_like(60, seed)
+    step = np.random.default_rng(seed).permutation(60)[:40]
+    ranks = split(durations_s_N, step, world_size, num_micro_batches)
+    in_time = [ranks[rank][micro_batch] for micro_batch in range(num_micro_batches) for rank in range(world_size)]
+    assert durations_s_N[np.concatenate(in_time)].tolist() == sorted(durations_s_N[step], reverse=True)
+
+
+def test_split_needs_an_utterance_for_each_micro_batch():
+    durations_s_N = np.full(5, 10.0)
+    assert all(len(rank) == 1 for rank in split(durations_s_N, np.arange(5), 5, 1))
+    with pytest.raises(InputError) as raised:
+        split(durations_s_N, np.arange(5), 3, 2)
+    assert "5 utterances cannot be cut for 3 ranks x 2 micro-batches" in str(raised.value)
+    assert "raise data.batch_seconds or data.device_seconds, or use fewer devices" in str(raised.value)
+
+
+@quick
+@given(some_seeds, st.sampled_from([60.0, 100.0, 400.0]), st.integers(1, 4), st.floats(16.5, 120))
+def test_micro_batches_are_no_more_than_needed(seed, batch_seconds, world_size, device_seconds):
+    durations_s_N = librispeech_like(100, seed)
+    steps = plan(durations_s_N, batch_seconds, seed, epoch=0)
+    number = micro_batches_per_rank(durations_s_N, steps, batch_seconds, world_size, device_seconds)
+    if number > ceil(batch_seconds / (world_size * device_seconds)):
+        fewer = world_size * (number - 1)
+        assert any(ceil(len(s) / fewer) * durations_s_N[s].max() > device_seconds for s in steps)
+
+
+def test_published_settings_take_as_many_micro_batches_as_devices_are_missing():
+    durations_s_N = librispeech_like(5000)
+    steps = plan(durations_s_N, 1600, seed=0, epoch=0)
+    numbers = [micro_batches_per_rank(durations_s_N, steps, 1600, w, 200) for w in (1, 2, 4, 8)]
+    assert all(0 <= number - 8 / w <= 2 for number, w in zip(numbers, (1, 2, 4, 8), strict=True))
+
+
+def test_number_of_micro_batches_is_the_same_in_every_epoch():
+    durations_s_N = librispeech_like(2000)
+    all_steps = [plan(durations_s_N, 1600, seed=0, epoch=epoch) for epoch in range(8)]
+    numbers = {micro_batches_per_rank(durations_s_N, steps, 1600, 1, 100) for steps in all_steps}
+    for steps in all_steps:
+        pieces = [piece for step in steps for piece in split(durations_s_N, step, 1, max(numbers))[0]]
+        assert max(cost_s(durations_s_N, piece) for piece in pieces) <= 100
+    assert len(numbers) == 1
+
+
+def test_utterance_longer_than_a_device_holds_is_refused_with_both_remedies():
+    durations_s_N = np.array([3.0, 35.155, 2.0])
+    steps = plan(durations_s_N, 100, seed=0, epoch=0)
+    with pytest.raises(InputError) as raised:
+        micro_batches_per_rank(durations_s_N, steps, 100, 1, 30)
+    assert "data.device_seconds is 30, but the longest utterance lasts 35.1" in str(raised.value)
+    assert "raise it, or leave out long utterances with data.max_seconds" in str(raised.value)
+
+
+@pytest.mark.parametrize("device_seconds", [100, 200, 400, 1600])
+def test_at_most_4_percent_of_what_a_device_computes_on_is_padding(device_seconds):
+    durations_s_N = librispeech_like(5000)
+    steps = plan(durations_s_N, 1600, seed=0, epoch=0)
+    number = micro_batches_per_rank(durations_s_N, steps, 1600, 1, device_seconds)
+    pieces = [piece for step in steps for piece in split(durations_s_N, step, 1, number)[0]]
+    computed_s = sum(cost_s(durations_s_N, piece) for piece in pieces)
+    assert 1 - durations_s_N.sum() / computed_s <= 0.04
+
+
+@quick
+@given(some_durations, st.floats(1, 200))
+def test_evaluation_batches_hold_everything_once_within_the_device(durations_s_N, device_seconds):
+    batches = evaluation_batches(durations_s_N, device_seconds)
+    assert Counter(chain.from_iterable(b.tolist() for b in batches)) == Counter(range(len(durations_s_N)))
+    assert all(len(b) == 1 or cost_s(durations_s_N, b) <= device_seconds * (1 + 1e-9) for b in batches)
+
+
+def test_evaluation_begins_with_the_longest_so_that_memory_runs_out_at_once_or_never():
+    durations_s_N = librispeech_like(300)
+    batches = evaluation_batches(durations_s_N, 100)
+    longest_s = [durations_s_N[batch].max() for batch in batches]
+    assert longest_s == sorted(longest_s, reverse=True)
+    assert longest_s[0] == durations_s_N.max()

@@ -1,0 +1,220 @@
+"""The command line as a user meets it. What starts a process runs it for real."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY_CONFIG
+from corpus import random_texts, write_split
+
+from w2v_lightning import cli
+from w2v_lightning.__main__ import COMMANDS, main
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def run(*args, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "w2v_lightning", *map(str, args)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    """A config file that trains in seconds."""
+    for split, number, speaker in (("train", 8, "1"), ("dev", 3, "2"), ("test", 3, "3")):
+        write_split(tmp_path / "corpus", split, random_texts(number, seed=int(speaker)), speaker)
+    config = {
+        "model": {"pretrained": None, "config": TINY_CONFIG, "freeze_feature_encoder": False},
+        "data": {
+            "root": str(tmp_path / "corpus"),
+            **{"train_splits": ["train"], "val_splits": ["dev"], "test_splits": ["test"]},
+            **{"batch_seconds": 20, "device_seconds": 20, "num_workers": 0},
+        },
+        "trainer": {"max_epochs": 1, "default_root_dir": str(tmp_path / "runs"), "accelerator": "cpu"},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def in_process(capsys, *args):
+    """Exit status, standard output and error of a command run here, which saves the seconds of a fresh import."""
+    try:
+        status = main([str(arg) for arg in args])
+    except SystemExit as exit_:
+        status = exit_.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err + (status if isinstance(status, str) else "")
+
+
+def test_help_lists_the_commands_without_importing_what_is_heavy():
+    code = "import sys; from w2v_lightning.__main__ import main; main(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(command in done.stdout for command in COMMANDS)
+    assert not {"torch", "lightning", "transformers", "numpy"} & set(done.stdout.rpartition("[")[2].split("'"))
+
+
+def test_help_takes_under_two_seconds():
+    start = time.monotonic()
+    assert run("--help").returncode == 0
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fitt"], "error: there is no command 'fitt'; did you mean 'fit'?\n"),
+        (["frobnicate"], "error: there is no command 'frobnicate'; choose from fit, validate, "),
+    ],
+)
+def test_a_wrong_command_ends_in_one_line(args, message, capsys):
+    status, out, err = in_process(capsys, *args)
+    assert status == 2
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["fit", "--data.rot", "x"], ["--data.rot", "Did you mean data.root?"]),
+        (["fit", "--model.learning_rate", "abc", "--data.root", "x"], ["model.learning_rate", "float", "abc"]),
+        (["fit", "--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
+        (["validate", "--trainer.precison", "32", "--data.root", "x"], ["Did you mean trainer.precision?"]),
+    ],
+)
+def test_a_wrong_option_ends_in_one_line(args, expected, capsys):
+    status, _, err = in_process(capsys, *args)
+    assert status
+    assert all(part in err for part in expected)
+    assert err.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "nearest"),
+    [
+        ("model", "learnin_rate", "model.learning_rate"),
+        ("data", "batch_second", "data.batch_seconds"),
+        ("trainer", "max_epoch", "trainer.max_epochs"),
+        ("checkpoint", "moniter", "checkpoint.monitor"),
+    ],
+)
+def test_an_unknown_config_key_is_named_with_the_nearest_right_one(tiny_config, section, key, nearest, capsys):
+    config = yaml.safe_load(tiny_config.read_text())
+    config.setdefault(section, {})[key] = 3
+    tiny_config.write_text(yaml.safe_dump(config))
+    status, _, err = in_process(capsys, "fit", "--config", tiny_config)
+    assert status
+    assert f"{section}.{key}" in err
+    assert f"Did you mean {nearest}?" in err
+
+
+def test_wrong_input_ends_in_one_line_before_training(tiny_config, tmp_path):
+    done = run("fit", "--config", tiny_config, "--data.val_splits", "[nowhere]")
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == f"error: data.root: {tmp_path / 'corpus'} has no split 'nowhere'; it holds dev, test, train."
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/**/*.ckpt"))
+
+
+def test_an_unwritable_output_folder_is_found_first(tiny_config, capsys):
+    status, _, err = in_process(capsys, "fit", "--config", tiny_config, "--trainer.default_root_dir", "/proc/runs")
+    assert status == 2
+    assert "trainer.default_root_dir" in err
+    assert "/proc/runs" in err
+    assert "name another folder" in err
+
+
+def test_audio_that_breaks_in_a_worker_ends_in_one_line(tiny_config, tmp_path):
+    broken = next((tmp_path / "corpus" / "train").rglob("*-0003.flac"))
+    data = bytearray(broken.read_bytes())
+    data[200 : len(data) - 2000] = bytes(len(data) - 2200)  # the header and the last frame stay whole
+    broken.write_bytes(data)
+    done = run("fit", "--config", tiny_config, "--data.num_workers", "1")
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: {broken}")
+
+
+def test_fit_then_test_then_predict_then_transcribe(tiny_config, tmp_path):
+    done = run("fit", "--config", tiny_config)
+    assert done.returncode == 0, done.stderr
+    (model,) = (tmp_path / "runs").rglob("model")
+    assert "Validation WER" in done.stdout
+    assert f"transcribe --model {model}" in done.stdout
+    assert (model.parent / "config.yaml").exists()
+    assert list(model.parent.glob("events.out.tfevents*"))
+
+    again = run("test", "--config", model.parent / "config.yaml", "--model.pretrained", model)
+    assert again.returncode == 0, again.stderr
+    assert "test_wer" in again.stdout
+
+    done = run("predict", "--config", tiny_config, "--ckpt_path", model.parent / "checkpoints" / "best.ckpt")
+    assert done.returncode == 0, done.stderr
+    (predictions,) = (tmp_path / "runs").rglob("predictions.jsonl")
+    rows = {row["id"]: row for row in map(json.loads, predictions.read_text().splitlines())}
+    assert {row["reference"] for row in rows.values()} == set(random_texts(3, seed=3))
+
+    files = sorted((tmp_path / "corpus" / "test").rglob("*.flac"))
+    done = run("transcribe", *files, "--model", model)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(f"{file}\t{rows[file.stem]['hypothesis']}\n" for file in files)
+
+
+def test_print_config_and_dotted_overrides(tiny_config, capsys):
+    status, out, _ = in_process(
+        capsys, "fit", "--config", tiny_config, "--model.learning_rate", "0.5", "--print_config"
+    )
+    assert status in (0, None)
+    config = yaml.safe_load(out)
+    assert config["model"]["learning_rate"] == 0.5
+    assert config["data"]["batch_seconds"] == 20
+    assert config["model"]["mask_time_prob"] == 0.65
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_parses(path, capsys):
+    status, out, err = in_process(capsys, "fit", "--config", path, "--data.root", "x", "--print_config")
+    assert status in (0, None), err
+    shipped, full = yaml.safe_load(path.read_text()), yaml.safe_load(out)
+    for section, options in shipped.items():
+        if isinstance(options, dict):
+            kept = {key: full[section][key] for key in options if key != "root"}
+            assert kept == {key: value for key, value in options.items() if key != "root"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((9, 0), "bf16-mixed"), ((8, 0), "bf16-mixed"), ((7, 5), "16-mixed"), ((7, 0), "16-mixed")],
+)
+def test_precision_suits_the_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    precision, reason = cli.choose_precision("auto")
+    assert precision == expected
+    assert "Some GPU" in reason
+    assert cli.choose_precision("cpu")[0] == "32-true"
+
+
+def test_an_explicit_precision_is_left_alone(tiny_config, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "choose_precision", lambda accelerator: pytest.fail("asked"))
+    options = ["--trainer.precision", "bf16-mixed", "--trainer.fast_dev_run", "true"]
+    status, _, err = in_process(capsys, "fit", "--config", tiny_config, *options)
+    assert status == 0, err
+
+
+def test_torch_and_torchaudio_of_different_releases_are_named_before_the_crash(monkeypatch, capsys):
+    versions = {"torch": "2.10.0", "torchaudio": "2.11.0"}
+    monkeypatch.setattr("w2v_lightning.__main__.version", versions.__getitem__)
+    status, _, err = in_process(capsys, "fit")
+    assert status == 2
+    assert "torch 2.10.0 and torchaudio 2.11.0" in err
+    assert "torchaudio==2.10.*" in err

@@ -1,0 +1,156 @@
+import pytest
+import torch
+from conftest import TINY_CONFIG
+from corpus import random_texts, write_split
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
+from w2v_lightning.errors import InputError
+from w2v_lightning.model.ctc import ctc_loss
+
+DETERMINISTIC = dict.fromkeys(("mask_time_prob", "mask_channel_prob", "layerdrop", "activation_dropout"), 0.0)
+
+
+def tiny_module(kind=Wav2Vec2CTC, **options):
+    torch.manual_seed(0)
+    return kind(None, TINY_CONFIG, freeze_feature_encoder=False, **{**DETERMINISTIC, **options})
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    write_split(tmp_path / "corpus", "train", random_texts(24, seed=1), speaker="1")
+    write_split(tmp_path / "corpus", "dev", random_texts(6, seed=2), speaker="2")
+    write_split(tmp_path / "corpus", "dev2", random_texts(5, seed=3), speaker="3")
+    return tmp_path / "corpus"
+
+
+def data(corpus, **options):
+    settings = {"train_splits": ["train"], "val_splits": ["dev"], "test_splits": ["dev2"], "num_workers": 0}
+    return LibriSpeechDataModule(str(corpus), **{**settings, "batch_seconds": 20, "device_seconds": 20, **options})
+
+
+def trainer(tmp_path, **options):
+    settings = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return Trainer(default_root_dir=tmp_path, **{**settings, "num_sanity_val_steps": 0, **options})
+
+
+class Sgd(Wav2Vec2CTC):
+    """With a learning rate of 1 a step is minus the gradient, so that one step shows it."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.mark.parametrize("device_seconds", [20, 7, 4])
+def test_a_step_is_the_gradient_of_the_mean_over_its_utterances_however_it_is_cut(corpus, tmp_path, device_seconds):
+    module = tiny_module(Sgd)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    datamodule = data(corpus, batch_seconds=20, device_seconds=device_seconds)
+    run = trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
+    run.fit(module, datamodule=datamodule)
+    assert run.accumulate_grad_batches == datamodule.train_sampler.num_micro_batches
+    steps = {20: 1, 7: 3, 4: 5}
+    assert run.accumulate_grad_batches >= steps[device_seconds]
+
+    reference = tiny_module()
+    reference.load_state_dict({**module.state_dict(), **before})
+    slots = [slot for slot in datamodule.train_sampler if slot.global_step == 0]
+    losses = []
+    for slot in slots:
+        for position in slot.positions:  # one by one: no padding, no batch
+            batch = datamodule.train_dataset[type(slot)(positions=[position])]
+            losses.append(ctc_loss(reference(batch), batch.num_frames_B, batch.labels_BU, batch.num_labels_B)[0])
+    assert len(losses) == slots[0].num_utterances_in_step
+    (sum(losses) / len(losses)).backward()
+    for name, parameter in reference.named_parameters():
+        step = before[name] - dict(module.named_parameters())[name].detach()
+        torch.testing.assert_close(step, parameter.grad, rtol=2e-4, atol=2e-5, msg=name)
+
+
+def test_training_log_is_of_the_whole_step(corpus, tmp_path):
+    logs = {}
+    for device_seconds in (20, 5):
+        run = trainer(
+            tmp_path,
+            max_epochs=1,
+            log_every_n_steps=1,
+            limit_val_batches=0,
+            logger=CSVLogger(tmp_path, name=f"d{device_seconds}"),
+        )
+        run.fit(tiny_module(), datamodule=data(corpus, device_seconds=device_seconds))
+        logs[device_seconds] = run.callback_metrics
+    for name in ("train_loss", "train_loss_per_char"):
+        torch.testing.assert_close(logs[20][name], logs[5][name], rtol=1e-3, atol=1e-3)
+    assert 0 < logs[20]["train_loss_per_char"] < logs[20]["train_loss"]
+
+
+def test_validation_scores_each_split_and_all_together(corpus, tmp_path):
+    module = tiny_module()
+    (scores,) = trainer(tmp_path).validate(module, datamodule=data(corpus, val_splits=["dev", "dev2"]), verbose=False)
+    assert set(scores) == {
+        *("val_wer", "val_cer", "val_loss", "val_wer/dev", "val_cer/dev", "val_wer/dev2", "val_cer/dev2"),
+    }
+    assert len(module.pairs) == 11
+    words = {
+        split: sum(len(text.split()) for text in random_texts(n, seed))
+        for split, n, seed in [("dev", 6, 2), ("dev2", 5, 3)]
+    }
+    pooled = sum(scores[f"val_wer/{split}"] * n for split, n in words.items()) / sum(words.values())
+    assert scores["val_wer"] == pytest.approx(pooled, rel=1e-6)
+
+
+def test_validation_does_not_depend_on_how_it_is_batched(corpus, tmp_path):
+    module = tiny_module()
+    runs = [
+        trainer(tmp_path).validate(module, datamodule=data(corpus, device_seconds=seconds, **workers), verbose=False)
+        for seconds, workers in ((4, {}), (60, {"num_workers": 2}))
+    ]
+    assert runs[0][0]["val_wer"] == runs[1][0]["val_wer"]
+    assert runs[0][0]["val_loss"] == pytest.approx(runs[1][0]["val_loss"], rel=1e-4)
+
+
+def test_frozen_feature_encoder_stays_as_it_was_and_the_rest_learns(corpus, tmp_path):
+    torch.manual_seed(0)
+    module = Wav2Vec2CTC(None, TINY_CONFIG, freeze_feature_encoder=True, learning_rate=1e-2, warmup=0.0)
+    before = {name: parameter.detach().clone() for name, parameter in module.model.named_parameters()}
+    run = trainer(tmp_path, max_steps=2, enable_checkpointing=False, limit_val_batches=0)
+    run.fit(module, datamodule=data(corpus, batch_seconds=10))
+    changed = {name for name, p in module.model.named_parameters() if not torch.equal(p, before[name])}
+    assert not [name for name in changed if "feature_extractor" in name]
+    assert "lm_head.weight" in changed
+    assert "wav2vec2.masked_spec_embed" in changed  # masks arrive and are used
+    assert [name for name in changed if "encoder.layers.0" in name]
+
+
+def test_without_masks_no_parameter_waits_for_a_gradient(corpus, tmp_path):
+    module = tiny_module(mask_channel_prob=0.5)  # transformers then makes the mask embedding
+    trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0).fit(module, datamodule=data(corpus))
+    assert not [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_the_schedule_counts_optimiser_updates_not_micro_batches(corpus, tmp_path):
+    module = tiny_module(learning_rate=1.0, warmup=0.5, hold=0.5)
+    seen = []
+    module.on_before_optimizer_step = lambda optimizer: seen.append(optimizer.param_groups[0]["lr"])
+    run = trainer(tmp_path, max_steps=4, enable_checkpointing=False, limit_val_batches=0)
+    run.fit(module, datamodule=data(corpus, batch_seconds=20, device_seconds=5))
+    assert run.accumulate_grad_batches > 1
+    assert seen == pytest.approx([0.01, 0.505, 1.0, 1.0])
+
+
+def test_a_run_without_an_end_is_refused(corpus, tmp_path):
+    run = trainer(tmp_path, max_steps=-1, max_epochs=-1)
+    with pytest.raises(InputError, match=r"trainer\.max_steps"):
+        run.fit(tiny_module(), datamodule=data(corpus))
+
+
+def test_checkpoint_loads_without_running_code_and_brings_its_hyper_parameters(corpus, tmp_path):
+    module = tiny_module(learning_rate=2e-3)
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(module, datamodule=data(corpus))
+    path = run.checkpoint_callback.best_model_path
+    torch.load(path, weights_only=True)
+    loaded = Wav2Vec2CTC.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    assert loaded.hparams.learning_rate == 2e-3
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), loaded.parameters(), strict=True))
