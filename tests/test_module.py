@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
+from w2v_lightning.data.loader import Slot
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.ctc import ctc_loss
 
@@ -42,30 +43,42 @@ class Sgd(Wav2Vec2CTC):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-@pytest.mark.parametrize("device_seconds", [20, 7, 4])
-def test_a_step_is_the_gradient_of_the_mean_over_its_utterances_however_it_is_cut(corpus, tmp_path, device_seconds):
+def check_first_step(corpus, tmp_path, **options):
+    """Train one step of SGD at learning rate 1 and compare it with plain torch on single utterances; returns slots."""
     module = tiny_module(Sgd)
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    datamodule = data(corpus, batch_seconds=20, device_seconds=device_seconds)
+    datamodule = data(corpus, **options)
     run = trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
     run.fit(module, datamodule=datamodule)
-    assert run.accumulate_grad_batches == datamodule.train_sampler.num_micro_batches
-    steps = {20: 1, 7: 3, 4: 5}
-    assert run.accumulate_grad_batches >= steps[device_seconds]
 
     reference = tiny_module()
-    reference.load_state_dict({**module.state_dict(), **before})
     slots = [slot for slot in datamodule.train_sampler if slot.global_step == 0]
+    assert len(slots) == run.accumulate_grad_batches
     losses = []
-    for slot in slots:
-        for position in slot.positions:  # one by one: no padding, no batch
-            batch = datamodule.train_dataset[type(slot)(positions=[position])]
-            losses.append(ctc_loss(reference(batch), batch.num_frames_B, batch.labels_BU, batch.num_labels_B)[0])
-    assert len(losses) == slots[0].num_utterances_in_step
+    for position in (position for slot in slots if not slot.is_filler for position in slot.positions):
+        batch = datamodule.train_dataset[Slot([position])]  # one by one: no padding, no batch
+        losses.append(ctc_loss(reference(batch), batch.num_frames_B, batch.labels_BU, batch.num_labels_B)[0])
     (sum(losses) / len(losses)).backward()
+    after = dict(module.named_parameters())
     for name, parameter in reference.named_parameters():
-        step = before[name] - dict(module.named_parameters())[name].detach()
+        step = before[name] - after[name].detach()
         torch.testing.assert_close(step, parameter.grad, rtol=2e-4, atol=2e-5, msg=name)
+    return slots
+
+
+@pytest.mark.parametrize(("device_seconds", "at_least"), [(20, 1), (7, 3), (4, 5)])
+def test_a_step_is_the_gradient_of_the_mean_over_its_utterances_however_it_is_cut(
+    corpus, tmp_path, device_seconds, at_least
+):
+    assert len(check_first_step(corpus, tmp_path, device_seconds=device_seconds)) >= at_least
+
+
+def test_a_filler_does_not_count(tmp_path):
+    """Steps of short utterances need 4 micro-batches; a step of 3 long ones is filled up."""
+    write_split(tmp_path / "corpus", "train", ["ABC DEF"] * 32 + ["ABC DEF " * 3 + "ABCD"] * 9)
+    write_split(tmp_path / "corpus", "dev", ["A"], speaker="2")
+    slots = check_first_step(tmp_path / "corpus", tmp_path, batch_seconds=9.2, device_seconds=2.3, seed=2)
+    assert [slot.is_filler for slot in slots] == [False, False, False, True]
 
 
 def test_training_log_is_of_the_whole_step(corpus, tmp_path):
@@ -87,7 +100,8 @@ def test_training_log_is_of_the_whole_step(corpus, tmp_path):
 
 def test_validation_scores_each_split_and_all_together(corpus, tmp_path):
     module = tiny_module()
-    (scores,) = trainer(tmp_path).validate(module, datamodule=data(corpus, val_splits=["dev", "dev2"]), verbose=False)
+    rows = trainer(tmp_path).validate(module, datamodule=data(corpus, val_splits=["dev", "dev2"]), verbose=False)
+    scores = {name: value for row in rows for name, value in row.items()}
     assert set(scores) == {
         *("val_wer", "val_cer", "val_loss", "val_wer/dev", "val_cer/dev", "val_wer/dev2", "val_cer/dev2"),
     }

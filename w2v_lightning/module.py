@@ -120,6 +120,8 @@ class Wav2Vec2CTC(LightningModule):
         """The loss of a global step is the sum of its utterances' CTC losses over their number (fairseq's sentence
         average). The number is known from the plan, so every micro-batch on every rank contributes its exact share."""
         share = self._ctc(self(batch), batch).sum() / batch.num_utterances_in_step
+        if batch.is_filler:
+            share = 0.0 * share
         self._log_training(share.detach(), batch)
         # Lightning divides by the number of micro-batches and DDP averages over the ranks: both are undone here.
         return share * batch.num_micro_batches * self.trainer.world_size
@@ -202,7 +204,8 @@ class Wav2Vec2CTC(LightningModule):
 
     def _log_training(self, share: Tensor, batch: Batch) -> None:
         """Loss of the whole global step, over all its micro-batches and ranks: per utterance and per character."""
-        self._step_sums += torch.stack([share * batch.num_utterances_in_step, batch.num_labels_B.sum().to(share)])
+        num_labels = 0 if batch.is_filler else batch.num_labels_B.sum()
+        self._step_sums += torch.stack([share * batch.num_utterances_in_step, torch.as_tensor(num_labels).to(share)])
         if not batch.is_last_of_step:
             return
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:

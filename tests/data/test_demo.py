@@ -69,7 +69,8 @@ def test_recordings_are_audible_16_khz_mono_flac_of_16_bits(corpus):
 def test_validation_has_speakers_accents_and_variants_of_its_own():
     train = [chapter for chapter in demo._chapters() if chapter.split == "train-demo"]
     dev = [chapter for chapter in demo._chapters() if chapter.split == "dev-demo"]
-    assert train and dev
+    assert train
+    assert dev
     assert not {c.speaker_id for c in train} & {c.speaker_id for c in dev}
     for part in (0, 1):
         assert not {c.voice.split("+")[part] for c in train} & {c.voice.split("+")[part] for c in dev}

@@ -222,9 +222,18 @@ def test_order_changes_with_epoch_and_seed_only():
     assert positions(sampler) == first
 
 
-def test_too_many_devices_for_a_step_are_refused_before_the_epoch():
-    with pytest.raises(InputError, match=r"cannot be cut for 40 ranks x 1 micro-batches: raise data\.batch_seconds"):
-        train_samplers(durations_s(100), 40)
+def test_too_many_devices_for_a_step_get_fillers_that_do_not_count():
+    durations_s_N = durations_s(100)
+    samplers = train_samplers(durations_s_N, 40)
+    slots = [list(sampler) for sampler in samplers]
+    assert len({len(rank) for rank in slots}) == 1  # no rank waits for a batch that does not come
+    counted = [slot for rank in slots for slot in rank if not slot.is_filler]
+    fillers = [slot for rank in slots for slot in rank if slot.is_filler]
+    assert sorted(positions(counted)) == list(range(100))
+    assert fillers
+    assert {len(slot.positions) for slot in fillers} == {1}
+    for slot in fillers:
+        assert slot.positions[0] in positions(s for s in counted if s.global_step == slot.global_step)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])

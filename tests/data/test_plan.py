@@ -61,12 +61,13 @@ def test_plan_is_a_function_of_its_arguments(durations_s_N, batch_seconds, seed,
     assert [step.tolist() for step in one] == [step.tolist() for step in other]
 
 
+@pytest.mark.parametrize("batch_seconds", [200, 1600])
 @pytest.mark.parametrize("other", [(3, 1), (4, 0), (0, 3)])
-def test_order_and_composition_differ_between_epochs_and_seeds(other):
+def test_order_and_composition_differ_between_epochs_and_seeds(other, batch_seconds):
     durations_s_N = librispeech_like(5000)
-    steps = plan(durations_s_N, 200, seed=3, epoch=0)
-    others = plan(durations_s_N, 200, *other)
-    assert len(composition(steps) & composition(others)) < 0.1 * len(steps)
+    steps = plan(durations_s_N, batch_seconds, seed=3, epoch=0)
+    others = plan(durations_s_N, batch_seconds, *other)
+    assert not composition(steps) & composition(others)
     lengths_s, other_lengths_s = ([durations_s_N[step].mean() for step in s] for s in (steps, others))
     assert abs(np.corrcoef(lengths_s, other_lengths_s)[0, 1]) < 0.3
 
@@ -78,7 +79,7 @@ def test_steps_come_in_no_order_of_duration():
 
 
 def test_steps_are_well_filled():
-    durations_s_N = librispeech_like(5000)
+    durations_s_N = librispeech_like(28_539)
     steps = plan(durations_s_N, 1600, seed=0, epoch=0)
     assert np.mean([cost_s(durations_s_N, step) for step in steps]) > 0.9 * 1600
 
@@ -95,18 +96,14 @@ def test_split_shares_a_step_evenly_whatever_the_machine(
     durations_s_N, batch_seconds, seed, world_size, device_seconds
 ):
     steps = plan(durations_s_N, batch_seconds, seed, epoch=0)
-    number = micro_batches_per_rank(durations_s_N, steps, batch_seconds, world_size, device_seconds)
-    assert number >= ceil(batch_seconds / (world_size * device_seconds))
+    number = micro_batches_per_rank(durations_s_N, batch_seconds, world_size, device_seconds)
     for step in steps:
-        if len(step) < world_size * number:
-            continue
         ranks = split(durations_s_N, step, world_size, number)
         assert [len(micro_batches) for micro_batches in ranks] == [number] * world_size
         pieces = list(chain.from_iterable(ranks))
         assert sorted(np.concatenate(pieces)) == sorted(step)
-        assert min(map(len, pieces)) >= 1
         assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
-        assert max(cost_s(durations_s_N, piece) for piece in pieces) <= device_seconds * (1 + 1e-9)
+        assert max(cost_s(durations_s_N, piece) for piece in pieces if len(piece)) <= device_seconds * (1 + 1e-9)
 
 
 @quick
@@ -119,57 +116,57 @@ def test_ranks_work_at_the_same_time_on_neighbours_in_duration(seed, world_size,
     assert durations_s_N[np.concatenate(in_time)].tolist() == sorted(durations_s_N[step], reverse=True)
 
 
-def test_split_needs_an_utterance_for_each_micro_batch():
+def test_a_step_with_too_few_utterances_leaves_the_last_micro_batches_empty():
     durations_s_N = np.full(5, 10.0)
     assert all(len(rank) == 1 for rank in split(durations_s_N, np.arange(5), 5, 1))
-    with pytest.raises(InputError) as raised:
-        split(durations_s_N, np.arange(5), 3, 2)
-    assert "5 utterances cannot be cut for 3 ranks x 2 micro-batches" in str(raised.value)
-    assert "raise data.batch_seconds or data.device_seconds, or use fewer devices" in str(raised.value)
+    sizes = [[len(piece) for piece in rank] for rank in split(durations_s_N, np.arange(5), 3, 2)]
+    assert sizes == [[1, 1], [1, 1], [1, 0]]
 
 
 @quick
 @given(some_seeds, st.sampled_from([60.0, 100.0, 400.0]), st.integers(1, 4), st.floats(16.5, 120))
 def test_micro_batches_are_no_more_than_needed(seed, batch_seconds, world_size, device_seconds):
+    """With one less, some epoch would have a micro-batch that is too large."""
     durations_s_N = librispeech_like(100, seed)
-    steps = plan(durations_s_N, batch_seconds, seed, epoch=0)
-    number = micro_batches_per_rank(durations_s_N, steps, batch_seconds, world_size, device_seconds)
-    if number > ceil(batch_seconds / (world_size * device_seconds)):
-        fewer = world_size * (number - 1)
-        assert any(ceil(len(s) / fewer) * durations_s_N[s].max() > device_seconds for s in steps)
+    number = micro_batches_per_rank(durations_s_N, batch_seconds, world_size, device_seconds)
+    if number == 1:
+        return
+    epochs = [plan(durations_s_N, batch_seconds, seed, epoch) for epoch in range(20)]
+    steps = [step for steps in epochs for step in steps]
+    assert any(
+        ceil(len(s) / (world_size * (number - 1))) * durations_s_N[s].max() > 0.95 * device_seconds for s in steps
+    )
 
 
-def test_published_settings_take_as_many_micro_batches_as_devices_are_missing():
-    durations_s_N = librispeech_like(5000)
-    steps = plan(durations_s_N, 1600, seed=0, epoch=0)
-    numbers = [micro_batches_per_rank(durations_s_N, steps, 1600, w, 200) for w in (1, 2, 4, 8)]
-    assert all(0 <= number - 8 / w <= 2 for number, w in zip(numbers, (1, 2, 4, 8), strict=True))
+def test_published_settings_take_about_as_many_micro_batches_as_devices_are_missing():
+    durations_s_N = librispeech_like(28_539)
+    numbers = [micro_batches_per_rank(durations_s_N, 1600, w, 200) for w in (1, 2, 4, 8)]
+    assert all(0 <= number - 8 / w <= 1 for number, w in zip(numbers, (1, 2, 4, 8), strict=True))
 
 
-def test_number_of_micro_batches_is_the_same_in_every_epoch():
-    durations_s_N = librispeech_like(2000)
-    all_steps = [plan(durations_s_N, 1600, seed=0, epoch=epoch) for epoch in range(8)]
-    numbers = {micro_batches_per_rank(durations_s_N, steps, 1600, 1, 100) for steps in all_steps}
-    for steps in all_steps:
-        pieces = [piece for step in steps for piece in split(durations_s_N, step, 1, max(numbers))[0]]
-        assert max(cost_s(durations_s_N, piece) for piece in pieces) <= 100
-    assert len(numbers) == 1
+@quick
+@given(like_speech, st.sampled_from([60.0, 200.0]), st.integers(1, 9), st.floats(16.5, 60))
+def test_no_epoch_exceeds_the_device(durations_s_N, batch_seconds, world_size, device_seconds):
+    number = micro_batches_per_rank(durations_s_N, batch_seconds, world_size, device_seconds)
+    for epoch in range(5):
+        for step in plan(durations_s_N, batch_seconds, 0, epoch):
+            ranks = split(durations_s_N, step, world_size, number)
+            assert all(cost_s(durations_s_N, p) <= device_seconds * (1 + 1e-9) for r in ranks for p in r if len(p))
 
 
 def test_utterance_longer_than_a_device_holds_is_refused_with_both_remedies():
     durations_s_N = np.array([3.0, 35.155, 2.0])
-    steps = plan(durations_s_N, 100, seed=0, epoch=0)
     with pytest.raises(InputError) as raised:
-        micro_batches_per_rank(durations_s_N, steps, 100, 1, 30)
+        micro_batches_per_rank(durations_s_N, 100, 1, 30)
     assert "data.device_seconds is 30, but the longest utterance lasts 35.1" in str(raised.value)
     assert "raise it, or leave out long utterances with data.max_seconds" in str(raised.value)
 
 
 @pytest.mark.parametrize("device_seconds", [100, 200, 400, 1600])
 def test_at_most_4_percent_of_what_a_device_computes_on_is_padding(device_seconds):
-    durations_s_N = librispeech_like(5000)
+    durations_s_N = librispeech_like(28_539)
     steps = plan(durations_s_N, 1600, seed=0, epoch=0)
-    number = micro_batches_per_rank(durations_s_N, steps, 1600, 1, device_seconds)
+    number = micro_batches_per_rank(durations_s_N, 1600, 1, device_seconds)
     pieces = [piece for step in steps for piece in split(durations_s_N, step, 1, number)[0]]
     computed_s = sum(cost_s(durations_s_N, piece) for piece in pieces)
     assert 1 - durations_s_N.sum() / computed_s <= 0.04

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
@@ -50,7 +51,7 @@ class RunSummary(Callback):
             rate = throughput.audio_seconds * trainer.world_size / throughput.train_seconds
             self.console.print(
                 f"Trained on {throughput.audio_seconds * trainer.world_size / 3600:.2f} h of audio"
-                f" in {throughput.train_seconds / 60:.1f} min: {rate:,.0f} audio-s/s",
+                f" in {throughput.train_seconds / 60:.1f} min: {rate:,.0f} audio-s/s{_peak_memory()}",
                 highlight=False,
             )
 
@@ -88,6 +89,11 @@ def evenly_spread(pairs: list[Pair], number: int) -> list[Pair]:
     """`number` of `pairs`, evenly spread over their sorted ids: the same ones in every validation."""
     ordered = sorted(pairs, key=lambda pair: pair.id)
     return [ordered[i * len(ordered) // number] for i in range(number)] if len(ordered) > number else ordered
+
+
+def _peak_memory() -> str:
+    gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    return f", at most {gib:.2f} GiB of GPU memory" if gib else ""
 
 
 def _covers_all(trainer: Trainer) -> bool:

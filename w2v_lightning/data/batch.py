@@ -74,6 +74,7 @@ class Batch:
     micro_batch: int = 0  # 0 .. num_micro_batches-1 on this rank
     num_micro_batches: int = 1  # per rank and global step; Lightning's accumulate_grad_batches
     num_utterances_in_step: int = 1  # over all ranks and micro-batches
+    is_filler: bool = False  # one utterance of the step once more, because there were too few; it does not count
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,8 +85,8 @@ class Batch:
 
     @property
     def audio_seconds(self) -> float:
-        """Real audio; padding does not count."""
-        return int(self.num_samples_B.sum()) / SAMPLE_RATE
+        """Real audio; padding and fillers do not count."""
+        return 0.0 if self.is_filler else int(self.num_samples_B.sum()) / SAMPLE_RATE
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         return self._map_device_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))

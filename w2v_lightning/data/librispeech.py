@@ -78,7 +78,7 @@ def _split_folder(root: Path, split: str) -> Path:
 def _fingerprint(folder: Path) -> str:
     """Changes when a file below `folder` appears, goes, is renamed, or when a transcript file is edited."""
     digest = hashlib.sha256(str(folder).encode())
-    for directory, _, names in sorted(os.walk(folder)):
+    for directory, _, names in sorted(os.walk(folder, followlinks=True)):
         digest.update(f"{directory} {os.stat(directory).st_mtime_ns}".encode())
         for name in sorted(name for name in names if name.endswith(".trans.txt")):
             stat = os.stat(os.path.join(directory, name))
@@ -89,7 +89,7 @@ def _fingerprint(folder: Path) -> str:
 def _list_files(folder: Path) -> SplitFiles:
     audio_of_id: dict[str, Path] = {}
     text_of_id: dict[str, str] = {}
-    for directory, _, names in sorted(os.walk(folder)):
+    for directory, _, names in sorted(os.walk(folder, followlinks=True)):
         for name in sorted(names):
             path = Path(directory, name)
             if name.endswith(".trans.txt"):

@@ -25,6 +25,7 @@ class Slot:
     micro_batch: int = 0
     num_micro_batches: int = 1
     num_utterances_in_step: int = 1
+    is_filler: bool = False
 
 
 class UtteranceDataset(Dataset):
@@ -64,6 +65,7 @@ class UtteranceDataset(Dataset):
             micro_batch=slot.micro_batch,
             num_micro_batches=slot.num_micro_batches,
             num_utterances_in_step=slot.num_utterances_in_step,
+            is_filler=slot.is_filler,
         )
 
     def _waveform(self, position: int) -> np.ndarray:
@@ -138,14 +140,8 @@ class TrainSampler(DistributedSampler):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        steps = self._steps()
-        self.num_steps = len(steps)
-        self.num_micro_batches = plan.micro_batches_per_rank(
-            durations_s_N, steps, batch_seconds, world_size, device_seconds
-        )
-        plan.split(
-            durations_s_N, min(steps, key=len), world_size, self.num_micro_batches
-        )  # raises now, not in mid-epoch
+        self.num_steps = len(self._steps())
+        self.num_micro_batches = plan.micro_batches_per_rank(durations_s_N, batch_seconds, world_size, device_seconds)
 
     def _steps(self) -> list[np.ndarray]:
         return plan.plan(self.durations_s_N, self.batch_seconds, self.seed, self.epoch)
@@ -157,7 +153,12 @@ class TrainSampler(DistributedSampler):
         for global_step, step in enumerate(self._steps()):
             ranks = plan.split(self.durations_s_N, step, self.world_size, self.num_micro_batches)
             for micro_batch, positions in enumerate(ranks[self.rank]):
-                yield Slot(positions, self.epoch, global_step, micro_batch, self.num_micro_batches, len(step))
+                place = self.epoch, global_step, micro_batch, self.num_micro_batches, len(step)
+                if len(positions):
+                    yield Slot(positions, *place)
+                else:  # every rank must take part in every micro-batch: it computes, and does not count
+                    shortest = step[[self.durations_s_N[step].argmin()]]
+                    yield Slot(shortest, *place, is_filler=True)
 
 
 class EvaluationSampler(DistributedSampler):

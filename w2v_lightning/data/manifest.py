@@ -9,7 +9,7 @@
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -99,9 +99,9 @@ def cache_root() -> Path:
 def atomic_text_file(path: Path) -> Iterator[TextIO]:
     """``with atomic_text_file(path) as file``: the file appears under its name complete, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:  # the user's umask, not mkstemp's 0600: caches are shared
             yield file
         os.replace(temporary, path)
     except BaseException:

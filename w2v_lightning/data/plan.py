@@ -17,9 +17,11 @@ import numpy as np
 
 from w2v_lightning.errors import InputError
 
-# A pool is the stretch of the sorted durations whose utterances are shuffled among each other to make steps. Longest
-# over shortest within a pool bounds the padding; but a pool is never less than one whole step.
+# A pool is a stretch of the sorted durations whose utterances are shuffled among each other to make steps. Longest over
+# shortest within a pool bounds the padding; but however sparse the durations, a pool is at least two steps: in one
+# the same utterances would meet in every epoch.
 MAX_SPREAD = 1.05
+MIN_STEPS_PER_POOL = 2
 
 
 def plan(durations_s_N: np.ndarray, batch_seconds: float, seed: int, epoch: int) -> list[np.ndarray]:
@@ -35,38 +37,39 @@ def plan(durations_s_N: np.ndarray, batch_seconds: float, seed: int, epoch: int)
         seed, epoch: what the random draw belongs to.
     """
     rng = np.random.Generator(np.random.PCG64([seed, epoch]))
-    pools = _pools(durations_s_N, batch_seconds)
-    steps = [step for pool in pools for step in _cut_pool(pool, durations_s_N, batch_seconds, rng)]
+    steps = []
+    for pool in _pools(durations_s_N, batch_seconds):
+        steps += np.array_split(rng.permutation(pool), _num_steps(durations_s_N[pool], batch_seconds))
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
 def _pools(durations_s_N: np.ndarray, batch_seconds: float) -> Iterator[np.ndarray]:
-    """Positions in order of duration, cut where the spread is reached and at least one step is full."""
+    """Positions in order of duration, cut where both the spread and the least number of steps are reached."""
     order_N = np.argsort(durations_s_N, kind="stable")
     sorted_s_N = durations_s_N[order_N]
     start = 0
     while start < len(order_N):
-        full_step = _first_full(sorted_s_N, start, batch_seconds)
-        spread = int(np.searchsorted(sorted_s_N, sorted_s_N[start] * MAX_SPREAD, side="right"))
-        end = max(full_step, spread)
-        if end < len(order_N) and _first_full(sorted_s_N, end, batch_seconds) == len(order_N):
+        end = start
+        for _ in range(MIN_STEPS_PER_POOL):
+            end = _end_of_step(sorted_s_N, end, batch_seconds)
+        end = max(end, int(np.searchsorted(sorted_s_N, sorted_s_N[start] * MAX_SPREAD, side="right")))
+        if _end_of_step(sorted_s_N, end, batch_seconds) == len(order_N):
             end = len(order_N)  # what is left would be one step at most, perhaps of a single utterance
         yield order_N[start:end]
         start = end
 
 
-def _first_full(sorted_s_N: np.ndarray, start: int, batch_seconds: float) -> int:
+def _end_of_step(sorted_s_N: np.ndarray, start: int, batch_seconds: float) -> int:
     """The end of the longest run from `start` whose padded cost is within `batch_seconds`; at least one utterance."""
+    if start == len(sorted_s_N):
+        return start
     padded_cost = np.arange(1, len(sorted_s_N) - start + 1) * sorted_s_N[start:]
     return start + max(1, int(np.searchsorted(padded_cost, batch_seconds, side="right")))
 
 
-def _cut_pool(
-    pool: np.ndarray, durations_s_N: np.ndarray, batch_seconds: float, rng: np.random.Generator
-) -> list[np.ndarray]:
-    """Shuffle a pool and cut it into equally filled steps."""
-    per_step = max(1, int(batch_seconds / durations_s_N[pool].max()))
-    return np.array_split(rng.permutation(pool), math.ceil(len(pool) / per_step))
+def _num_steps(pool_s: np.ndarray, batch_seconds: float) -> int:
+    """Equally filled steps, however the pool is shuffled, that stay within `batch_seconds`."""
+    return math.ceil(len(pool_s) / max(1, int(batch_seconds / pool_s.max())))
 
 
 def split(
@@ -75,28 +78,21 @@ def split(
     """Cut one global step for a machine: `split(...)[rank][micro_batch]` are positions into `durations_s_N`.
 
     Micro-batches are runs of the step sorted by duration and differ by one utterance at most; those that run at the
-    same time on different ranks are neighbours, so that no rank waits long for another.
-
-    Raises:
-        InputError: the step has fewer utterances than there are micro-batches to fill.
+    same time on different ranks are neighbours, so that no rank waits long for another. A step of fewer utterances than
+    there are micro-batches leaves the last ones empty.
     """
-    num_pieces = world_size * num_micro_batches
-    if len(step) < num_pieces:
-        raise InputError(
-            f"A step of {len(step)} utterances cannot be cut for {world_size} ranks x {num_micro_batches}"
-            " micro-batches: raise data.batch_seconds or data.device_seconds, or use fewer devices."
-        )
     by_duration = step[np.argsort(-durations_s_N[step], kind="stable")]
-    pieces = np.array_split(by_duration, num_pieces)
+    pieces = np.array_split(by_duration, world_size * num_micro_batches)
     return [pieces[rank::world_size] for rank in range(world_size)]
 
 
 def micro_batches_per_rank(
-    durations_s_N: np.ndarray, steps: list[np.ndarray], batch_seconds: float, world_size: int, device_seconds: float
+    durations_s_N: np.ndarray, batch_seconds: float, world_size: int, device_seconds: float
 ) -> int:
     """The fewest micro-batches per rank and step (accumulate_grad_batches) that keep each within `device_seconds`.
 
-    At least batch_seconds / (world_size x device_seconds); a little more where whole utterances do not divide evenly.
+    The same for every step of every epoch. At least batch_seconds / (world_size x device_seconds); a little more where
+    whole utterances do not divide evenly.
 
     Raises:
         InputError: a single utterance is longer than `device_seconds`.
@@ -107,11 +103,17 @@ def micro_batches_per_rank(
             f"data.device_seconds is {device_seconds:g}, but the longest utterance lasts {longest_s:.2f} s: raise it,"
             " or leave out long utterances with data.max_seconds."
         )
-    per_step = [(len(step), float(durations_s_N[step].max())) for step in steps]
-    num = math.ceil(batch_seconds / (world_size * device_seconds))
-    while any(math.ceil(size / (world_size * num)) * longest > device_seconds for size, longest in per_step):
-        num += 1
-    return num
+    return max(
+        math.ceil(math.ceil(size / int(device_seconds / longest)) / world_size)
+        for size, longest in _largest_steps(durations_s_N, batch_seconds)
+    )
+
+
+def _largest_steps(durations_s_N: np.ndarray, batch_seconds: float) -> Iterator[tuple[int, float]]:
+    """For each pool, utterances and longest duration (s) that a step of it can have at the most."""
+    for pool in _pools(durations_s_N, batch_seconds):
+        pool_s = durations_s_N[pool]
+        yield math.ceil(len(pool) / _num_steps(pool_s, batch_seconds)), float(pool_s.max())
 
 
 def evaluation_batches(durations_s_N: np.ndarray, device_seconds: float) -> list[np.ndarray]:

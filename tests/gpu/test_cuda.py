@@ -1,0 +1,60 @@
+"""On a CUDA device: `W2V_TEST_GPUS=0 pytest -n 0 -m gpu`."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY_CONFIG
+from corpus import random_texts, write_split
+from lightning.pytorch import Trainer
+
+from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC, cli
+from w2v_lightning.model.ctc import ctc_loss
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def needs_cuda():
+    assert torch.cuda.is_available(), "run with W2V_TEST_GPUS=0 on a machine with a GPU"
+
+
+def test_ctc_loss_and_gradient_equal_those_of_the_cpu():
+    torch.manual_seed(0)
+    logits = torch.randn(4, 300, 32)
+    labels = torch.randint(1, 32, (4, 260))
+    num_frames, num_labels = torch.tensor([300, 250, 200, 10]), torch.tensor([260, 100, 0, 50])  # the last: infeasible
+    results = []
+    for device in ("cpu", "cuda"):
+        x = logits.to(device).requires_grad_()
+        losses = ctc_loss(x, num_frames, labels.to(device), num_labels)
+        losses.sum().backward()
+        results.append((losses.detach().cpu(), x.grad.cpu()))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-4)
+    assert results[1][0][3] == 0
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_learns_in_every_precision(tmp_path, precision):
+    write_split(tmp_path / "corpus", "train", random_texts(120, seed=1), speaker="1")
+    write_split(tmp_path / "corpus", "dev", random_texts(20, seed=2), speaker="2")
+    torch.manual_seed(0)
+    masks_off = dict.fromkeys(("mask_time_prob", "mask_channel_prob", "layerdrop", "activation_dropout"), 0.0)
+    module = Wav2Vec2CTC(None, TINY_CONFIG, freeze_feature_encoder=False, learning_rate=3e-3, **masks_off)
+    data = LibriSpeechDataModule(
+        str(tmp_path / "corpus"), ["train"], ["dev"], batch_seconds=16, device_seconds=8, num_workers=2
+    )
+    trainer = Trainer(
+        max_epochs=30, accelerator="gpu", devices=1, precision=precision, gradient_clip_val=5.0, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert math.isfinite(trainer.callback_metrics["train_loss"])
+    assert trainer.callback_metrics["val_wer"] < 0.2
+
+
+def test_the_precision_chosen_is_one_that_this_gpu_computes_in():
+    precision, reason = cli.choose_precision("auto")
+    assert precision == ("bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed")
+    assert torch.cuda.get_device_name() in reason
