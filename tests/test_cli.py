@@ -168,6 +168,15 @@ def test_fit_then_test_then_predict_then_transcribe(tiny_config, tmp_path):
     assert done.stdout == "".join(f"{file}\t{rows[file.stem]['hypothesis']}\n" for file in files)
 
 
+def test_a_run_without_checkpoints_and_progress_bar(tiny_config, tmp_path, capsys):
+    options = ["--trainer.enable_checkpointing", "false", "--trainer.enable_progress_bar", "false"]
+    status, out, err = in_process(capsys, "fit", "--config", tiny_config, *options)
+    assert status == 0, err
+    assert "step 1/" not in out
+    assert not list((tmp_path / "runs").rglob("*.ckpt"))
+    assert len(list((tmp_path / "runs").rglob("model.safetensors"))) == 1
+
+
 def test_print_config_and_dotted_overrides(tiny_config, capsys):
     status, out, _ = in_process(
         capsys, "fit", "--config", tiny_config, "--model.learning_rate", "0.5", "--print_config"

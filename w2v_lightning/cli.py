@@ -93,6 +93,8 @@ class CLI(LightningCLI):
         own = [Throughput(), ExportBest(), RunSummary(), PredictionWriter()]
         if config.get("enable_progress_bar") is not False:
             own.append(RunProgress())
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         return super()._instantiate_trainer(config, own + callbacks)
 
 
