@@ -35,17 +35,20 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._print_scores(trainer)
+            self._print_scores()
+            self._print_throughput(trainer)
             self._print_pairs()
             self._print_places(trainer)
 
-    def _print_scores(self, trainer: Trainer) -> None:
+    def _print_scores(self) -> None:
         if self.best is None:
             return
         before = "" if self.before is None else f"{100 * self.before:.1f} % before training, "
         self.console.print(
             f"\n[bold]Validation WER[/bold] {before}[bold]{100 * self.best:.1f} %[/bold] at best", highlight=False
         )
+
+    def _print_throughput(self, trainer: Trainer) -> None:
         throughput = _callback(trainer, Throughput)
         if throughput and throughput.train_seconds:
             rate = throughput.audio_seconds * trainer.world_size / throughput.train_seconds
