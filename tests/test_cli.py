@@ -147,7 +147,7 @@ def test_fit_then_test_then_predict_then_transcribe(tiny_config, tmp_path):
     done = run("fit", "--config", tiny_config)
     assert done.returncode == 0, done.stderr
     (model,) = (tmp_path / "runs").rglob("model")
-    assert "Validation WER" in done.stdout
+    assert "Validation WER: " in done.stdout
     assert f"transcribe --model {model}" in done.stdout
     assert (model.parent / "config.yaml").exists()
     assert list(model.parent.glob("events.out.tfevents*"))

@@ -82,7 +82,7 @@ def test_a_run_is_watched_exported_and_summed_up(ran):
     output, steps = ran["output"], ran["trainer"].global_step
     assert f"step {steps}/{steps}" in output
     assert "audio-s/s" in output
-    assert "50.0 % at best" in output
+    assert "50.0 % with the best model" in output
     assert "% before training" in output
     assert f"transcribe --model {ran['export'].folder}" in output
     assert output.count("said") == output.count("heard") == 5

@@ -26,7 +26,7 @@ def test_ctc_loss_and_gradient_equal_those_of_the_cpu():
     num_frames, num_labels = torch.tensor([300, 250, 200, 10]), torch.tensor([260, 100, 0, 50])  # the last: infeasible
     results = []
     for device in ("cpu", "cuda"):
-        x = logits.to(device).requires_grad_()
+        x = logits.detach().clone().to(device).requires_grad_()
         losses = ctc_loss(x, num_frames, labels.to(device), num_labels)
         losses.sum().backward()
         results.append((losses.detach().cpu(), x.grad.cpu()))

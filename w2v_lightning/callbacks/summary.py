@@ -1,5 +1,6 @@
 """The last thing a user reads: what the run reached, what it hears, where everything lies, what to do next."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -19,18 +20,20 @@ class RunSummary(Callback):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
-        self.before: float | None = None
-        self.best: float | None = None
+        self.before: dict[str, float] = {}  # wer and cer before training
+        self.best: dict[str, float] = {}  # of the validation whose checkpoint counts as the best
+        self.best_monitored = math.inf
         self.pairs: list[Pair] = []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        wer = trainer.callback_metrics.get("val_wer")
-        if wer is None:
-            return
+        metrics = trainer.callback_metrics
+        rates = {name: float(metrics[f"val_{name}"]) for name in ("wer", "cer") if f"val_{name}" in metrics}
         if trainer.sanity_checking:
-            self.before = float(wer) if _covers_all(trainer) else None
-        elif self.best is None or wer < self.best:
-            self.best = float(wer)
+            self.before = rates if _covers_all(trainer) else {}
+            return
+        monitored = float(metrics.get(getattr(trainer.checkpoint_callback, "monitor", None) or "val_wer", math.nan))
+        if monitored < self.best_monitored:
+            self.best_monitored, self.best = monitored, rates
             self.pairs = evenly_spread(pl_module.pairs, NUM_PAIRS)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,12 +44,13 @@ class RunSummary(Callback):
             self._print_places(trainer)
 
     def _print_scores(self) -> None:
-        if self.best is None:
+        if not self.best:
             return
-        before = "" if self.before is None else f"{100 * self.before:.1f} % before training, "
-        self.console.print(
-            f"\n[bold]Validation WER[/bold] {before}[bold]{100 * self.best:.1f} %[/bold] at best", highlight=False
-        )
+        self.console.print()
+        for name, rate in self.best.items():
+            before = f"{100 * self.before[name]:.1f} % before training, " if name in self.before else ""
+            text = f"Validation {name.upper()}: {before}[bold]{100 * rate:.1f} %[/bold] with the best model"
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def _print_throughput(self, trainer: Trainer) -> None:
         throughput = _callback(trainer, Throughput)
@@ -56,6 +60,7 @@ class RunSummary(Callback):
                 f"Trained on {throughput.audio_seconds * trainer.world_size / 3600:.2f} h of audio"
                 f" in {throughput.train_seconds / 60:.1f} min: {rate:,.0f} audio-s/s{_peak_memory()}",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def _print_pairs(self) -> None:

@@ -158,7 +158,7 @@ class _Espeak:
         self._resample = Resample(rate_hz, SAMPLE_RATE_HZ, dtype=torch.float64)
         self._lib.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath noise is seeded with the time otherwise
         self._lib.espeak_SetSynthCallback(self._callback)
-        self._lib.espeak_SetParameter(self.VOLUME, 70, 0)  # at 100 some voices reach full scale
+        self._lib.espeak_SetParameter(self.VOLUME, 70, 0)  # at 100 the loudest variants clip
 
     def say(self, text: str, chapter: Chapter) -> np.ndarray:
         """Samples between -1 and 1 at SAMPLE_RATE_HZ."""
