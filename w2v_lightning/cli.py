@@ -55,7 +55,8 @@ class Parser(LightningArgumentParser):
     """Says in one line what is wrong with an option and what would be right."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sys.exit(f"error: {one_line(message)}{self._nearest(message)}")
+        print(f"error: {one_line(message)}{self._nearest(message)}", file=sys.stderr)
+        sys.exit(2)
 
     def _nearest(self, message: str) -> str:
         unknown = re.search(r"(?:[Uu]nrecognized arguments: --|[Kk]ey ['\"]|[Oo]ption ['\"])([\w.-]+)", message)

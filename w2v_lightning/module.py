@@ -212,7 +212,7 @@ class Wav2Vec2CTC(LightningModule):
             loss, characters = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
             self.log("train_loss", loss / batch.num_utterances_in_step)
             self.log("train_loss_per_char", loss / characters)
-            self.log("lr", self.lr_schedulers().get_last_lr()[0])
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self._step_sums.zero_()
 
     def _num_updates(self) -> int:

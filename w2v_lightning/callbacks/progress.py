@@ -1,5 +1,6 @@
 """The progress of a run on one line: optimiser steps, loss, WER, audio-seconds per second, time left."""
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from torch import Tensor
 
+BAR_EVERY_S = 0.25
 PLAIN_LINE_EVERY_S = 10.0
 
 
@@ -24,7 +26,7 @@ class RunProgress(ProgressBar):
         self._enabled = True
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._last_plain_line = 0.0
+        self._last_shown = -math.inf
 
     def disable(self) -> None:
         """Lightning calls this on every rank but the first."""
@@ -41,9 +43,11 @@ class RunProgress(ProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        if done < total and not self._is_due():
+            return  # reading a metric waits for the device: not after every batch
         metrics = metrics_line(trainer.callback_metrics, self._seconds_left(done, total))
         self._show("train", done, total, metrics)
-        if not self.console.is_terminal and (self._plain_line_is_due() or done == total):
+        if not self.console.is_terminal:
             self.print(f"step {done}/{total}  {metrics}", highlight=False, soft_wrap=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,11 +125,11 @@ class RunProgress(ProgressBar):
         steps = done - self._start_step
         return (time.monotonic() - self._start) / steps * (total - done) if steps else None
 
-    def _plain_line_is_due(self) -> bool:
+    def _is_due(self) -> bool:
         now = time.monotonic()
-        if now - self._last_plain_line < PLAIN_LINE_EVERY_S:
+        if now - self._last_shown < (BAR_EVERY_S if self.console.is_terminal else PLAIN_LINE_EVERY_S):
             return False
-        self._last_plain_line = now
+        self._last_shown = now
         return True
 
 
