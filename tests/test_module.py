@@ -1,3 +1,6 @@
+import os
+import pickle
+
 import pytest
 import torch
 from conftest import TINY_CONFIG
@@ -168,3 +171,19 @@ def test_checkpoint_loads_without_running_code_and_brings_its_hyper_parameters(c
     loaded = Wav2Vec2CTC.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     assert loaded.hparams.learning_rate == 2e-3
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), loaded.parameters(), strict=True))
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_a_checkpoint_that_carries_code_is_refused_and_does_not_run_it(corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Bomb(), "hyper_parameters": {}}, tmp_path / "bomb.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        Wav2Vec2CTC.load_from_checkpoint(tmp_path / "bomb.ckpt")
+    for run in ("validate", "fit"):
+        with pytest.raises(pickle.UnpicklingError):
+            getattr(trainer(tmp_path), run)(tiny_module(), datamodule=data(corpus), ckpt_path=tmp_path / "bomb.ckpt")
+    assert not (tmp_path / "exploded").exists()
