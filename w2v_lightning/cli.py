@@ -148,5 +148,10 @@ def _quiet_libraries() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for message in (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*"):
+    harmless = (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*It is recommended to use .self.log.*sync_dist=True.*",  # our scores are summed over the ranks before
+    )
+    for message in harmless:
         warnings.filterwarnings("ignore", message=message)

@@ -37,11 +37,12 @@ class RunSummary(Callback):
             self.pairs = evenly_spread(pl_module.pairs, NUM_PAIRS)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_dir = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
         if trainer.is_global_zero and not trainer.fast_dev_run:
             self._print_scores()
             self._print_throughput(trainer)
             self._print_pairs()
-            self._print_places(trainer)
+            self._print_places(trainer, log_dir)
 
     def _print_scores(self) -> None:
         if not self.best:
@@ -76,8 +77,7 @@ class RunSummary(Callback):
             table.add_row("", "heard", hypothesis)
         self.console.print(table)
 
-    def _print_places(self, trainer: Trainer) -> None:
-        log_dir = Path(trainer.log_dir or trainer.default_root_dir)
+    def _print_places(self, trainer: Trainer, log_dir: Path) -> None:
         export = _callback(trainer, ExportBest)
         model = export.folder if export else None
         rows = {
