@@ -105,7 +105,7 @@ def atomic_text_file(path: Path) -> Iterator[TextIO]:
             yield file
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)  # it was never made where the folder cannot be written to
         raise
 
 

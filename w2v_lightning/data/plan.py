@@ -18,8 +18,8 @@ import numpy as np
 from w2v_lightning.errors import InputError
 
 # A pool is a stretch of the sorted durations whose utterances are shuffled among each other to make steps. Longest over
-# shortest within a pool bounds the padding; but however sparse the durations, a pool is at least two steps: in one
-# the same utterances would meet in every epoch.
+# shortest within a pool bounds the padding; but however sparse the durations, a pool is at least two steps, or the
+# same utterances would meet in every epoch.
 MAX_SPREAD = 1.05
 MIN_STEPS_PER_POOL = 2
 
@@ -91,8 +91,8 @@ def micro_batches_per_rank(
 ) -> int:
     """The fewest micro-batches per rank and step (accumulate_grad_batches) that keep each within `device_seconds`.
 
-    The same for every step of every epoch. At least batch_seconds / (world_size x device_seconds); a little more where
-    whole utterances do not divide evenly.
+    The same for every step of every epoch. About batch_seconds / (world_size x device_seconds): a little more where
+    whole utterances do not divide evenly, less where a small corpus fills no step.
 
     Raises:
         InputError: a single utterance is longer than `device_seconds`.
