@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
-from w2v_lightning.data.loader import Slot
+from w2v_lightning.data.samplers import Slot
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.ctc import ctc_loss
 

@@ -7,3 +7,12 @@ class InputError(ValueError):
     The message names the file or option, what was found there, and the remedy. The command line prints it without a
     traceback; in a script it is an ordinary ValueError.
     """
+
+
+MAX_LISTED = 10  # examples in a message; the count is always given
+
+
+def listed(items: list[str]) -> str:
+    """The first few items for a message."""
+    more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+    return ", ".join(items[:MAX_LISTED]) + more

@@ -143,6 +143,11 @@ class Wav2Vec2CTC(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint from another number of devices: its data module makes Lightning's counts fit this one."""
+        if self._trainer is not None and hasattr(self.trainer.datamodule, "align_progress"):
+            self.trainer.datamodule.align_progress(checkpoint)
+
     # ---- scoring ------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from w2v_lightning.data.loader import normalise, read_audio
+from w2v_lightning.data.audio import normalise, read_audio
+from w2v_lightning.data.manifest import AudioRef
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import wav2vec2
 
@@ -38,7 +39,7 @@ def transcribe(files: Sequence[str | Path], model: str, device: str | None = Non
     network.eval().to(device)
     spec = wav2vec2.input_spec(network.config, vocabulary, do_normalise)
     for file in files:
-        waveform_T = read_audio(str(file))
+        waveform_T = read_audio(AudioRef(str(file)))
         if len(waveform_T) < spec.min_samples:
             raise InputError(f"{file}: {len(waveform_T)} samples at 16 kHz, the model needs {spec.min_samples}.")
         waveforms_BT = torch.from_numpy(normalise(waveform_T) if do_normalise else waveform_T)[None].to(device)

@@ -7,8 +7,9 @@ import pytest
 import soundfile
 from corpus import LETTER_S, SAMPLE_RATE, random_texts, spell, write_split
 
+from w2v_lightning.data.audio import read_audio
 from w2v_lightning.data.librispeech import load_split
-from w2v_lightning.data.loader import read_audio
+from w2v_lightning.data.manifest import AudioRef
 from w2v_lightning.errors import InputError
 
 TEXTS = ["BAD CAB", "A BED", "FACE"]
@@ -73,7 +74,7 @@ def test_real_speech_is_found_whole_and_lasts_as_long_as_the_manifest_says(libri
         tuple(line.strip().split(" ", 1)) for line in lines
     }
     for path, duration_s in zip(manifest.audio_paths[:5], manifest.durations_s_N, strict=False):
-        assert len(read_audio(path)) == round(duration_s * SAMPLE_RATE)
+        assert len(read_audio(AudioRef(path))) == round(duration_s * SAMPLE_RATE)
 
 
 def test_wav_and_ogg_are_read_too(chapter):

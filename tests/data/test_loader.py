@@ -1,15 +1,14 @@
-from itertools import chain
-
 import numpy as np
 import pytest
 import soundfile
 import torch
 from corpus import SAMPLE_RATE, spell, write_split
-from transformers import Wav2Vec2FeatureExtractor
 
+from w2v_lightning.data.audio import normalise
 from w2v_lightning.data.batch import InputSpec, SpecAugment
 from w2v_lightning.data.librispeech import load_split
-from w2v_lightning.data.loader import EvaluationSampler, Slot, TrainSampler, UtteranceDataset, normalise, read_audio
+from w2v_lightning.data.loader import UtteranceDataset
+from w2v_lightning.data.samplers import Slot
 from w2v_lightning.errors import InputError
 from w2v_lightning.text import Vocabulary
 
@@ -23,76 +22,8 @@ def manifest(tmp_path):
     return load_split(tmp_path / "corpus", "train")
 
 
-def tone(frequency_hz: float, duration_s: float, sample_rate: int) -> np.ndarray:
-    return 0.5 * np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * sample_rate)) / sample_rate)
-
-
 def slot(*positions: int, **place) -> Slot:
     return Slot(np.array(positions), **place)
-
-
-def durations_s(number: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(1.4, 16.5, number)
-
-
-def train_samplers(durations_s_N, world_size, *, seed=0, batch_seconds=300.0, device_seconds=40.0):
-    limits = {"batch_seconds": batch_seconds, "device_seconds": device_seconds, "world_size": world_size}
-    return [TrainSampler(durations_s_N, seed=seed, rank=rank, **limits) for rank in range(world_size)]
-
-
-def positions(slots) -> list[int]:
-    return list(chain.from_iterable(slot.positions.tolist() for slot in slots))
-
-
-def test_audio_comes_as_float32_of_the_recorded_level(tmp_path):
-    path = tmp_path / "a.flac"
-    soundfile.write(path, tone(440, 1, SAMPLE_RATE), SAMPLE_RATE)
-    waveform_T = read_audio(str(path))
-    assert waveform_T.dtype == np.float32
-    np.testing.assert_allclose(waveform_T, tone(440, 1, SAMPLE_RATE), atol=1 / 2**15)
-
-
-def test_stereo_is_averaged(tmp_path):
-    left, right = tone(440, 0.5, SAMPLE_RATE), tone(1000, 0.5, SAMPLE_RATE)
-    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), SAMPLE_RATE)
-    np.testing.assert_allclose(read_audio(str(tmp_path / "a.wav")), (left + right) / 2, atol=1 / 2**15)
-
-
-@pytest.mark.parametrize("sample_rate", [8_000, 44_100])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_other_sample_rates_keep_pitch_level_and_duration(tmp_path, sample_rate, channels):
-    path = tmp_path / "a.wav"
-    soundfile.write(path, np.stack([tone(440, 0.75, sample_rate)] * channels, axis=1), sample_rate)
-    waveform_T = read_audio(str(path))
-    assert abs(len(waveform_T) - 0.75 * SAMPLE_RATE) <= 1
-    inner = slice(500, 11_500)  # the ends ring
-    np.testing.assert_allclose(waveform_T[inner], tone(440, 0.75, SAMPLE_RATE)[inner], atol=0.01)
-
-
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (lambda path: None, "cannot be read as audio"),
-        (lambda path: path.write_text("no audio"), "cannot be read as audio"),
-        (lambda path: soundfile.write(path, np.zeros(0), SAMPLE_RATE, format="WAV"), "there is no audio in it"),
-    ],
-)
-def test_unreadable_audio_is_named(tmp_path, write, message):
-    path = tmp_path / "a.flac"
-    write(path)
-    with pytest.raises(InputError, match=f"^{path}: {message}"):
-        read_audio(str(path))
-
-
-@pytest.mark.parametrize(
-    "waveform_T", [spell("FACE"), np.full(1000, 0.3, dtype=np.float32), np.zeros(1000, dtype=np.float32)]
-)
-def test_normalise_agrees_with_transformers(waveform_T):
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
-    expected = extractor(waveform_T, sampling_rate=SAMPLE_RATE, return_tensors="np").input_values[0]
-    normalised = normalise(waveform_T)
-    assert normalised.dtype == np.float32
-    np.testing.assert_allclose(normalised, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_batch_holds_the_utterances_of_its_slot(manifest):
@@ -168,85 +99,3 @@ def test_audio_shorter_than_the_manifest_says_is_refused_before_the_model_sees_i
     soundfile.write(path, np.zeros(399), SAMPLE_RATE)
     with pytest.raises(InputError, match=f"{path}: 399 samples at 16000 Hz, the model needs 400"):
         UtteranceDataset(manifest, InputSpec())[slot(1)]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_are_disjoint_complete_and_in_step(world_size):
-    durations_s_N = durations_s(200)
-    samplers = train_samplers(durations_s_N, world_size)
-    for epoch in range(2):
-        for sampler in samplers:
-            sampler.set_epoch(epoch)
-        shares = [list(sampler) for sampler in samplers]
-        assert sorted(chain.from_iterable(map(positions, shares))) == list(range(200))
-        assert {len(share) for share in shares} == {len(samplers[0])}
-        for together in zip(*shares, strict=True):
-            places = {
-                (s.epoch, s.global_step, s.micro_batch, s.num_micro_batches, s.num_utterances_in_step) for s in together
-            }
-            assert len(places) == 1
-            assert places.pop()[0] == epoch
-
-
-def test_slots_count_through_the_epoch_and_know_the_size_of_their_step():
-    samplers = train_samplers(durations_s(200), 2)
-    number = samplers[0].num_micro_batches
-    shares = [list(sampler) for sampler in samplers]
-    assert [(s.global_step, s.micro_batch) for s in shares[0]] == [
-        (step, micro_batch) for step in range(samplers[0].num_steps) for micro_batch in range(number)
-    ]
-    for step in range(samplers[0].num_steps):
-        of_step = [s for share in shares for s in share if s.global_step == step]
-        assert {s.num_utterances_in_step for s in of_step} == {sum(len(s.positions) for s in of_step)}
-
-
-def test_steps_are_the_same_on_any_machine():
-    durations_s_N = durations_s(200)
-
-    def steps(world_size, device_seconds):
-        samplers = train_samplers(durations_s_N, world_size, device_seconds=device_seconds)
-        slots = list(chain.from_iterable(samplers))
-        return [{*positions(s for s in slots if s.global_step == step)} for step in range(samplers[0].num_steps)]
-
-    reference = steps(1, 300)
-    assert all(steps(*machine) == reference for machine in [(1, 40), (2, 60), (3, 45), (4, 300)])
-
-
-def test_order_changes_with_epoch_and_seed_only():
-    (sampler,), (again,), (other,) = (train_samplers(durations_s(100), 1, seed=seed) for seed in (0, 0, 1))
-    first = positions(sampler)
-    assert positions(again) == positions(sampler) == first != positions(other)
-    sampler.set_epoch(1)
-    assert positions(sampler) != first
-    sampler.set_epoch(0)
-    assert positions(sampler) == first
-
-
-def test_too_many_devices_for_a_step_get_fillers_that_do_not_count():
-    durations_s_N = durations_s(100)
-    samplers = train_samplers(durations_s_N, 40)
-    slots = [list(sampler) for sampler in samplers]
-    assert len({len(rank) for rank in slots}) == 1  # no rank waits for a batch that does not come
-    counted = [slot for rank in slots for slot in rank if not slot.is_filler]
-    fillers = [slot for rank in slots for slot in rank if slot.is_filler]
-    assert sorted(positions(counted)) == list(range(100))
-    assert fillers
-    assert {len(slot.positions) for slot in fillers} == {1}
-    for slot in fillers:
-        assert slot.positions[0] in positions(s for s in counted if s.global_step == slot.global_step)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-@pytest.mark.parametrize("number", [1, 4, 73])
-def test_evaluation_covers_each_utterance_once_over_the_ranks(world_size, number):
-    durations_s_N = durations_s(number)
-    samplers = [
-        EvaluationSampler(durations_s_N, device_seconds=35, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    assert sorted(chain.from_iterable(map(positions, samplers))) == list(range(number))
-    assert max(map(len, samplers)) - min(map(len, samplers)) <= 1
-    before = [positions(sampler) for sampler in samplers]
-    for sampler in samplers:
-        sampler.set_epoch(3)
-    assert [positions(sampler) for sampler in samplers] == before

@@ -73,7 +73,7 @@ def test_foreign_manifest_without_id_and_speaker_and_with_keys_of_its_own_is_rea
     ("line", "message"),
     [
         ('{"id": "b", "audio_file', "not a JSON line"),
-        ('["a.flac", 1.5, "ONE"]', "key 'audio_filepath' is missing"),
+        ('["a.flac", 1.5, "ONE"]', "must be a JSON object, found list"),
         ({"audio_filepath": "b.flac", "text": "ONE"}, "key 'duration' is missing"),
         ({"audio_filepath": "b.flac", "duration": 1.0}, "key 'text' is missing"),
         (GOOD | {"duration": 0}, "duration must be a positive number of seconds, found 0"),
@@ -83,7 +83,7 @@ def test_foreign_manifest_without_id_and_speaker_and_with_keys_of_its_own_is_rea
         (GOOD | {"duration": float("nan")}, "duration must be a positive number of seconds, found nan"),
         (GOOD | {"duration": float("inf")}, "duration must be a positive number of seconds, found inf"),
         (GOOD | {"text": None}, "text must be a string, found None"),
-        (GOOD | {"audio_filepath": 5}, "audio_filepath must be a string, found 5"),
+        (GOOD | {"audio_filepath": 5}, "audio_filepath must be a path or URL, found 5"),
     ],
 )
 def test_damaged_line_is_named_with_file_number_and_finding(tmp_path, line, message):

@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from w2v_lightning.data.batch import SpecAugment
-from w2v_lightning.data.masking import draw_masks, span_mask, utterance_rng
+from w2v_lightning.data.draw import Draw, utterance_rng
+from w2v_lightning.data.masking import draw_masks, span_mask
 
 BASE_100H = SpecAugment(time_prob=0.65, time_length=10, channel_prob=0.5, channel_length=64)
 
 
 def masks(seed=0, epoch=0, utterance_id="19-198-0000", num_frames=700, spec=BASE_100H):
-    return draw_masks(spec, num_frames, 768, utterance_rng(seed, epoch, utterance_id))
+    return draw_masks(spec, num_frames, 768, utterance_rng(Draw.MASKS, seed, epoch, utterance_id))
 
 
 def runs(mask: np.ndarray) -> list[int]:

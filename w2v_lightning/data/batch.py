@@ -48,7 +48,11 @@ class InputSpec:
     @property
     def min_samples(self) -> int:
         """The shortest input that gives one frame (400 samples, 25 ms, for the published models)."""
-        samples = 1
+        return self.samples_for(1)
+
+    def samples_for(self, num_frames: int) -> int:
+        """The shortest input, in samples, that gives `num_frames` frames."""
+        samples = num_frames
         for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
             samples = (samples - 1) * stride + kernel
         return samples

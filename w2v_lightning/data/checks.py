@@ -6,9 +6,8 @@ from collections import Counter
 import numpy as np
 
 from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec
-from w2v_lightning.data.librispeech import listed
 from w2v_lightning.data.manifest import Manifest
-from w2v_lightning.errors import InputError
+from w2v_lightning.errors import InputError, listed
 from w2v_lightning.text import count_repeats
 
 log = logging.getLogger(__name__)
@@ -30,13 +29,17 @@ def usable(
         InputError: utterances have unknown characters, no text, are too short for the model, or have more labels than
             frames, and `skip_unusable` is off; or nothing is left.
     """
+    unknown = unknown_characters(manifest, spec)
+    if unknown:
+        counts = Counter(character for characters in unknown.values() for character in characters).most_common(20)
+        log.warning("Characters without a token: %s.", ", ".join(f"{character!r} (in {n})" for character, n in counts))
     findings = {
-        "have characters outside the vocabulary": _unknown_characters(manifest, spec),
-        "have an empty transcript": _empty_text(manifest),
-        f"are too short for the model (under {spec.min_samples} samples)": _too_short(manifest, spec),
-        "have more labels than the model has frames for": _infeasible(manifest, spec),
+        "have characters outside the vocabulary": {i: " ".join(sorted(found)) for i, found in unknown.items()},
+        "have an empty transcript": empty_text(manifest),
+        f"are too short for the model (under {spec.min_samples} samples)": too_short(manifest, spec),
+        "have more labels than the model has frames for": infeasible(manifest, spec),
     }
-    bad = _report(findings, split, skip_unusable)
+    bad = _report(manifest, findings, split, skip_unusable)
     too_long = {i for i, s in enumerate(manifest.durations_s_N) if max_seconds is not None and s > max_seconds}
     if too_long:
         log.info("%s: %d utterances over data.max_seconds=%g are left out.", split, len(too_long), max_seconds)
@@ -48,9 +51,11 @@ def usable(
     return kept
 
 
-def _report(findings: dict[str, dict[int, str]], split: str, skip: bool) -> set[int]:
+def _report(manifest: Manifest, findings: dict[str, dict[int, str]], split: str, skip: bool) -> set[int]:
     messages = [
-        f"{len(found)} utterances {what}: {listed(list(found.values()))}" for what, found in findings.items() if found
+        f"{len(found)} utterances {what}: {listed([named(manifest, i, detail) for i, detail in found.items()])}"
+        for what, found in findings.items()
+        if found
     ]
     if messages and not skip:
         raise InputError(
@@ -61,39 +66,48 @@ def _report(findings: dict[str, dict[int, str]], split: str, skip: bool) -> set[
     return set().union(*findings.values())
 
 
-def _unknown_characters(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
+def named(manifest: Manifest, i: int, detail: str) -> str:
+    """The i-th utterance in a message: its id, and what is wrong with it if the check alone does not say so."""
+    return f"{manifest.ids[i]} ({detail})" if detail else manifest.ids[i]
+
+
+# ---- the checks: positions of utterances, the worst first, and what is wrong with each ------------------------------
+
+
+def unknown_characters(manifest: Manifest, spec: InputSpec) -> dict[int, set[str]]:
+    """The characters that have no token, after normalisation."""
     vocabulary = spec.vocabulary
     unknown = {
         i: characters
         for i, text in enumerate(manifest.texts)
         if (characters := vocabulary.unknown_characters(vocabulary.normalise(text)))
     }
-    counts = Counter(character for characters in unknown.values() for character in characters)
-    if counts:
-        log.warning("Characters without a token: %s.", ", ".join(f"{c!r} (in {n})" for c, n in counts.most_common(20)))
-    return {i: f"{manifest.ids[i]} ({' '.join(sorted(characters))})" for i, characters in unknown.items()}
+    return dict(sorted(unknown.items(), key=lambda item: -len(item[1])))
 
 
-def _empty_text(manifest: Manifest) -> dict[int, str]:
-    return {i: manifest.ids[i] for i, text in enumerate(manifest.texts) if not text.strip()}
+def empty_text(manifest: Manifest) -> dict[int, str]:
+    return {i: "" for i, text in enumerate(manifest.texts) if not text.strip()}
 
 
-def _num_samples(manifest: Manifest) -> np.ndarray:
-    return np.rint(manifest.durations_s_N * SAMPLE_RATE).astype(np.int64)
-
-
-def _too_short(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
+def too_short(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
+    """Audio that gives the model not one frame."""
     short = np.flatnonzero(_num_samples(manifest) < spec.min_samples)
-    return {int(i): f"{manifest.ids[i]} ({manifest.durations_s_N[i] * 1000:.0f} ms)" for i in short}
+    by_duration = short[np.argsort(manifest.durations_s_N[short], kind="stable")]
+    return {int(i): f"{manifest.durations_s_N[i] * 1000:.0f} ms" for i in by_duration}
 
 
-def _infeasible(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
+def infeasible(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
     """CTC needs a frame for each label and one more between equal neighbours."""
     num_frames_N = spec.num_frames(_num_samples(manifest))
-    found = {}
+    needed_and_given = {}
     for i, (text, num_frames) in enumerate(zip(manifest.texts, num_frames_N, strict=True)):
         characters = spec.vocabulary.normalise(text)
         needed = len(characters) + count_repeats(characters)
         if 0 < num_frames < needed:
-            found[i] = f"{manifest.ids[i]} ({needed} needed, {num_frames} frames)"
-    return found
+            needed_and_given[i] = needed, num_frames
+    worst_first = sorted(needed_and_given.items(), key=lambda item: item[1][1] / item[1][0])
+    return {i: f"{needed} needed, {num_frames} frames" for i, (needed, num_frames) in worst_first}
+
+
+def _num_samples(manifest: Manifest) -> np.ndarray:
+    return np.rint(manifest.durations_s_N * SAMPLE_RATE).astype(np.int64)

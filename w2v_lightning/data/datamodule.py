@@ -1,20 +1,25 @@
-"""LibriSpeechDataModule: a LibriSpeech folder in, Batches by duration out."""
+"""LibriSpeechDataModule: a LibriSpeech folder or manifests in, Batches by duration out."""
 
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Sampler
 
-from w2v_lightning.data import checks
+from w2v_lightning.data import checks, resume
+from w2v_lightning.data.augment import Augmentation
 from w2v_lightning.data.batch import Batch, InputSpec
 from w2v_lightning.data.demo import make_demo_corpus
 from w2v_lightning.data.librispeech import load_split
-from w2v_lightning.data.loader import EvaluationSampler, TrainSampler, UtteranceDataset
-from w2v_lightning.data.manifest import Manifest
+from w2v_lightning.data.loader import UtteranceDataset
+from w2v_lightning.data.manifest import Manifest, check_files, find_manifest
+from w2v_lightning.data.plan import SPREAD
+from w2v_lightning.data.reader import AudioReader
+from w2v_lightning.data.samplers import EvaluationSampler, TrainSampler
 from w2v_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -23,14 +28,17 @@ DEMO = "demo"
 
 
 class LibriSpeechDataModule(LightningDataModule):
-    """Streams LibriSpeech, or any corpus in its folder layout, in batches of neighbours in duration.
+    """Streams LibriSpeech, or any corpus that has a manifest, in batches of neighbours in duration.
+
+    A split is a folder ROOT/SPLIT in LibriSpeech's layout, or a manifest ROOT/SPLIT.jsonl (also .jsonl.gz) as `prepare`
+    writes them. The root may be a URL (s3://bucket/prefix): audio is then read as training goes on.
 
     What the model needs (vocabulary, frame lengths, masks) is read from the LightningModule's `input_spec`; without
     one, wav2vec2-base is assumed.
 
     Args:
-        root: the folder that holds the splits (.../LibriSpeech), or the word "demo": a small corpus that espeak-ng
-            speaks into the cache folder on first use.
+        root: the folder or URL that holds the splits (.../LibriSpeech), or the word "demo": a small corpus that
+            espeak-ng speaks into the cache folder on first use.
         train_splits: trained on together.
         val_splits: scored one by one, and together as `val_wer`.
         test_splits: for `test` and `predict`.
@@ -43,6 +51,14 @@ class LibriSpeechDataModule(LightningDataModule):
         strict: raise where a transcript or its audio file is missing, instead of leaving the rest out with a warning.
         skip_unusable: leave out, with a warning, what would otherwise raise: undecodable audio, characters outside the
             vocabulary, empty transcripts, too short for the model or for the transcript.
+        duration_spread: longest over shortest utterance of a step, for a corpus that is large enough. More mixes
+            durations better within a step and costs padding (docs/data.md).
+        augmentation: speed, noise and gain for training utterances.
+        cache_dir: keep here what is read from a URL, so that a second epoch reads it from local disk.
+        cache_gib: limit of that cache; what was not used for longest goes first.
+        verify_audio: compare every FLAC with the checksum in its header as it is read; costs about half the speed.
+        allow_changed_data: go on from a checkpoint although the data or the plan have changed since; its epoch then
+            starts anew.
     """
 
     def __init__(
@@ -58,11 +74,19 @@ class LibriSpeechDataModule(LightningDataModule):
         seed: int = 0,
         strict: bool = False,
         skip_unusable: bool = False,
+        duration_spread: float = SPREAD,
+        augmentation: Augmentation | None = None,
+        cache_dir: str | None = None,
+        cache_gib: float = 50.0,
+        verify_audio: bool = False,
+        allow_changed_data: bool = False,
     ):
         super().__init__()
         for name, seconds in (("batch_seconds", batch_seconds), ("device_seconds", device_seconds)):
             if not seconds > 0:
                 raise InputError(f"data.{name} must be a positive number of seconds, found {seconds}.")
+        if not duration_spread >= 1:
+            raise InputError(f"data.duration_spread is longest over shortest: at least 1, found {duration_spread}.")
         self.root = root
         self.train_splits = tuple(train_splits)
         self.val_splits = tuple(val_splits)
@@ -74,6 +98,10 @@ class LibriSpeechDataModule(LightningDataModule):
         self.seed = seed
         self.strict = strict
         self.skip_unusable = skip_unusable
+        self.duration_spread = duration_spread
+        self.augmentation = augmentation
+        self.reader = AudioReader(Path(cache_dir).expanduser() if cache_dir else None, cache_gib, verify_audio)
+        self.allow_changed_data = allow_changed_data
         self.datasets: dict[str, UtteranceDataset] = {}
 
     def prepare_data(self) -> None:
@@ -97,20 +125,30 @@ class LibriSpeechDataModule(LightningDataModule):
                 max_seconds=self.max_seconds if is_train else None,
                 skip_unusable=self.skip_unusable,
             )
-            self.datasets[split] = UtteranceDataset(manifest, spec, split=split)
+            self.datasets[split] = UtteranceDataset(manifest, spec, split=split, reader=self.reader)
         if stage in (None, "fit"):
             self._setup_training(spec)
 
     def _setup_training(self, spec: InputSpec) -> None:
         manifest = Manifest.concatenate([self.datasets[split].manifest for split in self.train_splits])
-        self.train_dataset = UtteranceDataset(manifest, spec, split="train", seed=self.seed, masked=True)
+        self.train_dataset = UtteranceDataset(
+            manifest,
+            spec,
+            split="train",
+            reader=self.reader,
+            seed=self.seed,
+            masked=True,
+            augmentation=self.augmentation,
+        )
+        stretch = self.augmentation.longest_stretch if self.augmentation else 1.0
         self.train_sampler = TrainSampler(
             manifest.durations_s_N,
             batch_seconds=self.batch_seconds,
-            device_seconds=self.device_seconds,
+            device_seconds=self.device_seconds / stretch,
             seed=self.seed,
             rank=self._rank,
             world_size=self._world_size,
+            spread=self.duration_spread,
         )
         if self.trainer is not None:
             self._set_accumulation(self.trainer)
@@ -130,6 +168,49 @@ class LibriSpeechDataModule(LightningDataModule):
                 " leave it out, it follows from the two."
             )
         trainer.accumulate_grad_batches = needed
+
+    # ---- where a run was interrupted ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the data: the position in the plan, and what the plan was made of."""
+        progress = resume.progress_of(self.trainer, self.train_sampler.num_micro_batches)
+        return {**progress, "fingerprint": self._fingerprint()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the checkpoint was made, on any number of devices and workers.
+
+        Raises:
+            InputError: the data or the plan have changed since; names what.
+        """
+        if self.trainer.state.fn != "fit":
+            return
+        changes = resume.changes(state["fingerprint"], self._fingerprint())
+        epoch, global_step = state["epoch"], 0 if changes else state["steps_done"]
+        if changes and not self.allow_changed_data:
+            raise InputError(
+                f"The checkpoint was made with other data: {'; '.join(changes)}. Go on with what it was made with, or"
+                f" set data.allow_changed_data=true to begin its epoch {epoch} anew with the data as they are."
+            )
+        if changes:
+            log.warning("The data have changed since: %s. Epoch %d begins anew.", "; ".join(changes), epoch)
+        is_over = state["epoch_is_over"] or global_step >= self.train_sampler.num_steps
+        self.train_sampler.resume(*((epoch + 1, 0) if is_over else (epoch, global_step)))
+
+    def align_progress(self, checkpoint: dict[str, Any]) -> None:
+        """Make a checkpoint's count of micro-batches, which Lightning resumes from, fit this machine.
+
+        To be called from the LightningModule's `on_load_checkpoint`: `Wav2Vec2CTC` does.
+        """
+        state = checkpoint.get(type(self).__qualname__)
+        if state is not None and self.trainer.state.fn == "fit":
+            is_changed = bool(resume.changes(state["fingerprint"], self._fingerprint()))
+            resume.align_progress(checkpoint, state, self.train_sampler.num_micro_batches, from_start=is_changed)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        sampler = self.train_sampler
+        return resume.fingerprint(self.train_dataset.manifest, sampler.batch_seconds, sampler.seed, sampler.spread)
+
+    # ---- loaders ------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.train_dataset, self.train_sampler, persistent=True)
@@ -178,8 +259,13 @@ class LibriSpeechDataModule(LightningDataModule):
         return used.get(stage, self.test_splits if stage in ("test", "predict") else everything)
 
     def _load_split(self, split: str) -> Manifest:
-        root = make_demo_corpus() if self.root == DEMO else Path(self.root).expanduser()
-        return load_split(root, split, strict=self.strict, skip_unusable=self.skip_unusable)
+        if self.root == DEMO:
+            return load_split(make_demo_corpus(), split)
+        if path := find_manifest(self.root, split):
+            manifest = Manifest.load(path)
+            check_files(manifest, path)
+            return manifest
+        return load_split(Path(self.root).expanduser(), split, strict=self.strict, skip_unusable=self.skip_unusable)
 
     def _input_spec(self) -> InputSpec:
         module = self.trainer.lightning_module if self.trainer else None

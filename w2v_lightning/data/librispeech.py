@@ -15,12 +15,11 @@ import numpy as np
 import soundfile
 
 from w2v_lightning.data.manifest import Manifest, cache_root
-from w2v_lightning.errors import InputError
+from w2v_lightning.errors import InputError, listed
 
 log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg")
-MAX_LISTED = 10  # examples in a message; the count is always given
 
 
 @dataclass(frozen=True)
@@ -180,9 +179,3 @@ def _save_to_cache(manifest: Manifest, path: Path) -> None:
         manifest.save(path)
     except OSError as error:  # a read-only home must not stop a run; it only lists the files again next time
         log.warning("The manifest could not be cached as %s: %s.", path, error)
-
-
-def listed(items: list[str]) -> str:
-    """The first few items for a message."""
-    more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
-    return ", ".join(items[:MAX_LISTED]) + more

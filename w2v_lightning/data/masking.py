@@ -1,19 +1,12 @@
 """SpecAugment masks as fairseq draws them, one utterance at a time, in the loader worker.
 
-Source: `compute_mask_indices` of fairseq (mask_type static, overlapping spans, no cross-row trimming). The draw belongs
-to (seed, epoch, utterance), so neither batching, nor the number of workers or ranks, changes it.
+Source: `compute_mask_indices` of fairseq (mask_type static, overlapping spans, no cross-row trimming). The
+random stream is the utterance's own (`data/draw.py`).
 """
-
-import zlib
 
 import numpy as np
 
 from w2v_lightning.data.batch import SpecAugment
-
-
-def utterance_rng(seed: int, epoch: int, utterance_id: str) -> np.random.Generator:
-    """The random stream that belongs to one utterance in one epoch."""
-    return np.random.Generator(np.random.PCG64([seed, epoch, zlib.crc32(utterance_id.encode())]))
 
 
 def draw_masks(

@@ -18,13 +18,15 @@ import numpy as np
 from w2v_lightning.errors import InputError
 
 # A pool is a stretch of the sorted durations whose utterances are shuffled among each other to make steps. Longest over
-# shortest within a pool bounds the padding; but however sparse the durations, a pool is at least two steps, or the
-# same utterances would meet in every epoch.
-MAX_SPREAD = 1.05
+# shortest within a pool (the spread) bounds the padding; but however sparse the durations, a pool is at least two
+# steps, or the same utterances would meet in every epoch.
+SPREAD = 1.05
 MIN_STEPS_PER_POOL = 2
 
 
-def plan(durations_s_N: np.ndarray, batch_seconds: float, seed: int, epoch: int) -> list[np.ndarray]:
+def plan(
+    durations_s_N: np.ndarray, batch_seconds: float, seed: int, epoch: int, spread: float = SPREAD
+) -> list[np.ndarray]:
     """The global steps of an epoch, each an array of positions into `durations_s_N`; every utterance exactly once.
 
     Steps are made of utterances of similar duration, drawn anew each epoch, in a new order each epoch. The padded cost
@@ -35,15 +37,22 @@ def plan(durations_s_N: np.ndarray, batch_seconds: float, seed: int, epoch: int)
         durations_s_N: seconds of each utterance.
         batch_seconds: padded cost of a step at the most.
         seed, epoch: what the random draw belongs to.
+        spread: longest over shortest utterance of a step, where the corpus is large enough for it. More mixes durations
+            better within a step and costs padding.
     """
     rng = np.random.Generator(np.random.PCG64([seed, epoch]))
     steps = []
-    for pool in _pools(durations_s_N, batch_seconds):
+    for pool in _pools(durations_s_N, batch_seconds, spread):
         steps += np.array_split(rng.permutation(pool), _num_steps(durations_s_N[pool], batch_seconds))
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
-def _pools(durations_s_N: np.ndarray, batch_seconds: float) -> Iterator[np.ndarray]:
+def num_steps(durations_s_N: np.ndarray, batch_seconds: float, spread: float = SPREAD) -> int:
+    """Global steps of every epoch."""
+    return sum(_num_steps(durations_s_N[pool], batch_seconds) for pool in _pools(durations_s_N, batch_seconds, spread))
+
+
+def _pools(durations_s_N: np.ndarray, batch_seconds: float, spread: float) -> Iterator[np.ndarray]:
     """Positions in order of duration, cut where both the spread and the least number of steps are reached."""
     order_N = np.argsort(durations_s_N, kind="stable")
     sorted_s_N = durations_s_N[order_N]
@@ -52,7 +61,7 @@ def _pools(durations_s_N: np.ndarray, batch_seconds: float) -> Iterator[np.ndarr
         end = start
         for _ in range(MIN_STEPS_PER_POOL):
             end = _end_of_step(sorted_s_N, end, batch_seconds)
-        end = max(end, int(np.searchsorted(sorted_s_N, sorted_s_N[start] * MAX_SPREAD, side="right")))
+        end = max(end, int(np.searchsorted(sorted_s_N, sorted_s_N[start] * spread, side="right")))
         if _end_of_step(sorted_s_N, end, batch_seconds) == len(order_N):
             end = len(order_N)  # what is left would be one step at most, perhaps of a single utterance
         yield order_N[start:end]
@@ -63,7 +72,9 @@ def _end_of_step(sorted_s_N: np.ndarray, start: int, batch_seconds: float) -> in
     """The end of the longest run from `start` whose padded cost is within `batch_seconds`; at least one utterance."""
     if start == len(sorted_s_N):
         return start
-    padded_cost = np.arange(1, len(sorted_s_N) - start + 1) * sorted_s_N[start:]
+    most = int(batch_seconds / sorted_s_N[start]) + 1  # no run is longer: what follows is not shorter
+    run_s = sorted_s_N[start : start + most]
+    padded_cost = np.arange(1, len(run_s) + 1) * run_s
     return start + max(1, int(np.searchsorted(padded_cost, batch_seconds, side="right")))
 
 
@@ -87,7 +98,11 @@ def split(
 
 
 def micro_batches_per_rank(
-    durations_s_N: np.ndarray, batch_seconds: float, world_size: int, device_seconds: float
+    durations_s_N: np.ndarray,
+    batch_seconds: float,
+    world_size: int,
+    device_seconds: float,
+    spread: float = SPREAD,
 ) -> int:
     """The fewest micro-batches per rank and step (accumulate_grad_batches) that keep each within `device_seconds`.
 
@@ -105,13 +120,13 @@ def micro_batches_per_rank(
         )
     return max(
         math.ceil(math.ceil(size / int(device_seconds / longest)) / world_size)
-        for size, longest in _largest_steps(durations_s_N, batch_seconds)
+        for size, longest in _largest_steps(durations_s_N, batch_seconds, spread)
     )
 
 
-def _largest_steps(durations_s_N: np.ndarray, batch_seconds: float) -> Iterator[tuple[int, float]]:
+def _largest_steps(durations_s_N: np.ndarray, batch_seconds: float, spread: float) -> Iterator[tuple[int, float]]:
     """For each pool, utterances and longest duration (s) that a step of it can have at the most."""
-    for pool in _pools(durations_s_N, batch_seconds):
+    for pool in _pools(durations_s_N, batch_seconds, spread):
         pool_s = durations_s_N[pool]
         yield math.ceil(len(pool) / _num_steps(pool_s, batch_seconds)), float(pool_s.max())
 

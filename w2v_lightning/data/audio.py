@@ -1,0 +1,75 @@
+"""From the bytes of an audio file to 16 kHz mono float32."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import soundfile
+import torch
+
+from w2v_lightning.data.batch import SAMPLE_RATE
+from w2v_lightning.data.manifest import AudioRef
+from w2v_lightning.data.reader import AudioReader
+from w2v_lightning.errors import InputError
+
+
+def read_audio(ref: AudioRef) -> np.ndarray:
+    """The audio of a local file, of which only the segment is read; see `decode`."""
+    return _decode_file(ref.url, ref)
+
+
+def decode(data: bytes, ref: AudioRef) -> np.ndarray:
+    """The audio that `ref` names, from the bytes of its file: float32 in [-1, 1] at 16 kHz, channels averaged; (T,).
+
+    Raises:
+        InputError: it cannot be decoded, is empty, or ends before the segment does.
+    """
+    return _decode_file(io.BytesIO(data), ref)
+
+
+def load(refs: Sequence[AudioRef], reader: AudioReader) -> list[np.ndarray]:
+    """The audio of several utterances, whose bytes are asked for together; see `decode`."""
+    is_local_segment = [ref.start_s is not None and not ref.num_bytes and not ref.is_remote for ref in refs]
+    bodies = iter(reader.read([ref for ref, is_local in zip(refs, is_local_segment, strict=True) if not is_local]))
+    return [
+        read_audio(ref) if is_local else decode(next(bodies), ref)
+        for ref, is_local in zip(refs, is_local_segment, strict=True)
+    ]
+
+
+def _decode_file(file: str | io.BytesIO, ref: AudioRef) -> np.ndarray:
+    try:
+        with soundfile.SoundFile(file) as sound:
+            sample_rate = sound.samplerate
+            samples = _read(sound, ref)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"{ref}: cannot be read as audio: {error}") from error
+    if len(samples) == 0:
+        raise InputError(f"{ref}: there is no audio in it.")
+    waveform_T = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    return waveform_T if sample_rate == SAMPLE_RATE else resample(waveform_T, sample_rate)
+
+
+def _read(sound: soundfile.SoundFile, ref: AudioRef) -> np.ndarray:
+    if ref.start_s is None:
+        return sound.read(dtype="float32", always_2d=True)
+    start, size = round(ref.start_s * sound.samplerate), round(ref.duration_s * sound.samplerate)
+    if start + size > sound.frames + sound.samplerate // 100:  # 10 ms: rounded seconds in a manifest are no fault
+        raise InputError(
+            f"{ref}: the segment ends at {ref.start_s + ref.duration_s:.3f} s, the file at"
+            f" {sound.frames / sound.samplerate:.3f} s."
+        )
+    sound.seek(min(start, sound.frames))
+    return sound.read(size, dtype="float32", always_2d=True)
+
+
+def resample(waveform_T: np.ndarray, sample_rate: int, to: int = SAMPLE_RATE) -> np.ndarray:
+    """A waveform (T,) of `sample_rate` Hz at `to` Hz: torchaudio's windowed sinc interpolation."""
+    from torchaudio.functional import resample  # slow to import, and LibriSpeech never needs it
+
+    return resample(torch.from_numpy(waveform_T), sample_rate, to).numpy()
+
+
+def normalise(waveform_T: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance over the utterance, as transformers' Wav2Vec2FeatureExtractor does it."""
+    return (waveform_T - waveform_T.mean()) / np.sqrt(waveform_T.var() + 1e-7)

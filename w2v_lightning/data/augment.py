@@ -1,0 +1,131 @@
+"""Augmentation of waveforms in the loader worker: speed, noise, gain. All off by default.
+
+Each draw belongs to (seed, epoch, utterance), so neither batching, nor the number of workers or ranks, changes it.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from w2v_lightning.data.audio import read_audio
+from w2v_lightning.data.batch import SAMPLE_RATE
+from w2v_lightning.data.manifest import AudioRef
+from w2v_lightning.errors import InputError
+
+NOISE_SUFFIXES = (".flac", ".wav", ".ogg")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training utterance before it is normalised.
+
+    Args:
+        speeds: one of these factors is drawn per utterance and epoch; it changes tempo and pitch, as a tape does. The
+            usual three are 0.9, 1.0 and 1.1 (Ko et al. 2015, "Audio augmentation for speech recognition").
+        noise_folder: a folder of audio files, searched in depth (such as MUSAN's); a random stretch of a random file is
+            added.
+        noise_prob: share of the utterances that noise is added to.
+        noise_snr_db: speech over noise, drawn evenly between the two, in dB of mean power over the utterance.
+        gain_db: drawn evenly between the two; what leaves [-1, 1] is clipped. A model that normalises its input hears
+            nothing of a gain but the clipping.
+    """
+
+    speeds: Sequence[float] = (1.0,)
+    noise_folder: str | None = None
+    noise_prob: float = 0.5
+    noise_snr_db: tuple[float, float] = (5.0, 20.0)
+    gain_db: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
+            raise InputError(f"data.augmentation.speeds must be factors from 0.5 to 2, found {list(self.speeds)}.")
+        if not 0 <= self.noise_prob <= 1:
+            raise InputError(f"data.augmentation.noise_prob must be from 0 to 1, found {self.noise_prob}.")
+        for name in ("noise_snr_db", "gain_db"):
+            low, high = getattr(self, name)
+            if not low <= high:
+                raise InputError(f"data.augmentation.{name} must be two numbers in rising order, found {low}, {high}.")
+
+    @property
+    def longest_stretch(self) -> float:
+        """By how much an utterance can become longer."""
+        return 1 / min(self.speeds)
+
+
+class Augmenter:
+    """Applies an `Augmentation`; the noises are listed once, here."""
+
+    def __init__(self, augmentation: Augmentation):
+        self.options = augmentation
+        self.noises = list_noises(augmentation.noise_folder) if augmentation.noise_folder else []
+
+    def __call__(self, waveform_T: np.ndarray, min_samples: int, rng: np.random.Generator) -> np.ndarray:
+        """An augmented copy of `waveform_T` (16 kHz, float32), of at least `min_samples` samples if it had as many."""
+        options = self.options
+        # The draws come first and always, so that switching one off leaves the others as they are.
+        speed = options.speeds[rng.integers(len(options.speeds))]
+        gain_db = rng.uniform(*options.gain_db)
+        snr_db, is_noisy = rng.uniform(*options.noise_snr_db), rng.random() < options.noise_prob
+        if speed != 1 and len(waveform_T) / speed >= min_samples:
+            waveform_T = change_speed(waveform_T, speed)
+        if self.noises and is_noisy:
+            waveform_T = add_noise(waveform_T, self._draw_noise(len(waveform_T), rng), snr_db)
+        if gain_db:
+            waveform_T = np.clip(waveform_T * np.float32(10 ** (gain_db / 20)), -1, 1)
+        return waveform_T
+
+    def _draw_noise(self, num_samples: int, rng: np.random.Generator) -> np.ndarray:
+        """A stretch of a file, repeated where that is too short."""
+        path, file_s = self.noises[rng.integers(len(self.noises))]
+        wanted_s = num_samples / SAMPLE_RATE
+        start_s = rng.uniform(0, max(0.0, file_s - wanted_s))
+        ref = AudioRef(path, start_s=start_s, duration_s=min(wanted_s, file_s - start_s))
+        return np.resize(read_audio(ref), num_samples)
+
+
+def list_noises(folder: str) -> list[tuple[str, float]]:
+    """(path, seconds) of each audio file below `folder`, in a fixed order.
+
+    Raises:
+        InputError: there is none, or one cannot be read.
+    """
+    paths = sorted(
+        Path(directory, name)
+        for directory, _, names in os.walk(Path(folder).expanduser(), followlinks=True)
+        for name in names
+        if name.lower().endswith(NOISE_SUFFIXES)
+    )
+    if not paths:
+        raise InputError(f"data.augmentation.noise_folder: {folder} holds no audio file ({', '.join(NOISE_SUFFIXES)}).")
+    return [(str(path), _duration_s(path)) for path in paths]
+
+
+def _duration_s(path: Path) -> float:
+    try:
+        duration_s = soundfile.info(path).duration
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"data.augmentation.noise_folder: {path} cannot be read as audio: {error}") from None
+    if duration_s == 0:
+        raise InputError(f"data.augmentation.noise_folder: there is no audio in {path}.")
+    return duration_s
+
+
+def change_speed(waveform_T: np.ndarray, factor: float) -> np.ndarray:
+    """Tempo and pitch by `factor`; the result has about len(waveform_T) / factor samples."""
+    from torchaudio.functional import speed  # slow to import, and off by default
+
+    return speed(torch.from_numpy(waveform_T), SAMPLE_RATE, factor)[0].numpy()
+
+
+def add_noise(speech_T: np.ndarray, noise_T: np.ndarray, snr_db: float) -> np.ndarray:
+    """Speech plus noise of the same length, scaled to `snr_db` dB of mean power; silent noise adds nothing."""
+    speech_power, noise_power = float(np.square(speech_T).mean()), float(np.square(noise_T).mean())
+    if noise_power == 0:
+        return speech_T
+    scale = np.sqrt(speech_power / noise_power / 10 ** (snr_db / 10))
+    return speech_T + np.float32(scale) * noise_T

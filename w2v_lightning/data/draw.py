@@ -1,0 +1,18 @@
+"""Random draws belong to what they are drawn for: (seed, epoch, utterance), never to a worker, a rank or a batch."""
+
+import zlib
+from enum import IntEnum
+
+import numpy as np
+
+
+class Draw(IntEnum):
+    """What is drawn; each has a stream of its own, so that one does not shift when another is switched on."""
+
+    MASKS = 0
+    AUGMENTATION = 1
+
+
+def utterance_rng(what: Draw, seed: int, epoch: int, utterance_id: str) -> np.random.Generator:
+    """The random stream of `what` that belongs to one utterance in one epoch."""
+    return np.random.Generator(np.random.PCG64([seed, epoch, zlib.crc32(utterance_id.encode()), what]))

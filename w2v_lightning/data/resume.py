@@ -1,0 +1,83 @@
+"""Going on where a run was interrupted: the position in the plan, and whether the plan is still the same.
+
+A checkpoint holds how many global steps of its epoch are done. The plan fixes what a step is, whatever the machine, so
+the rest of the epoch is known on any number of devices and loader workers. Lightning itself counts micro-batches, which
+belong to the machine: its count is translated when the checkpoint is loaded.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+
+from w2v_lightning.data.manifest import Manifest
+
+
+def progress_of(trainer: Trainer, num_micro_batches: int) -> dict[str, Any]:
+    """Where training is: the epoch, its global steps done, and micro-batches per step on this machine.
+
+    Steps are counted where the optimiser makes them, so that neither a checkpoint in the middle of a step nor one from
+    an exception is ever between two counts.
+    """
+    epochs = trainer.fit_loop.epoch_progress.current
+    optimizer_steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+    return {
+        "epoch": max(0, epochs.ready - 1),
+        "epoch_is_over": epochs.processed == epochs.ready > 0,
+        "steps_done": optimizer_steps.current.completed,
+        "num_micro_batches": num_micro_batches,
+    }
+
+
+def fingerprint(manifest: Manifest, batch_seconds: float, seed: int, spread: float) -> dict[str, Any]:
+    """What the plan follows from, in a form that can be compared and says what differs."""
+    return {
+        "utterances": len(manifest),
+        "hours": round(float(manifest.durations_s_N.sum()) / 3600, 3),
+        "ids": _digest(manifest.ids),
+        "durations": hashlib.sha256(np.ascontiguousarray(manifest.durations_s_N)).hexdigest()[:16],
+        "transcripts": _digest(manifest.texts),
+        "data.batch_seconds": batch_seconds,
+        "data.seed": seed,
+        "data.duration_spread": spread,
+    }
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two fingerprints, in words; empty where nothing does."""
+    return [
+        name if isinstance(value, str) else f"{name} (was {then.get(name)}, is {value})"  # a digest says nothing
+        for name, value in now.items()
+        if then.get(name) != value
+    ]
+
+
+def align_progress(
+    checkpoint: dict[str, Any], state: dict[str, Any], num_micro_batches: int, *, from_start: bool = False
+) -> None:
+    """Set the micro-batches done, in a loaded checkpoint, to what the steps done are on this machine.
+
+    Args:
+        checkpoint: as Lightning loaded it; changed in place.
+        state: the data module's part of it (`progress_of`).
+        num_micro_batches: per rank and step, on this machine.
+        from_start: the epoch begins anew.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    current, total = progress["current"], progress["total"]
+    done = 0 if from_start else state["steps_done"] * num_micro_batches
+    # Saved from a hook at the end of a batch, Lightning has yet to count it as completed, and does so when it resumes.
+    is_whole = current["processed"] == state["steps_done"] * state["num_micro_batches"]
+    uncounted = current["processed"] - current["completed"] if is_whole and not from_start else 0
+    added = done - current["processed"]
+    for counts, processed in ((current, done), (total, total["processed"] + added)):
+        counts.update(ready=processed, started=processed, processed=processed, completed=processed - uncounted)
+
+
+def _digest(strings: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for string in strings:
+        digest.update(string.encode() + b"\0")
+    return digest.hexdigest()[:16]
