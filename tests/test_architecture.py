@@ -14,9 +14,9 @@ LAYERS = [
     {"errors"},
     {"text"},
     {"data", "evaluation"},
-    {"model", "optim"},
+    {"model", "optim", "prepare"},
     {"module"},
-    {"callbacks", "strategies", "transcribe"},
+    {"callbacks", "strategies", "transcribe", "check", "bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -5,10 +5,10 @@ import pytest
 import soundfile
 from corpus import SAMPLE_RATE, spell
 from transformers import Wav2Vec2FeatureExtractor
-from w2v_lightning.data.reader import AudioReader
 
 from w2v_lightning.data.audio import decode, load, normalise, read_audio
 from w2v_lightning.data.manifest import AudioRef
+from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.errors import InputError
 
 

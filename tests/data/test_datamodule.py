@@ -1,4 +1,6 @@
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from w2v_lightning.data.batch import Batch, InputSpec, SpecAugment
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.data.demo import CORPUS_VERSION
+from w2v_lightning.data.librispeech import load_split
 from w2v_lightning.errors import InputError
 from w2v_lightning.text import Vocabulary
 
@@ -243,3 +246,62 @@ def test_splits_that_share_an_utterance_are_refused(root):
 def test_seconds_must_be_positive(root, option, value):
     with pytest.raises(InputError, match=f"data.{option} must be a positive number of seconds, found {value}"):
         data_of(root, **{option: value})
+
+
+def save_manifests(root, folder, *splits: str) -> None:
+    for split in splits:
+        load_split(root, split).save(folder / f"{split}.jsonl")
+
+
+def test_splits_may_be_manifests(root, tmp_path):
+    save_manifests(root, tmp_path, "train", "more", "dev")
+    from_folders, from_manifests = Listener(), Listener()
+    for module, place in ((from_folders, root), (from_manifests, tmp_path)):
+        trainer_of().fit(module, data_of(place))
+    for one, other in zip(
+        from_folders.trained + from_folders.validated, from_manifests.trained + from_manifests.validated, strict=True
+    ):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("name", ["{}/train.jsonl", "train.jsonl"])
+def test_a_manifest_may_be_named_outright(root, tmp_path, name):
+    save_manifests(root, tmp_path, "train")
+    data = data_of(tmp_path, train_splits=[name.format(tmp_path)], val_splits=[])
+    data.setup("fit")
+    assert data.train_dataset.manifest.ids == utterances(1, NUM_TRAIN - 4)
+
+
+def test_a_manifest_whose_audio_is_gone_is_refused_before_training(root, tmp_path):
+    save_manifests(root, tmp_path, "train")
+    next((root / "train").rglob("1-1-0003.flac")).unlink()
+    data = data_of(tmp_path, train_splits=["train"], val_splits=[])
+    with pytest.raises(InputError, match=r"train\.jsonl: 1 of its 36 audio files are not there: .*1-1-0003\.flac"):
+        data.setup("fit")
+
+
+def test_a_shard_that_is_cut_off_is_refused_before_training(root, tmp_path):
+    """The manifest says where in the shard each utterance lies."""
+    manifest = load_split(root, "more")
+    bodies = [Path(path).read_bytes() for path in manifest.audio_paths]
+    ends = np.cumsum([len(body) for body in bodies])
+    sizes = np.array([len(body) for body in bodies])
+    (tmp_path / "a.tar").write_bytes(b"".join(bodies))
+    sharded = replace(manifest, audio_paths=["a.tar"] * 4, byte_offsets_N=ends - sizes, num_bytes_N=sizes)
+    sharded.save(tmp_path / "more.jsonl")
+    data = data_of(tmp_path, train_splits=["more"], val_splits=[])
+    data.setup("fit")
+    assert sorted(ids(list(data.train_dataloader()))) == utterances(2, 4)
+    (tmp_path / "a.tar").write_bytes(b"".join(bodies)[:-1])
+    with pytest.raises(InputError, match=r"1 of its 1 audio files are shorter than the manifest says: .*/a\.tar\."):
+        data.setup("fit")
+
+
+def test_a_split_that_is_not_there_names_what_is(root, tmp_path):
+    folder = tmp_path / "manifests"
+    save_manifests(root, folder, "train")
+    (folder / "dev").mkdir()
+    with pytest.raises(
+        InputError, match=r"has no split 'trian', neither .* trian\.jsonl; it holds dev, train\.jsonl\."
+    ):
+        data_of(folder, train_splits=["trian"]).setup("fit")

@@ -95,7 +95,10 @@ def test_missing_root_is_named(tmp_path):
 def test_missing_split_names_those_that_are_there(chapter):
     write_split(root_of(chapter), "dev", ["A"])
     (root_of(chapter) / "README.TXT").touch()
-    with pytest.raises(InputError, match=r"data.root: .*corpus has no split 'test'; it holds dev, train\.$"):
+    with pytest.raises(
+        InputError,
+        match=r"data.root: .* has no split 'test', neither as a folder nor as test\.jsonl; it holds dev, train\.$",
+    ):
         load_split(root_of(chapter), "test")
 
 

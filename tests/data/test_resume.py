@@ -1,6 +1,6 @@
 """A run that is interrupted and goes on, also on another machine, sees what an uninterrupted one sees.
 
-Lightning 2.6 has its ways with a loader that is to go on in mid-epoch; each that could cost or repeat utterances has its
+Lightning 2.6 has its ways with a loader that is to go on in mid-epoch; each that could cost or repeat utterances has a
 test: the sampler's epoch (`test_..._another_order_in_every_epoch`), iterators that are made before set_epoch is called,
 epochs that are left without exhausting the generator, a length that is asked for once, samplers replaced under DDP
 (tests/integration/test_foreign_script.py), state of rank 0 only, and another number of devices.
@@ -155,7 +155,7 @@ def test_on_another_number_of_workers(root, whole, workers, done, tmp_path):
 
 
 def test_a_second_interruption_changes_nothing(root, whole, tmp_path):
-    folder, uninterrupted, data = whole
+    folder, uninterrupted, _ = whole
     again = SaveAfterEveryBatch()
     module, *_ = fit(
         root, tmp_path, ckpt_path=folder / "stepstep=1.ckpt", callbacks=[again], data={"device_seconds": 9}
@@ -225,7 +225,7 @@ def test_an_edited_transcript_is_a_change(root, whole, tmp_path):
 
 
 def test_changed_data_may_be_allowed_and_the_epoch_begins_anew(root, whole, tmp_path):
-    folder, uninterrupted, data = whole
+    folder, _, data = whole
     done = data.train_sampler.num_steps + 2
     options = {"max_seconds": 1.5, "allow_changed_data": True}
     module, data, _ = fit(root, tmp_path, ckpt_path=folder / f"stepstep={done}.ckpt", data=options)

@@ -8,6 +8,7 @@ import soundfile
 import torch
 
 from w2v_lightning.data.batch import SAMPLE_RATE
+from w2v_lightning.data.flac import decode_16_bit
 from w2v_lightning.data.manifest import AudioRef
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.errors import InputError
@@ -24,6 +25,9 @@ def decode(data: bytes, ref: AudioRef) -> np.ndarray:
     Raises:
         InputError: it cannot be decoded, is empty, or ends before the segment does.
     """
+    if ref.start_s is None and (decoded := decode_16_bit(data)) is not None:
+        samples, sample_rate = decoded
+        return _mono_16_khz(samples * np.float32(1 / 2**15), sample_rate)
     return _decode_file(io.BytesIO(data), ref)
 
 
@@ -46,6 +50,10 @@ def _decode_file(file: str | io.BytesIO, ref: AudioRef) -> np.ndarray:
         raise InputError(f"{ref}: cannot be read as audio: {error}") from error
     if len(samples) == 0:
         raise InputError(f"{ref}: there is no audio in it.")
+    return _mono_16_khz(samples, sample_rate)
+
+
+def _mono_16_khz(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     waveform_T = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     return waveform_T if sample_rate == SAMPLE_RATE else resample(waveform_T, sample_rate)
 

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from w2v_lightning.data import checks, resume
 from w2v_lightning.data.augment import Augmentation
-from w2v_lightning.data.batch import Batch, InputSpec
+from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.demo import make_demo_corpus
 from w2v_lightning.data.librispeech import load_split
-from w2v_lightning.data.loader import UtteranceDataset
+from w2v_lightning.data.loader import UtteranceDataset, batch_loader
 from w2v_lightning.data.manifest import Manifest, check_files, find_manifest
 from w2v_lightning.data.plan import SPREAD
 from w2v_lightning.data.reader import AudioReader
@@ -213,7 +212,7 @@ class LibriSpeechDataModule(LightningDataModule):
     # ---- loaders ------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_dataset, self.train_sampler, persistent=True)
+        return batch_loader(self.train_dataset, self.train_sampler, self._num_workers(), persistent=True)
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._evaluation_loader(split) for split in self.val_splits]
@@ -232,19 +231,7 @@ class LibriSpeechDataModule(LightningDataModule):
             rank=self._rank,
             world_size=self._world_size,
         )
-        return self._loader(dataset, sampler, persistent=False)
-
-    def _loader(self, dataset: UtteranceDataset, sampler: Sampler, persistent: bool) -> DataLoader:
-        num_workers = self._num_workers()
-        return DataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=None,  # the sampler's slots are whole micro-batches
-            collate_fn=_as_it_is,
-            num_workers=num_workers,
-            persistent_workers=persistent and num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return batch_loader(dataset, sampler, self._num_workers())
 
     def _num_workers(self) -> int:
         if self.num_workers is not None:
@@ -278,7 +265,3 @@ class LibriSpeechDataModule(LightningDataModule):
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from w2v_lightning.data.manifest import Manifest, cache_root
+from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest, cache_root
 from w2v_lightning.errors import InputError, listed
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,11 @@ def _split_folder(root: Path, split: str) -> Path:
         raise InputError(f"data.root: there is no folder {root}. Give the folder that holds the splits.")
     folder = root / split
     if not folder.is_dir():
-        found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        raise InputError(f"data.root: {root} has no split {split!r}; it holds {', '.join(found) or 'no folders'}.")
+        found = sorted(e.name for e in root.iterdir() if e.is_dir() or e.name.endswith(MANIFEST_SUFFIXES))
+        raise InputError(
+            f"data.root: {root} has no split {split!r}, neither as a folder nor as {split}.jsonl; it holds"
+            f" {', '.join(found) or 'neither folders nor manifests'}."
+        )
     return folder.resolve()
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from w2v_lightning.data.audio import load, normalise
 from w2v_lightning.data.augment import Augmentation, Augmenter
@@ -110,3 +110,22 @@ class UtteranceDataset(Dataset):
         ]
         time_masks, channel_masks = zip(*masks, strict=True)
         return pad(time_masks) if augment.time_prob else None, pad(channel_masks) if augment.channel_prob else None
+
+
+def batch_loader(
+    dataset: UtteranceDataset, sampler: Sampler, num_workers: int, *, persistent: bool = False
+) -> DataLoader:
+    """The Batches of the sampler's slots, made by `num_workers` processes (0: by this one)."""
+    return DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=None,  # the sampler's slots are whole micro-batches
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        persistent_workers=persistent and num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

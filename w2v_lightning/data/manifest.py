@@ -27,7 +27,7 @@ import numpy as np
 from w2v_lightning.data.lhotse import is_lhotse_cut, row_of_cut
 from w2v_lightning.errors import InputError, listed
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json")  # NeMo's own manifests are called .json
+MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json")  # NeMo's own manifests are called .json
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,11 @@ def find_manifest(root: str, split: str) -> str | None:
     Below a URL nothing is looked for: it is ROOT/SPLIT.jsonl.
     """
     path = _resolve(split, str(root))
-    if split.endswith(SUFFIXES):
+    if split.endswith(MANIFEST_SUFFIXES):
         return path
     if "://" in path:
-        return f"{path}{SUFFIXES[0]}"
-    return next((found for suffix in SUFFIXES if (found := Path(path + suffix).expanduser()).exists()), None)
+        return f"{path}{MANIFEST_SUFFIXES[0]}"
+    return next((found for suffix in MANIFEST_SUFFIXES if (found := Path(path + suffix).expanduser()).exists()), None)
 
 
 def check_files(manifest: Manifest, name: str) -> None:

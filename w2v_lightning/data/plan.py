@@ -23,6 +23,11 @@ from w2v_lightning.errors import InputError
 SPREAD = 1.05
 MIN_STEPS_PER_POOL = 2
 
+# Utterances per step, where there are enough of them, are a multiple that any usual number of devices divides: with 7
+# utterances on one device and 8 on the next, the first would wait for an eighth of the time.
+MULTIPLES = (48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
+LEAST_FILL = 0.9  # of what batch_seconds allows
+
 
 def plan(
     durations_s_N: np.ndarray, batch_seconds: float, seed: int, epoch: int, spread: float = SPREAD
@@ -43,13 +48,15 @@ def plan(
     rng = np.random.Generator(np.random.PCG64([seed, epoch]))
     steps = []
     for pool in _pools(durations_s_N, batch_seconds, spread):
-        steps += np.array_split(rng.permutation(pool), _num_steps(durations_s_N[pool], batch_seconds))
+        sizes = _step_sizes(durations_s_N[pool], batch_seconds)
+        steps += np.split(rng.permutation(pool), np.cumsum(sizes)[:-1])
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
 def num_steps(durations_s_N: np.ndarray, batch_seconds: float, spread: float = SPREAD) -> int:
     """Global steps of every epoch."""
-    return sum(_num_steps(durations_s_N[pool], batch_seconds) for pool in _pools(durations_s_N, batch_seconds, spread))
+    pools = _pools(durations_s_N, batch_seconds, spread)
+    return sum(len(_step_sizes(durations_s_N[pool], batch_seconds)) for pool in pools)
 
 
 def _pools(durations_s_N: np.ndarray, batch_seconds: float, spread: float) -> Iterator[np.ndarray]:
@@ -78,9 +85,21 @@ def _end_of_step(sorted_s_N: np.ndarray, start: int, batch_seconds: float) -> in
     return start + max(1, int(np.searchsorted(padded_cost, batch_seconds, side="right")))
 
 
-def _num_steps(pool_s: np.ndarray, batch_seconds: float) -> int:
-    """Equally filled steps, however the pool is shuffled, that stay within `batch_seconds`."""
-    return math.ceil(len(pool_s) / max(1, int(batch_seconds / pool_s.max())))
+def _step_sizes(pool_s: np.ndarray, batch_seconds: float) -> list[int]:
+    """Utterances of each step of a pool: about equal, and within `batch_seconds` however the pool is shuffled."""
+    most = max(1, int(batch_seconds / pool_s.max()))
+    for multiple in MULTIPLES:
+        largest = most // multiple * multiple
+        if largest < LEAST_FILL * most:
+            continue
+        num_steps = math.ceil(len(pool_s) / largest)
+        blocks, rest = divmod(len(pool_s), multiple)
+        least, more = divmod(blocks, num_steps)
+        if least >= 2 or multiple == 1:  # else the steps would be too unequal
+            break
+    sizes = [(least + (step < more)) * multiple for step in range(num_steps)]
+    sizes[-1] += rest
+    return sizes
 
 
 def split(
@@ -88,12 +107,12 @@ def split(
 ) -> list[list[np.ndarray]]:
     """Cut one global step for a machine: `split(...)[rank][micro_batch]` are positions into `durations_s_N`.
 
-    Micro-batches are runs of the step sorted by duration and differ by one utterance at most; those that run at the
-    same time on different ranks are neighbours, so that no rank waits long for another. A step of fewer utterances than
-    there are micro-batches leaves the last ones empty.
+    Micro-batches are runs of the step sorted by duration and differ by one utterance at most, the shorter ones having
+    more; those that run at the same time on different ranks are neighbours, so that no rank waits long for another. A
+    step of fewer utterances than there are micro-batches leaves the first ones empty.
     """
-    by_duration = step[np.argsort(-durations_s_N[step], kind="stable")]
-    pieces = np.array_split(by_duration, world_size * num_micro_batches)
+    by_duration = step[np.argsort(durations_s_N[step], kind="stable")]
+    pieces = np.array_split(by_duration, world_size * num_micro_batches)[::-1]
     return [pieces[rank::world_size] for rank in range(world_size)]
 
 
@@ -128,7 +147,7 @@ def _largest_steps(durations_s_N: np.ndarray, batch_seconds: float, spread: floa
     """For each pool, utterances and longest duration (s) that a step of it can have at the most."""
     for pool in _pools(durations_s_N, batch_seconds, spread):
         pool_s = durations_s_N[pool]
-        yield math.ceil(len(pool) / _num_steps(pool_s, batch_seconds)), float(pool_s.max())
+        yield max(_step_sizes(pool_s, batch_seconds)), float(pool_s.max())
 
 
 def evaluation_batches(durations_s_N: np.ndarray, device_seconds: float) -> list[np.ndarray]:

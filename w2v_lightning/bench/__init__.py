@@ -1,0 +1,1 @@
+"""Benchmarks that a user runs on his own machine and data."""

@@ -1,0 +1,52 @@
+"""FLAC: what its header says, and its samples.
+
+Source: RFC 9639; STREAMINFO (section 8.2) is always the first block.
+"""
+
+from dataclasses import dataclass
+
+import miniaudio
+import numpy as np
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """The header of a FLAC stream."""
+
+    sample_rate: int
+    channels: int
+    bits: int  # per sample
+    num_samples: int  # per channel; 0 where the encoder did not know
+    md5: bytes  # of the decoded samples; all zero where the encoder did not compute it
+
+
+def stream_info(data: bytes) -> StreamInfo | None:
+    """The header of FLAC `data`; None where the data is something else."""
+    if not data.startswith(b"fLaC") or len(data) < 42:
+        return None
+    fields = int.from_bytes(data[18:26], "big")  # 20 bits rate, 3 channels, 5 bits per sample, 36 samples
+    return StreamInfo(
+        sample_rate=fields >> 44,
+        channels=(fields >> 41 & 7) + 1,
+        bits=(fields >> 36 & 31) + 1,
+        num_samples=fields & (1 << 36) - 1,
+        md5=data[26:42],
+    )
+
+
+def decode_16_bit(data: bytes) -> tuple[np.ndarray, int] | None:
+    """Samples (T, channels), int16, and sample rate of a 16-bit FLAC stream, by dr_flac.
+
+    It gives the same samples as libsndfile at about 1.5 times its speed, but drops a damaged frame without a word: then
+    there are fewer samples than the header promises. None for such data, and for any other format: they are for
+    libsndfile to judge.
+    """
+    info = stream_info(data)
+    if info is None or info.bits != 16 or info.num_samples == 0:
+        return None
+    try:
+        sound = miniaudio.flac_read_s16(data)
+    except miniaudio.DecodeError:
+        return None
+    samples = np.frombuffer(sound.samples, dtype=np.int16).reshape(-1, info.channels)
+    return (samples, info.sample_rate) if len(samples) == info.num_samples else None
