@@ -110,7 +110,7 @@ class Wav2Vec2CTC(LightningModule):
         """Logits (B, F, V); masked if the batch carries masks."""
         return wav2vec2.ctc_logits(
             self.model,
-            batch.waveforms_BT,
+            batch.input_values(),
             batch.num_frames_B.to(batch.waveforms_BT.device, non_blocking=True),
             batch.time_mask_BF,
             batch.channel_mask_BC,

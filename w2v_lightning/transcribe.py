@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from w2v_lightning.data.audio import normalise, read_audio
+from w2v_lightning.data.audio import read_audio
+from w2v_lightning.data.batch import normalised
 from w2v_lightning.data.manifest import AudioRef
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import wav2vec2
@@ -42,7 +43,9 @@ def transcribe(files: Sequence[str | Path], model: str, device: str | None = Non
         waveform_T = read_audio(AudioRef(str(file)))
         if len(waveform_T) < spec.min_samples:
             raise InputError(f"{file}: {len(waveform_T)} samples at 16 kHz, the model needs {spec.min_samples}.")
-        waveforms_BT = torch.from_numpy(normalise(waveform_T) if do_normalise else waveform_T)[None].to(device)
+        waveforms_BT = torch.from_numpy(waveform_T)[None].to(device)
+        if do_normalise:
+            waveforms_BT = normalised(waveforms_BT, torch.tensor([len(waveform_T)]))
         num_frames_B = torch.tensor([spec.num_frames(len(waveform_T))], device=device)
         logits_BFV = wav2vec2.ctc_logits(network, waveforms_BT, num_frames_B)
         yield str(file), vocabulary.decode(logits_BFV[0].argmax(dim=-1).tolist())

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2Model
+from corpus import spell
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from w2v_lightning.data.batch import Batch, InputSpec, pad
 
@@ -115,3 +116,24 @@ def test_pad_puts_zeros_behind_and_keeps_the_type():
     masks = pad([np.array([True]), np.array([True, True])], length=4)
     assert masks.tolist() == [[True, False, False, False], [True, True, False, False]]
     assert masks.dtype == torch.bool
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+@pytest.mark.parametrize(
+    "waveform_T", [spell("FACE"), np.full(1000, 0.3, dtype=np.float32), np.zeros(1000, dtype=np.float32)]
+)
+def test_the_model_hears_what_transformers_feature_extractor_makes(waveform_T, dtype):
+    samples = waveform_T if dtype == np.float32 else np.round(waveform_T * 2**15).astype(dtype)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
+    expected = extractor(waveform_T, sampling_rate=16_000, return_tensors="np").input_values[0]
+    num_samples_B = torch.tensor([len(samples), 500])
+    batch = a_batch(waveforms_BT=pad([samples, samples[:500]]), num_samples_B=num_samples_B, normalise=True)
+    heard_BT = batch.input_values()
+    assert heard_BT.dtype == torch.float32
+    np.testing.assert_allclose(heard_BT[0], expected, atol=1e-5 if dtype == np.float32 else 2e-3)
+    assert not heard_BT[1, 500:].any()
+
+
+def test_without_normalisation_the_model_hears_the_recorded_level():
+    batch = a_batch(waveforms_BT=torch.tensor([[2**14, -(2**15)]], dtype=torch.int16))
+    assert batch.input_values().tolist() == [[0.5, -1.0]]

@@ -162,7 +162,7 @@ def test_real_speech_makes_batches_within_the_device(librispeech):
     for batch in (next(iter(data.train_dataloader())), *batches):
         assert batch.waveforms_BT.numel() <= 50 * SAMPLE_RATE
         assert batch.waveforms_BT.shape[1] == batch.num_samples_B.max()
-        one_T = batch.waveforms_BT[0, : batch.num_samples_B[0]]
+        one_T = batch.input_values()[0, : batch.num_samples_B[0]]
         assert abs(one_T.mean()) < 1e-4
         assert one_T.std() == pytest.approx(1, abs=1e-3)
 

@@ -1,10 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 from corpus import SAMPLE_RATE, spell, write_split
 
-from w2v_lightning.data.audio import normalise
 from w2v_lightning.data.batch import InputSpec, SpecAugment
 from w2v_lightning.data.librispeech import load_split
 from w2v_lightning.data.loader import UtteranceDataset
@@ -36,8 +37,8 @@ def test_batch_holds_the_utterances_of_its_slot(manifest):
         assert row == Vocabulary().encode(text) + [0] * (17 - len(text))
     assert batch.num_samples_B.tolist() == [17 * 1280, 5 * 1280]
     assert batch.num_frames_B.tolist() == [67, 19]
-    for row_T, text in zip(batch.waveforms_BT.numpy(), batch.texts, strict=True):
-        expected_T = normalise(spell(text))
+    for row_T, text in zip(batch.input_values().numpy(), batch.texts, strict=True):
+        expected_T = spell(text) / spell(text).std()  # the tones have no mean
         np.testing.assert_allclose(row_T[: len(expected_T)], expected_T, atol=1e-3)
         assert not row_T[len(expected_T) :].any()
     assert (batch.global_step, batch.micro_batch, batch.num_micro_batches, batch.num_utterances_in_step) == (3, 1, 2, 9)
@@ -47,7 +48,8 @@ def test_batch_holds_the_utterances_of_its_slot(manifest):
 
 def test_batch_types_are_those_that_the_model_takes(manifest):
     batch = UtteranceDataset(manifest, MASKED, masked=True)[slot(0, 1)]
-    assert batch.waveforms_BT.dtype == torch.float32
+    assert batch.waveforms_BT.dtype == torch.int16  # as it is recorded: half as much to copy
+    assert batch.input_values().dtype == torch.float32
     assert {batch.labels_BU.dtype, batch.num_samples_B.dtype, batch.num_labels_B.dtype} == {torch.int64}
     assert (batch.time_mask_BF.dtype, batch.channel_mask_BC.dtype) == (torch.bool, torch.bool)
     assert batch.time_mask_BF.shape == (2, batch.num_frames_B.max())
@@ -56,7 +58,7 @@ def test_batch_types_are_those_that_the_model_takes(manifest):
 
 def test_models_without_normalisation_get_the_recorded_level(manifest):
     batch = UtteranceDataset(manifest, InputSpec(normalise=False))[slot(0)]
-    np.testing.assert_allclose(batch.waveforms_BT[0], spell(TEXTS[0]), atol=1 / 2**15)
+    np.testing.assert_allclose(batch.input_values()[0], spell(TEXTS[0]), atol=1 / 2**15)
 
 
 def test_transcripts_are_normalised_to_the_vocabulary(manifest):
@@ -99,3 +101,14 @@ def test_audio_shorter_than_the_manifest_says_is_refused_before_the_model_sees_i
     soundfile.write(path, np.zeros(399), SAMPLE_RATE)
     with pytest.raises(InputError, match=f"{path}: 399 samples at 16000 Hz, the model needs 400"):
         UtteranceDataset(manifest, InputSpec())[slot(1)]
+
+
+def test_recordings_of_several_kinds_share_a_batch(manifest, tmp_path):
+    """int16 and float32 cannot be stacked: all become float32."""
+    loud = tmp_path / "loud.wav"
+    soundfile.write(loud, 1.5 * spell(TEXTS[1]), SAMPLE_RATE, subtype="FLOAT")
+    mixed = replace(manifest, audio_paths=[manifest.audio_paths[0], str(loud), manifest.audio_paths[2]])
+    batch = UtteranceDataset(mixed, InputSpec(normalise=False))[slot(0, 1, 2)]
+    assert batch.waveforms_BT.dtype == torch.float32
+    for row_T, text, level in zip(batch.waveforms_BT.numpy(), TEXTS, (1, 1.5, 1), strict=True):
+        np.testing.assert_allclose(row_T[: len(text) * 1280], level * spell(text), atol=1 / 2**15)

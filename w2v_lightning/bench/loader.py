@@ -22,7 +22,6 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from w2v_lightning.data.audio import normalise
 from w2v_lightning.data.batch import SAMPLE_RATE, Batch, InputSpec, SpecAugment, pad
 from w2v_lightning.data.loader import UtteranceDataset, batch_loader
 from w2v_lightning.data.manifest import Manifest, atomic_text_file
@@ -131,7 +130,8 @@ class _PlainDataset(Dataset):
 
     def __getitem__(self, i: int) -> np.ndarray:
         (data,) = self.reader.read([self.manifest.audio(i)])
-        return normalise(soundfile.read(io.BytesIO(data), dtype="float32")[0])
+        waveform_T, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+        return (waveform_T - waveform_T.mean()) / np.sqrt(waveform_T.var() + 1e-7)
 
 
 def _pad_all(waveforms: list[np.ndarray]) -> tuple[Tensor, int]:

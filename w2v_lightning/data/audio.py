@@ -1,4 +1,4 @@
-"""From the bytes of an audio file to 16 kHz mono float32."""
+"""From the bytes of an audio file to 16 kHz mono samples."""
 
 import io
 from collections.abc import Sequence
@@ -15,19 +15,22 @@ from w2v_lightning.errors import InputError
 
 
 def read_audio(ref: AudioRef) -> np.ndarray:
-    """The audio of a local file, of which only the segment is read; see `decode`."""
+    """The audio of a local file, of which only the segment is read: float32; see `decode`."""
     return _decode_file(ref.url, ref)
 
 
 def decode(data: bytes, ref: AudioRef) -> np.ndarray:
-    """The audio that `ref` names, from the bytes of its file: float32 in [-1, 1] at 16 kHz, channels averaged; (T,).
+    """The audio that `ref` names, from the bytes of its file, at 16 kHz, channels averaged; shape (T,).
+
+    int16 where the file holds just that, which is half as much to hand on; otherwise float32 in [-1, 1].
 
     Raises:
         InputError: it cannot be decoded, is empty, or ends before the segment does.
     """
     if ref.start_s is None and (decoded := decode_16_bit(data)) is not None:
         samples, sample_rate = decoded
-        return _mono_16_khz(samples * np.float32(1 / 2**15), sample_rate)
+        is_as_wanted = samples.shape[1] == 1 and sample_rate == SAMPLE_RATE
+        return samples[:, 0] if is_as_wanted else _mono_16_khz(as_float(samples), sample_rate)
     return _decode_file(io.BytesIO(data), ref)
 
 
@@ -71,13 +74,13 @@ def _read(sound: soundfile.SoundFile, ref: AudioRef) -> np.ndarray:
     return sound.read(size, dtype="float32", always_2d=True)
 
 
+def as_float(samples: np.ndarray) -> np.ndarray:
+    """int16 as float32 in [-1, 1], to the bit what libsndfile makes of it; float32 as it is."""
+    return samples if samples.dtype == np.float32 else samples * np.float32(1 / 2**15)
+
+
 def resample(waveform_T: np.ndarray, sample_rate: int, to: int = SAMPLE_RATE) -> np.ndarray:
     """A waveform (T,) of `sample_rate` Hz at `to` Hz: torchaudio's windowed sinc interpolation."""
     from torchaudio.functional import resample  # slow to import, and LibriSpeech never needs it
 
     return resample(torch.from_numpy(waveform_T), sample_rate, to).numpy()
-
-
-def normalise(waveform_T: np.ndarray) -> np.ndarray:
-    """Zero mean and unit variance over the utterance, as transformers' Wav2Vec2FeatureExtractor does it."""
-    return (waveform_T - waveform_T.mean()) / np.sqrt(waveform_T.var() + 1e-7)

@@ -65,7 +65,7 @@ class Batch:
     The three counts stay on the CPU when the batch moves: the CTC loss wants them there, and so does the log.
     """
 
-    waveforms_BT: Tensor  # float32, 16 kHz, padded with 0 after normalisation
+    waveforms_BT: Tensor  # 16 kHz, padded with 0: int16, or float32 in [-1, 1]; see input_values
     num_samples_B: Tensor  # int64
     num_frames_B: Tensor  # int64, what the model's convolutions make of num_samples_B
     labels_BU: Tensor  # int64, padded with 0
@@ -78,6 +78,7 @@ class Batch:
     micro_batch: int = 0  # 0 .. num_micro_batches-1 on this rank
     num_micro_batches: int = 1  # per rank and global step; Lightning's accumulate_grad_batches
     num_utterances_in_step: int = 1  # over all ranks and micro-batches
+    normalise: bool = False  # the model hears each utterance with zero mean and unit variance
     is_filler: bool = False  # one utterance of the step once more, because there were too few; it does not count
 
     def __len__(self) -> int:
@@ -92,6 +93,13 @@ class Batch:
         """Real audio; padding and fillers do not count."""
         return 0.0 if self.is_filler else int(self.num_samples_B.sum()) / SAMPLE_RATE
 
+    def input_values(self) -> Tensor:
+        """What the model hears, float32 (B, T), padding 0; computed where the batch is: a GPU does it in no time."""
+        waveforms_BT = self.waveforms_BT
+        if not waveforms_BT.is_floating_point():
+            waveforms_BT = waveforms_BT * 2.0**-15
+        return normalised(waveforms_BT, self.num_samples_B) if self.normalise else waveforms_BT
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         return self._map_device_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
@@ -101,6 +109,20 @@ class Batch:
     def _map_device_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         names = ("waveforms_BT", "labels_BU", "time_mask_BF", "channel_mask_BC")
         return replace(self, **{name: function(t) for name in names if (t := getattr(self, name)) is not None})
+
+
+def normalised(waveforms_BT: Tensor, num_samples_B: Tensor) -> Tensor:
+    """Zero mean and unit variance over each utterance's own samples, as transformers' Wav2Vec2FeatureExtractor does it.
+
+    Args:
+        waveforms_BT: float32, padded with 0.
+        num_samples_B: int64, on any device.
+    """
+    num_B1 = num_samples_B.to(waveforms_BT.device, non_blocking=True)[:, None]
+    is_real_BT = torch.arange(waveforms_BT.shape[1], device=waveforms_BT.device) < num_B1
+    centred_BT = (waveforms_BT - waveforms_BT.sum(dim=1, keepdim=True) / num_B1) * is_real_BT
+    variance_B1 = centred_BT.square().sum(dim=1, keepdim=True) / num_B1
+    return centred_BT / (variance_B1 + 1e-7).sqrt()
 
 
 def pad(rows: Sequence[np.ndarray], length: int | None = None) -> Tensor:

@@ -102,8 +102,10 @@ def infeasible(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
     needed_and_given = {}
     for i, (text, num_frames) in enumerate(zip(manifest.texts, num_frames_N, strict=True)):
         characters = spec.vocabulary.normalise(text)
+        if num_frames == 0 or num_frames >= 2 * len(characters):  # enough whatever repeats; to count them is slow
+            continue
         needed = len(characters) + count_repeats(characters)
-        if 0 < num_frames < needed:
+        if num_frames < needed:
             needed_and_given[i] = needed, num_frames
     worst_first = sorted(needed_and_given.items(), key=lambda item: item[1][1] / item[1][0])
     return {i: f"{needed} needed, {num_frames} frames" for i, (needed, num_frames) in worst_first}

@@ -1,10 +1,10 @@
-"""Read, decode, augment, normalise, mask and pad: from a slot of the plan to a Batch, inside a loader worker."""
+"""Read, decode, augment, mask and pad: from a slot of the plan to a Batch, inside a loader worker."""
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from w2v_lightning.data.audio import load, normalise
+from w2v_lightning.data.audio import as_float, load
 from w2v_lightning.data.augment import Augmentation, Augmenter
 from w2v_lightning.data.batch import SAMPLE_RATE, Batch, InputSpec, pad
 from w2v_lightning.data.draw import Draw, utterance_rng
@@ -63,6 +63,7 @@ class UtteranceDataset(Dataset):
         time_mask_BF, channel_mask_BC = self._masks(slot, num_frames_B)
         return Batch(
             waveforms_BT=pad(waveforms),
+            normalise=spec.normalise,
             num_samples_B=num_samples_B,
             num_frames_B=num_frames_B,
             labels_BU=pad(labels),
@@ -87,11 +88,13 @@ class UtteranceDataset(Dataset):
                     f"{ref}: {len(waveform_T)} samples at {SAMPLE_RATE} Hz, the model needs {self.spec.min_samples}."
                 )
         if self.augmenter:
+            rngs = [self._rng(Draw.AUGMENTATION, slot.epoch, i) for i in slot.positions]
             waveforms = [
-                self.augmenter(waveform_T, self._least_samples(label_ids), self._rng(Draw.AUGMENTATION, slot.epoch, i))
-                for waveform_T, label_ids, i in zip(waveforms, labels, slot.positions, strict=True)
+                self.augmenter(as_float(waveform_T), self._least_samples(label_ids), rng)
+                for waveform_T, label_ids, rng in zip(waveforms, labels, rngs, strict=True)
             ]
-        return [normalise(waveform_T) for waveform_T in waveforms] if self.spec.normalise else waveforms
+        is_uniform = len({waveform_T.dtype for waveform_T in waveforms}) == 1
+        return waveforms if is_uniform else [as_float(waveform_T) for waveform_T in waveforms]
 
     def _least_samples(self, label_ids: np.ndarray) -> int:
         """Fewer than these, and the model has not enough frames for the labels."""
