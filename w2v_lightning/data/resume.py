@@ -21,12 +21,12 @@ def progress_of(trainer: Trainer, num_micro_batches: int) -> dict[str, Any]:
     Steps are counted where the optimiser makes them, so that neither a checkpoint in the middle of a step nor one from
     an exception is ever between two counts.
     """
-    epochs = trainer.fit_loop.epoch_progress.current
     optimizer_steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+    steps_done = optimizer_steps.current.completed
     return {
-        "epoch": max(0, epochs.ready - 1),
-        "epoch_is_over": epochs.processed == epochs.ready > 0,
-        "steps_done": optimizer_steps.current.completed,
+        "epoch": max(0, trainer.fit_loop.epoch_progress.current.ready - 1),
+        "epoch_is_over": steps_done * num_micro_batches >= trainer.num_training_batches,
+        "steps_done": steps_done,
         "num_micro_batches": num_micro_batches,
     }
 
@@ -59,14 +59,19 @@ def align_progress(
 ) -> None:
     """Set the micro-batches done, in a loaded checkpoint, to what the steps done are on this machine.
 
+    An epoch that max_steps or max_time has ended is taken up again: to Lightning it is over.
+
     Args:
         checkpoint: as Lightning loaded it; changed in place.
         state: the data module's part of it (`progress_of`).
         num_micro_batches: per rank and step, on this machine.
         from_start: the epoch begins anew.
     """
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    current, total = progress["current"], progress["total"]
+    loops = checkpoint["loops"]["fit_loop"]
+    if not state["epoch_is_over"]:
+        for counts in (loops["epoch_progress"]["current"], loops["epoch_progress"]["total"]):
+            counts.update(processed=counts["started"] - 1, completed=counts["started"] - 1)
+    current, total = loops["epoch_loop.batch_progress"]["current"], loops["epoch_loop.batch_progress"]["total"]
     done = 0 if from_start else state["steps_done"] * num_micro_batches
     # Saved from a hook at the end of a batch, Lightning has yet to count it as completed, and does so when it resumes.
     is_whole = current["processed"] == state["steps_done"] * state["num_micro_batches"]
