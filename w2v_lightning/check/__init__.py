@@ -1,0 +1,1 @@
+"""`check`: find what would hurt training in a manifest, before it starts."""

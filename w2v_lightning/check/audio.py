@@ -1,0 +1,76 @@
+"""Findings from what was measured of the audio."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from w2v_lightning.check.findings import Corpus, Finding, Level, positions_by_key
+from w2v_lightning.check.measure import SILENCE_DBFS, Measurement
+
+MAX_SILENT_SHARE = 0.9  # of 20 ms windows; 583 utterances of LibriSpeech have at most 0.31
+MAX_CLIPPED_SHARE = 0.001  # of samples; a single peak at full scale is no fault
+
+
+def in_audio(corpus: Corpus, measurements: Sequence[Measurement], decode: bool) -> list[Finding]:
+    """Every finding that needs the audio; those without utterances too. Levels of sound only where it was decoded."""
+    findings = [unreadable(measurements), wrong_duration(corpus, measurements), *duplicated_audio(corpus, measurements)]
+    return findings + ([clipped(measurements), silent(measurements)] if decode else [])
+
+
+def unreadable(measurements: Sequence[Measurement]) -> Finding:
+    details = {i: m.problem for i, m in enumerate(measurements) if m.problem}
+    return Finding("unreadable audio", Level.ERROR, "Put these files back, or leave the utterances out.", details)
+
+
+def wrong_duration(corpus: Corpus, measurements: Sequence[Measurement]) -> Finding:
+    """Rounded seconds (10 ms, 0.1 %) are no fault."""
+    stated_s_N = corpus.manifest.durations_s_N
+    found_s_N = np.array([m.duration_s for m in measurements])
+    off_s_N = np.abs(found_s_N - stated_s_N)
+    is_off_N = (off_s_N > 0.010 + 1e-9) & (off_s_N > 0.001 * stated_s_N)  # false for NaN
+    worst_first = sorted(np.flatnonzero(is_off_N).tolist(), key=lambda i: -off_s_N[i])
+    details = {i: f"{stated_s_N[i]:.3f} s in the manifest, {found_s_N[i]:.3f} s of audio" for i in worst_first}
+    remedy = "Make the manifest anew (prepare): batches are planned from its durations."
+    return Finding("wrong duration", Level.ERROR, remedy, details)
+
+
+def duplicated_audio(corpus: Corpus, measurements: Sequence[Measurement]) -> list[Finding]:
+    """Equal audio: in validation too, with another text, or just again."""
+    leaked, contradicted, again = {}, {}, {}
+    for group in positions_by_key(m.content for m in measurements):
+        first, *others = group  # training comes first
+        for i in others:
+            detail = f"the same {measurements[i].content[0]} as {corpus.manifest.ids[first]}"
+            if corpus.is_validation_N[i] and not corpus.is_validation_N[first]:
+                leaked[i] = detail
+            elif _text(corpus, i) != _text(corpus, first):
+                contradicted[i] = detail
+            else:
+                again[i] = detail
+    error, warning = Level.ERROR, Level.WARNING
+    return [
+        Finding("validation audio in training", error, "Take it out of one: the WER would be too good.", leaked),
+        Finding("same audio with different text", error, "Find out which text is right.", contradicted),
+        Finding("duplicated audio", warning, "Leave out all but one, or these count more than others.", again),
+    ]
+
+
+def _text(corpus: Corpus, i: int) -> str:
+    return corpus.spec.vocabulary.normalise(corpus.manifest.texts[i])
+
+
+def clipped(measurements: Sequence[Measurement]) -> Finding:
+    found = {i: m.clipped_share for i, m in enumerate(measurements) if m.clipped_share > MAX_CLIPPED_SHARE}
+    details = {i: f"{100 * found[i]:.2f} % of samples at full scale" for i in sorted(found, key=lambda i: -found[i])}
+    return Finding("clipping", Level.WARNING, "Record or convert again with less gain.", details)
+
+
+def silent(measurements: Sequence[Measurement]) -> Finding:
+    found = [i for i, m in enumerate(measurements) if m.rms_dbfs < SILENCE_DBFS or m.silent_share > MAX_SILENT_SHARE]
+    quietest_first = sorted(found, key=lambda i: measurements[i].rms_dbfs)
+    details = {
+        i: f"{measurements[i].rms_dbfs:.0f} dBFS, {100 * measurements[i].silent_share:.0f} % of it silent"
+        for i in quietest_first
+    }
+    remedy = "Listen to them: the text cannot be heard. Leave them out, or cut the silence."
+    return Finding("silence", Level.WARNING, remedy, details)

@@ -1,0 +1,190 @@
+"""What a manifest tells of its own faults, before any audio is opened: pure functions from a Corpus to findings."""
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+
+from w2v_lightning.data import checks
+from w2v_lightning.data.batch import InputSpec
+from w2v_lightning.data.manifest import Manifest
+from w2v_lightning.text import Vocabulary
+
+OUTLIER_DEVIATIONS = 6.0  # in robust standard deviations; 583 utterances of LibriSpeech stay below 4
+MIN_RATE, MAX_RATE = 1.0, 30.0  # characters per second; the same utterances have 7 to 20
+MAD_TO_STANDARD_DEVIATION = 1.4826  # of a normal distribution
+
+
+class Level(StrEnum):
+    ERROR = "error"  # would hurt training, or stop it
+    WARNING = "warning"  # worth a look
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault, and the utterances that have it."""
+
+    name: str
+    level: Level
+    remedy: str
+    details: dict[int, str] = field(default_factory=dict)  # position in the corpus: what is wrong; the worst first
+
+    def __len__(self) -> int:
+        return len(self.details)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All utterances that are checked together. N is their number."""
+
+    manifest: Manifest
+    is_validation_N: np.ndarray
+    spec: InputSpec
+
+    @classmethod
+    def join(cls, train: Sequence[Manifest], validation: Sequence[Manifest], spec: InputSpec) -> "Corpus":
+        """Unlike `Manifest.concatenate`, takes ids that occur twice: finding them is a part of the check."""
+        columns = [[getattr(m, column.name) for m in (*train, *validation)] for column in fields(Manifest)]
+        whole = Manifest(*(np.concatenate(c) if isinstance(c[0], np.ndarray) else list(chain(*c)) for c in columns))
+        return cls(whole, np.arange(len(whole)) >= sum(map(len, train)), spec)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    @cached_property
+    def characters_per_second(self) -> np.ndarray:
+        """Of each utterance, after normalisation; (N,)."""
+        lengths = [len(self.spec.vocabulary.normalise(text)) for text in self.manifest.texts]
+        return np.array(lengths) / self.manifest.durations_s_N
+
+    @cached_property
+    def unknown_characters(self) -> dict[int, set[str]]:
+        """By position, the characters without a token; see `checks.unknown_characters`."""
+        return checks.unknown_characters(self.manifest, self.spec)
+
+    def unknown_counts(self) -> Counter[str]:
+        """How often each character without a token occurs."""
+        normalise, texts = self.spec.vocabulary.normalise, self.manifest.texts
+        return Counter(c for i, found in self.unknown_characters.items() for c in normalise(texts[i]) if c in found)
+
+
+def in_manifest(corpus: Corpus, max_seconds: float) -> list[Finding]:
+    """Every finding that needs no audio; those without utterances too."""
+    return [
+        empty_text(corpus),
+        out_of_vocabulary(corpus),
+        wrong_case(corpus),
+        infeasible(corpus),
+        too_short(corpus),
+        too_long(corpus, max_seconds),
+        duplicated_ids(corpus),
+        ids_in_both(corpus),
+        speakers_in_both(corpus),
+        rate_outliers(corpus),
+    ]
+
+
+def empty_text(corpus: Corpus) -> Finding:
+    remedy = "Transcribe them or leave them out (data.skip_unusable=true)."
+    return Finding("empty text", Level.ERROR, remedy, checks.empty_text(corpus.manifest))
+
+
+def out_of_vocabulary(corpus: Corpus) -> Finding:
+    details = {i: "no token for " + " ".join(sorted(found)) for i, found in corpus.unknown_characters.items()}
+    remedy = "Spell out digits and symbols, or train with a vocabulary that has these characters."
+    return Finding("out of vocabulary", Level.ERROR, remedy, details)
+
+
+def wrong_case(corpus: Corpus) -> Finding:
+    """Letters that the vocabulary has in the other case only.
+
+    Nothing is lost here, because `Vocabulary.normalise` folds case. Where nothing does, every such letter becomes
+    ``<unk>``: the classic cause of a WER that stays at 1.0.
+    """
+    wrong = {c for c in set().union(*corpus.manifest.texts) if _is_known_in_other_case(c, corpus.spec.vocabulary)}
+    details = {
+        i: "letters " + " ".join(sorted(found)[:10])
+        for i, text in enumerate(corpus.manifest.texts)
+        if (found := wrong.intersection(text))
+    }
+    remedy = "None needed here: case is folded. A toolkit that does not would train on <unk>, and WER stay at 1.0."
+    return Finding("letter case differs from the vocabulary", Level.WARNING, remedy, details)
+
+
+def infeasible(corpus: Corpus) -> Finding:
+    remedy = "Correct the text or the segment: CTC has no alignment, the loss of these utterances is infinite."
+    details = checks.infeasible(corpus.manifest, corpus.spec)
+    return Finding("more labels than frames", Level.ERROR, remedy, details)
+
+
+def too_short(corpus: Corpus) -> Finding:
+    remedy = f"Leave them out: the model needs {corpus.spec.min_samples} samples for one frame."
+    return Finding("too short", Level.ERROR, remedy, checks.too_short(corpus.manifest, corpus.spec))
+
+
+def too_long(corpus: Corpus, max_seconds: float) -> Finding:
+    durations_s_N = corpus.manifest.durations_s_N
+    longest_first = np.argsort(-durations_s_N, kind="stable")
+    details = {int(i): f"{durations_s_N[i]:.1f} s" for i in longest_first if durations_s_N[i] > max_seconds}
+    remedy = f"Cut them, or leave them out (data.max_seconds={max_seconds:g}): they set the memory that a step needs."
+    return Finding(f"longer than {max_seconds:g} s", Level.WARNING, remedy, details)
+
+
+def duplicated_ids(corpus: Corpus) -> Finding:
+    """Within the training manifests, or within those of validation."""
+    groups = positions_by_key(zip(corpus.manifest.ids, corpus.is_validation_N.tolist(), strict=True))
+    details = {i: f"{len(group)} times" for group in groups if len(group) > 1 for i in group}
+    remedy = "Give each utterance an id of its own: masks are drawn and results are named by id."
+    return Finding("duplicated id", Level.ERROR, remedy, details)
+
+
+def ids_in_both(corpus: Corpus) -> Finding:
+    remedy = "Make sure that validation was not trained on: its WER would be too good."
+    details = _also_in_training(corpus, corpus.manifest.ids, "")
+    return Finding("same id in training and validation", Level.WARNING, remedy, details)
+
+
+def speakers_in_both(corpus: Corpus) -> Finding:
+    remedy = "Keep a speaker in one of the two, or WER says little of new speakers."
+    details = _also_in_training(corpus, corpus.manifest.speakers, "speaker {}")
+    return Finding("same speaker in training and validation", Level.WARNING, remedy, details)
+
+
+def rate_outliers(corpus: Corpus) -> Finding:
+    """Characters per second far from the corpus' own median, or beyond what anybody speaks: text of other audio."""
+    rates_N = corpus.characters_per_second
+    spoken = rates_N > 0
+    median = float(np.median(rates_N[spoken])) if spoken.any() else 0.0
+    deviation = MAD_TO_STANDARD_DEVIATION * float(np.median(np.abs(rates_N[spoken] - median))) if spoken.any() else 0.0
+    deviation = max(deviation, 0.1 * median)  # corpora of equal utterances have none
+    distance_N = np.abs(rates_N - median) / (deviation or 1.0)
+    is_outlier_N = (distance_N > OUTLIER_DEVIATIONS) | (rates_N > MAX_RATE) | (rates_N < MIN_RATE)
+    worst_first = sorted(np.flatnonzero(spoken & is_outlier_N).tolist(), key=lambda i: -distance_N[i])
+    details = {i: f"{rates_N[i]:.1f} characters/s, the median is {median:.1f}" for i in worst_first}
+    remedy = "Listen to them: often the text belongs to other audio, or a part is missing."
+    return Finding("characters per second", Level.WARNING, remedy, details)
+
+
+def positions_by_key(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Positions of equal keys together; None is equal to nothing."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        if key is not None:
+            groups[key].append(i)
+    return list(groups.values())
+
+
+def _also_in_training(corpus: Corpus, names: list[str], detail: str) -> dict[int, str]:
+    """Utterances of validation whose (non-empty) name occurs in training."""
+    in_training = {name for name, validation in zip(names, corpus.is_validation_N, strict=True) if not validation}
+    found = [i for i in np.flatnonzero(corpus.is_validation_N).tolist() if names[i] and names[i] in in_training]
+    return {i: detail.format(names[i]) for i in found}
+
+
+def _is_known_in_other_case(character: str, vocabulary: Vocabulary) -> bool:
+    has_case, unknown = character.upper() != character.lower(), vocabulary.unknown_characters
+    return has_case and bool(unknown(character)) and not unknown(vocabulary.normalise(character))
