@@ -119,10 +119,8 @@ def test_wrong_input_ends_in_one_line_before_training(tiny_config, tmp_path):
     done = run("fit", "--config", tiny_config, "--data.val_splits", "[nowhere]")
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    assert (
-        last
-        == f"error: data.root: {tmp_path / 'corpus'} has no split 'nowhere', neither as a folder nor as nowhere.jsonl; it holds dev, test, train."
-    )
+    missing = "has no split 'nowhere', neither as a folder nor as nowhere.jsonl; it holds dev, test, train."
+    assert last == f"error: data.root: {tmp_path / 'corpus'} {missing}"
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/**/*.ckpt"))
 

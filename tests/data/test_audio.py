@@ -6,7 +6,7 @@ import soundfile
 from corpus import SAMPLE_RATE, spell
 
 from w2v_lightning.data.audio import as_float, decode, load, read_audio
-from w2v_lightning.data.manifest import AudioRef
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.errors import InputError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from w2v_lightning.data import cache
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.cache import RangeCache
-from w2v_lightning.data.manifest import AudioRef
 
 
 def ref(shard: str, offset: int = 0, num_bytes: int = 100) -> AudioRef:

@@ -11,7 +11,7 @@ from corpus import spell
 from fsspec.registry import _registry
 
 from w2v_lightning.data import reader as reader_module
-from w2v_lightning.data.manifest import AudioRef
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.reader import AudioReader, is_sound
 from w2v_lightning.errors import InputError
 
@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, num_bytes, reason):
 )
 def test_a_url_that_might_run_code_or_unpack_is_refused(url, monkeypatch):
     monkeypatch.setattr(fsspec, "filesystem", lambda *args, **kwargs: pytest.fail("was opened"))
-    with pytest.raises(InputError, match="audio is read from local paths and file, s3, gs, "):
+    with pytest.raises(InputError, match="files are read from local paths and file, s3, gs, "):
         AudioReader().read([AudioRef(url)])
 
 

@@ -13,7 +13,7 @@ import pytest
 from s3 import PASSING, Fault, every, use_credentials
 
 from w2v_lightning.data import remote
-from w2v_lightning.data.manifest import AudioRef
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.remote import RemoteFiles
 from w2v_lightning.errors import InputError
 

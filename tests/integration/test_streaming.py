@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.data import remote
-from w2v_lightning.data.manifest import AudioRef, Manifest
+from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
 
 pytest_plugins = ["s3"]

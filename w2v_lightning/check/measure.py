@@ -13,13 +13,15 @@ from itertools import chain
 import numpy as np
 import soundfile
 
-from w2v_lightning.data.manifest import AudioRef, Manifest
+from w2v_lightning.data import flac
+from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
+from w2v_lightning.data.remote import is_remote
 from w2v_lightning.errors import InputError
 
 CHUNK = 16  # utterances per task of a thread: a future for each of ten million would cost more than the work
 REMOTE_THREADS = 16  # they wait for answers, 0.05 s each, rather than compute
-STREAMINFO_BYTES = 42  # "fLaC", the header of the first block, and the block
 BLOCK_S = 30  # decoded at a time; a segment may be hours
 WINDOW_S = 0.02
 SILENCE_DBFS = -60.0
@@ -71,19 +73,18 @@ def measure(ref: AudioRef, reader: AudioReader, decode: bool) -> Measurement:
 
 def _from_streaminfo(ref: AudioRef, reader: AudioReader) -> Measurement | None:
     """A FLAC file within a shard, from its first 42 bytes; its last byte is read to see that the shard is whole."""
-    size = min(STREAMINFO_BYTES, ref.num_bytes)
+    size = min(flac.HEADER_BYTES, ref.num_bytes)
     last = replace(ref, byte_offset=ref.byte_offset + ref.num_bytes - 1, num_bytes=1)
     head, _ = reader.read([replace(ref, num_bytes=size), last])
-    md5 = _flac_md5(head)
-    rate_channels_bits_frames = int.from_bytes(head[18:26], "big")
-    sample_rate, num_frames = rate_channels_bits_frames >> 44, rate_channels_bits_frames & (1 << 36) - 1
-    if md5 is None or not sample_rate or not num_frames:
+    info = flac.stream_info(head)
+    if info is None or not any(info.md5) or not info.sample_rate or not info.num_samples:
         return None
-    return Measurement(duration_s=_within(ref, num_frames / sample_rate), content=_content_of(ref, "FLAC MD5", md5))
+    file_s = info.num_samples / info.sample_rate
+    return Measurement(duration_s=_within(ref, file_s), content=_content_of(ref, "FLAC MD5", info.md5.hex()))
 
 
 def _source(ref: AudioRef, reader: AudioReader) -> str | io.BytesIO:
-    if ref.is_remote or ref.num_bytes:
+    if is_remote(ref.url) or ref.num_bytes:
         return io.BytesIO(reader.read([ref])[0])
     if not os.path.isfile(ref.url):
         raise InputError("there is no such file")  # libsndfile would say "System error"
@@ -102,7 +103,7 @@ def _from_header(sound: soundfile.SoundFile, ref: AudioRef) -> Measurement:
     return Measurement(duration_s=_within(ref, sound.frames / sound.samplerate))
 
 
-def _decoded(sound: soundfile.SoundFile, ref: AudioRef, expected_md5: str | None) -> Measurement:
+def _decoded(sound: soundfile.SoundFile, ref: AudioRef, expected_md5: bytes | None) -> Measurement:
     rate, (start, size) = sound.samplerate, _extent(sound, ref)
     bits = FLAC_BITS.get(sound.subtype, 0) if expected_md5 and ref.start_s is None else 0
     sound.seek(start)
@@ -113,10 +114,11 @@ def _decoded(sound: soundfile.SoundFile, ref: AudioRef, expected_md5: str | None
         num_clipped += int((np.abs(block_TC) >= FULL_SCALE).any(axis=1).sum())
         powers.append(_window_powers(block_TC, max(1, round(WINDOW_S * rate))))
         if bits:
-            md5.update(_pcm_bytes(block_TC, bits))
+            integers_TC = (block_TC * 2.0 ** (bits - 1)).astype(np.int32)  # exact: float32 holds 24 bits
+            md5.update(flac.pcm_bytes(integers_TC, bits))
     if num_samples < max(1, size):
         return Measurement(problem=f"only {num_samples / rate:.3f} s of it can be decoded")
-    if bits and md5.hexdigest() != expected_md5:
+    if bits and md5.digest() != expected_md5:
         return Measurement(problem="damaged: the samples do not have the MD5 that the FLAC file carries")
     return _levels(num_samples / rate, num_clipped / num_samples, np.concatenate(powers))
 
@@ -149,14 +151,6 @@ def _window_powers(block_TC: np.ndarray, window: int) -> np.ndarray:
     return sums / np.diff(np.append(starts, len(block_TC)))
 
 
-def _pcm_bytes(block_TC: np.ndarray, bits: int) -> np.ndarray:
-    """The samples as FLAC's MD5 is defined over them: interleaved little-endian integers of whole bytes (RFC 9639)."""
-    integers = (block_TC * 2.0 ** (bits - 1)).astype("<i2" if bits == 16 else "<i4")  # exact: float32 holds 24 bits
-    if bits == 16:
-        return integers
-    return np.ascontiguousarray(integers.reshape(-1, 1).view(np.uint8)[:, : bits // 8])
-
-
 def _within(ref: AudioRef, file_s: float) -> float:
     """Seconds of the file, or of the segment that it holds."""
     return file_s if ref.start_s is None else max(0.0, min(ref.duration_s, file_s - ref.start_s))
@@ -169,7 +163,7 @@ def _content(source: str | io.BytesIO, ref: AudioRef) -> tuple:
     if ref.start_s is not None:  # hashing hours of a recording for each of its segments would take for ever
         return _content_of(ref, "place in the file", str(replace(ref, start_s=None, duration_s=0.0)))
     if md5 := _flac_md5(_head(source)):
-        return _content_of(ref, "FLAC MD5", md5)
+        return _content_of(ref, "FLAC MD5", md5.hex())
     if isinstance(source, str):
         with open(source, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -184,12 +178,12 @@ def _content_of(ref: AudioRef, compared: str, digest: str) -> tuple:
 
 def _head(source: str | io.BytesIO) -> bytes:
     if isinstance(source, io.BytesIO):
-        return source.getvalue()[:STREAMINFO_BYTES]
+        return source.getvalue()[: flac.HEADER_BYTES]
     with open(source, "rb") as file:
-        return file.read(STREAMINFO_BYTES)
+        return file.read(flac.HEADER_BYTES)
 
 
-def _flac_md5(head: bytes) -> str | None:
-    """MD5 of the decoded samples, which a FLAC file carries in its STREAMINFO; zeros where the encoder had none."""
-    md5 = head[26:STREAMINFO_BYTES]
-    return md5.hex() if head[:4] == b"fLaC" and len(md5) == 16 and any(md5) else None
+def _flac_md5(head: bytes) -> bytes | None:
+    """MD5 of the decoded samples that a FLAC file carries; None where its encoder had none."""
+    info = flac.stream_info(head)
+    return info.md5 if info and any(info.md5) else None

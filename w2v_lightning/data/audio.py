@@ -7,16 +7,17 @@ import numpy as np
 import soundfile
 import torch
 
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.batch import SAMPLE_RATE
 from w2v_lightning.data.flac import decode_16_bit
-from w2v_lightning.data.manifest import AudioRef
 from w2v_lightning.data.reader import AudioReader
+from w2v_lightning.data.remote import is_remote
 from w2v_lightning.errors import InputError
 
 
 def read_audio(ref: AudioRef) -> np.ndarray:
     """The audio of a local file, of which only the segment is read: float32; see `decode`."""
-    return _decode_file(ref.url, ref)
+    return _decode_file(ref.url.removeprefix("file://"), ref)
 
 
 def decode(data: bytes, ref: AudioRef) -> np.ndarray:
@@ -36,7 +37,7 @@ def decode(data: bytes, ref: AudioRef) -> np.ndarray:
 
 def load(refs: Sequence[AudioRef], reader: AudioReader) -> list[np.ndarray]:
     """The audio of several utterances, whose bytes are asked for together; see `decode`."""
-    is_local_segment = [ref.start_s is not None and not ref.num_bytes and not ref.is_remote for ref in refs]
+    is_local_segment = [ref.start_s is not None and not ref.num_bytes and not is_remote(ref.url) for ref in refs]
     bodies = iter(reader.read([ref for ref, is_local in zip(refs, is_local_segment, strict=True) if not is_local]))
     return [
         read_audio(ref) if is_local else decode(next(bodies), ref)

@@ -13,8 +13,8 @@ import soundfile
 import torch
 
 from w2v_lightning.data.audio import read_audio
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.batch import SAMPLE_RATE
-from w2v_lightning.data.manifest import AudioRef
 from w2v_lightning.errors import InputError
 
 NOISE_SUFFIXES = (".flac", ".wav", ".ogg")

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from w2v_lightning.data.manifest import AudioRef
+from w2v_lightning.data.audio_ref import AudioRef
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import miniaudio
 import numpy as np
 
+HEADER_BYTES = 42  # "fLaC", the header of the first block, and the block
+
 
 @dataclass(frozen=True)
 class StreamInfo:
@@ -22,7 +24,7 @@ class StreamInfo:
 
 def stream_info(data: bytes) -> StreamInfo | None:
     """The header of FLAC `data`; None where the data is something else."""
-    if not data.startswith(b"fLaC") or len(data) < 42:
+    if not data.startswith(b"fLaC") or len(data) < HEADER_BYTES:
         return None
     fields = int.from_bytes(data[18:26], "big")  # 20 bits rate, 3 channels, 5 bits per sample, 36 samples
     return StreamInfo(
@@ -30,7 +32,7 @@ def stream_info(data: bytes) -> StreamInfo | None:
         channels=(fields >> 41 & 7) + 1,
         bits=(fields >> 36 & 31) + 1,
         num_samples=fields & (1 << 36) - 1,
-        md5=data[26:42],
+        md5=data[26:HEADER_BYTES],
     )
 
 
@@ -50,3 +52,11 @@ def decode_16_bit(data: bytes) -> tuple[np.ndarray, int] | None:
         return None
     samples = np.frombuffer(sound.samples, dtype=np.int16).reshape(-1, info.channels)
     return (samples, info.sample_rate) if len(samples) == info.num_samples else None
+
+
+def pcm_bytes(samples_TC: np.ndarray, bits: int) -> np.ndarray:
+    """Integer samples as FLAC's MD5 is defined over them: interleaved, little-endian, in whole bytes."""
+    if bits == 16:
+        return samples_TC.astype("<i2")
+    as_bytes = samples_TC.astype("<i4").reshape(-1, 1).view(np.uint8)
+    return np.ascontiguousarray(as_bytes[:, : (bits + 7) // 8])

@@ -10,6 +10,7 @@ Everything that decides what an epoch trains on (`data/plan.py`) works on a mani
 """
 
 import gzip
+import io
 import json
 import math
 import os
@@ -24,29 +25,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.lhotse import is_lhotse_cut, row_of_cut
+from w2v_lightning.data.remote import RemoteFiles, is_remote
 from w2v_lightning.errors import InputError, listed
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json")  # NeMo's own manifests are called .json
-
-
-@dataclass(frozen=True)
-class AudioRef:
-    """Where the audio of one utterance lies."""
-
-    url: str  # a local path, or a URL that fsspec knows
-    byte_offset: int = 0
-    num_bytes: int = 0  # 0: to the end of the file
-    start_s: float | None = None  # a segment of a longer recording; None: all of it
-    duration_s: float = 0.0
-
-    @property
-    def is_remote(self) -> bool:
-        return "://" in self.url
-
-    def __str__(self) -> str:
-        place = f" (bytes {self.byte_offset} to {self.byte_offset + self.num_bytes})" if self.num_bytes else ""
-        return self.url + place
 
 
 @dataclass(frozen=True)
@@ -182,7 +166,7 @@ def check_files(manifest: Manifest, name: str) -> None:
     for path, offset, size in zip(
         manifest.audio_paths, manifest.byte_offsets_N.tolist(), manifest.num_bytes_N.tolist(), strict=True
     ):
-        if "://" not in path:
+        if not is_remote(path):
             ends[path] = max(ends.get(path, 0), offset + size)
     with ThreadPoolExecutor(16) as pool:  # on a network mount each question takes its time
         sizes = list(pool.map(_size_or_none, ends))
@@ -222,11 +206,12 @@ def atomic_text_file(path: Path) -> Iterator[TextIO]:
 
 
 def _open_text(path: str) -> TextIO:
-    if "://" in path:
-        import fsspec  # most manifests are local
-
-        return fsspec.open(path, "rt", encoding="utf-8", compression="infer").open()
-    return gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8")
+    if is_remote(path):
+        (data,) = RemoteFiles().fetch([AudioRef(path)])
+        file = io.BytesIO(data)
+    else:
+        file = open(path.removeprefix("file://"), "rb")  # noqa: SIM115  its caller closes it
+    return io.TextIOWrapper(gzip.open(file) if path.endswith(".gz") else file, encoding="utf-8")
 
 
 def _parse_line(line: str, where: str) -> dict:

@@ -7,16 +7,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import soundfile
 
+from w2v_lightning.data import flac
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.cache import RangeCache
-from w2v_lightning.data.manifest import AudioRef
-from w2v_lightning.data.remote import PACKAGE_OF_SCHEME, RemoteFiles
+from w2v_lightning.data.remote import RemoteFiles, is_remote
 from w2v_lightning.errors import InputError
 
 MAX_OPEN_SHARDS = 64  # per process; a LibriSpeech of 960 h in shards of 512 MB is 120 files
-FLAC_MAGIC = b"fLaC"
 
 
 class AudioReader:
@@ -57,7 +56,7 @@ class AudioReader:
             InputError: a URL of a kind that is not read; a file or object that does not exist, may not be read or is
                 too short; a store that does not recover (`remote.PATIENCE_S`); with `verify`, damaged FLAC data.
         """
-        remote = [i for i, ref in enumerate(refs) if _is_remote(ref.url)]
+        remote = [i for i, ref in enumerate(refs) if is_remote(ref.url)]
         bodies = dict(zip(remote, self._read_remote([refs[i] for i in remote]), strict=True))
         data = [bodies[i] if i in bodies else self._local.read(ref) for i, ref in enumerate(refs)]
         return [self._verified(ref, body) for ref, body in zip(refs, data, strict=True)] if self.verify else data
@@ -81,7 +80,7 @@ class AudioReader:
     def _verified(self, ref: AudioRef, body: bytes) -> bytes:
         if is_sound(body):
             return body
-        if _is_remote(ref.url):  # it may have been damaged on its way, or in the cache
+        if is_remote(ref.url):  # it may have been damaged on its way, or in the cache
             (body,) = self._fetch_and_keep([ref])
             if is_sound(body):
                 return body
@@ -90,25 +89,15 @@ class AudioReader:
 
 def is_sound(data: bytes) -> bool:
     """Whether FLAC data decodes to the MD5 that it names; true also where it names none, and for any other format."""
-    if not data.startswith(FLAC_MAGIC):
+    info = flac.stream_info(data)
+    if info is None or not any(info.md5):
         return True
-    expected = data[26:42]  # in STREAMINFO, which comes first (RFC 9639, section 8.2)
-    if not any(expected):
-        return True
-    bits = (int.from_bytes(data[20:22], "big") >> 4 & 31) + 1
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
-            samples = sound.read(dtype="int32", always_2d=True) >> (32 - bits)  # libsndfile fills the upper bits
+            samples = sound.read(dtype="int32", always_2d=True) >> (32 - info.bits)  # libsndfile fills the upper bits
     except soundfile.SoundFileError:
         return False
-    return hashlib.md5(_packed(samples, (bits + 7) // 8), usedforsecurity=False).digest() == expected
-
-
-def _packed(samples: np.ndarray, num_bytes: int) -> bytes:
-    """Little-endian, each sample in `num_bytes`, as FLAC's MD5 is taken."""
-    if num_bytes == 3:  # numpy has no such type
-        return samples.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
-    return samples.astype(f"<i{num_bytes}").tobytes()
+    return hashlib.md5(flac.pcm_bytes(samples, info.bits), usedforsecurity=False).digest() == info.md5
 
 
 class _LocalFiles:
@@ -144,19 +133,3 @@ class _LocalFiles:
     def __del__(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
-
-
-def _is_remote(url: str) -> bool:
-    """Whether `url` is for fsspec.
-
-    Raises:
-        InputError: it is of a kind that is not read; a manifest from elsewhere must not choose what code runs.
-    """
-    scheme, separator, _ = url.partition("://")
-    if not separator or scheme == "file":
-        return False
-    if scheme not in PACKAGE_OF_SCHEME or "::" in url:
-        raise InputError(
-            f"{url}: audio is read from local paths and file, {', '.join(PACKAGE_OF_SCHEME)} URLs only, without '::'."
-        )
-    return True

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from w2v_lightning.data.manifest import AudioRef
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,21 @@ _PASSING_ERRORS = {
     "botocore.exceptions": ("ConnectionError", "FlexibleChecksumError", "HTTPClientError", "IncompleteReadError"),
     "botocore.parsers": ("ResponseParserError",),
 }
+
+
+def is_remote(url: str) -> bool:
+    """Whether `url` is for fsspec.
+
+    Raises:
+        InputError: it is of a kind that is not read; a manifest from elsewhere must not choose what code runs.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme == "file":
+        return False
+    if scheme not in PACKAGE_OF_SCHEME or "::" in url:
+        known = ", ".join(("file", *PACKAGE_OF_SCHEME))
+        raise InputError(f"{url}: files are read from local paths and {known} URLs only, without '::'.")
+    return True
 
 
 class WrongLengthError(OSError):
