@@ -67,7 +67,8 @@ class Vocabulary:
 
         Nothing is removed: a character that the vocabulary lacks is for `unknown_characters` to find.
         """
-        return " ".join(self._fold_case(text.translate(_APOSTROPHES)).split())
+        plain = text if text.isascii() else text.translate(_APOSTROPHES)  # translate is the slow part
+        return " ".join(self._fold_case(plain).split())
 
     def unknown_characters(self, text: str) -> set[str]:
         """The characters of a normalised `text` that have no token."""

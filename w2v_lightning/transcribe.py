@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from w2v_lightning.data.audio import read_audio
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.batch import normalised
-from w2v_lightning.data.manifest import AudioRef
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import wav2vec2
 

@@ -77,6 +77,9 @@ def named(manifest: Manifest, i: int, detail: str) -> str:
 def unknown_characters(manifest: Manifest, spec: InputSpec) -> dict[int, set[str]]:
     """The characters that have no token, after normalisation."""
     vocabulary = spec.vocabulary
+    alphabet = "".join(set().union(*manifest.texts))
+    if not vocabulary.unknown_characters(vocabulary.normalise(alphabet)):  # as a rule, and quick to find out
+        return {}
     unknown = {
         i: characters
         for i, text in enumerate(manifest.texts)
@@ -101,9 +104,10 @@ def infeasible(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
     num_frames_N = spec.num_frames(_num_samples(manifest))
     needed_and_given = {}
     for i, (text, num_frames) in enumerate(zip(manifest.texts, num_frames_N, strict=True)):
-        characters = spec.vocabulary.normalise(text)
-        if num_frames == 0 or num_frames >= 2 * len(characters):  # enough whatever repeats; to count them is slow
+        # Twice the labels is enough whatever repeats, and normalising ASCII makes nothing longer.
+        if num_frames == 0 or (text.isascii() and num_frames >= 2 * len(text)):
             continue
+        characters = spec.vocabulary.normalise(text)
         needed = len(characters) + count_repeats(characters)
         if num_frames < needed:
             needed_and_given[i] = needed, num_frames

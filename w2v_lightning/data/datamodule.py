@@ -106,7 +106,8 @@ class LibriSpeechDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """On one process per host: speak the demo corpus if asked for, list the splits, cache their manifests."""
         for split in self._splits(self.trainer.state.fn if self.trainer else None):
-            self._load_split(split)
+            if self.root == DEMO or not find_manifest(self.root, split):
+                self._load_split(split)
 
     def setup(self, stage: str | None = None) -> None:
         """Check every utterance against the model; Lightning calls this on every process.

@@ -47,7 +47,6 @@ class UtteranceDataset(Dataset):
         self.seed = seed
         self.masked = masked
         self.augmenter = Augmenter(augmentation) if augmentation else None
-        self.texts = [spec.vocabulary.normalise(text) for text in manifest.texts]
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -55,7 +54,7 @@ class UtteranceDataset(Dataset):
     def __getitem__(self, slot: Slot) -> Batch:
         manifest, spec = self.manifest, self.spec
         ids = [manifest.ids[i] for i in slot.positions]
-        texts = [self.texts[i] for i in slot.positions]
+        texts = [spec.vocabulary.normalise(manifest.texts[i]) for i in slot.positions]
         labels = [np.array(spec.vocabulary.encode(text), dtype=np.int64) for text in texts]
         waveforms = self._waveforms(slot, labels)
         num_samples_B = torch.tensor([len(waveform) for waveform in waveforms])
