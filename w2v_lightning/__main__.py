@@ -14,6 +14,9 @@ COMMANDS = {
     "validate": ("w2v_lightning.cli", "score a model on the validation splits"),
     "test": ("w2v_lightning.cli", "score a model on the test splits"),
     "predict": ("w2v_lightning.cli", "transcribe the test splits to a file"),
+    "prepare": ("w2v_lightning.prepare.command", "make a manifest, and shards, of a corpus in any of several forms"),
+    "check": ("w2v_lightning.check.command", "find what would hurt training in a manifest"),
+    "bench": ("w2v_lightning.bench.command", "measure the loader on this machine"),
     "transcribe": ("w2v_lightning.transcribe", "transcribe audio files"),
 }
 USAGE = "\n".join(
@@ -44,10 +47,10 @@ def main(args: list[str] | None = None) -> int:
     module, _ = COMMANDS[args[0]]
     try:
         _check_torch_pair()
-        import_module(module).main(args if module == "w2v_lightning.cli" else args[1:])
+        status = import_module(module).main(args if module == "w2v_lightning.cli" else args[1:])
     except InputError as error:
         return _fail(_without_worker_traceback(str(error)))
-    return 0
+    return status or 0
 
 
 def _fail(message: str) -> int:

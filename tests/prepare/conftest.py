@@ -1,0 +1,44 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from w2v_lightning.data.audio import as_float, decode
+from w2v_lightning.data.manifest import Manifest
+from w2v_lightning.prepare.command import main
+
+
+@pytest.fixture
+def prepare(tmp_path) -> Callable[..., Path]:
+    """prepare(SOURCE, ..., OPTION, ...) -> the output folder."""
+
+    def run(*args: object, out: str = "out") -> Path:
+        main([*map(str, args), "--out", str(tmp_path / out), "--workers", "2"])
+        return tmp_path / out
+
+    return run
+
+
+@pytest.fixture
+def rows() -> Callable[[Path], list[dict]]:
+    """The objects of a file of JSON lines."""
+    return lambda path: [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def audio_of() -> Callable[[Path], dict[str, np.ndarray]]:
+    """The waveform of each utterance as training would read it: by place and length, then decoded; float32."""
+
+    def read(manifest: Path) -> dict[str, np.ndarray]:
+        loaded = Manifest.load(manifest)
+        waveforms = {}
+        for i, utterance_id in enumerate(loaded.ids):
+            ref = loaded.audio(i)
+            data = Path(ref.url).read_bytes()
+            end = ref.byte_offset + ref.num_bytes if ref.num_bytes else len(data)
+            waveforms[utterance_id] = as_float(decode(data[ref.byte_offset : end], ref))
+        return waveforms
+
+    return read

@@ -1,0 +1,38 @@
+"""A folder of audio files with transcripts beside them: LibriSpeech, one split of it, or any other."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.prepare.pairing import Pairing
+from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """(directory, names of its files) in sorted order, one directory in memory at a time.
+
+    Raises:
+        OSError: a directory cannot be listed; os.walk would pass over it without a word.
+    """
+    for directory, folders, names in os.walk(root, onerror=_raise, followlinks=True):
+        folders.sort()
+        yield Path(directory), sorted(names)
+
+
+def read_folder(root: Path) -> Iterator[Item]:
+    """The utterances of all directories below `root`."""
+    root = root.resolve()
+    for directory, names in walk(root):
+        pairing = Pairing(directory.relative_to(root.parent), str(directory))
+        for name in names:
+            if name.lower().endswith(".txt"):
+                yield from pairing.add_transcripts(name, (directory / name).read_bytes())
+        for name in names:
+            if Path(name).suffix.lower() in AUDIO_SUFFIXES:
+                yield from pairing.add_audio(Path(name).stem, AudioRef(str(directory / name)))
+        yield from pairing.unmatched()
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,110 @@
+"""A folder of a Hugging Face dataset: parquet files as on the Hub, or arrow files as save_to_disk writes them."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.folder import walk
+from w2v_lightning.prepare.tables import SPEAKER_COLUMNS, TEXT_COLUMNS
+from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SUFFIXES = (".parquet", ".arrow")
+ROWS_AT_A_TIME = 16  # a row is a whole audio file
+
+
+def read_dataset(root: Path) -> Iterator[Item]:
+    """The utterances of all parquet and arrow files at or below `root`.
+
+    Raises:
+        InputError: pyarrow is not installed, or a file has no Audio column or no text column, or is damaged.
+    """
+    paths = [root] if root.is_file() else (folder / name for folder, names in walk(root) for name in names)
+    for path in paths:
+        if path.suffix in SUFFIXES:
+            yield from _read_file(path, _split_of(path, root))
+
+
+def require_pyarrow() -> None:
+    """Raises InputError where pyarrow, which nothing else here needs, is not installed."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise InputError("Parquet and arrow files are read with pyarrow; run: pip install pyarrow") from None
+
+
+def _split_of(path: Path, root: Path) -> str:
+    """`train` of train-00000-of-00012.parquet, and of train/data-00000-of-00001.arrow in a saved DatasetDict."""
+    if path.parent.parent == root and (root / "dataset_dict.json").is_file():
+        return path.parent.name
+    named = re.fullmatch(r"(.+)-\d{5}-of-\d{5}", path.stem)
+    return named[1] if named and named[1] != "data" else ""
+
+
+def _read_file(path: Path, split: str) -> Iterator[Item]:
+    import pyarrow as pa
+
+    number = 0
+    try:
+        for batch in _batches(path):
+            for row in batch.to_pylist():
+                yield _item(row, split, path, number)
+                number += 1
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: damaged or no file of a dataset: {error}.") from None
+
+
+def _batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if path.suffix == ".parquet":
+        # A buffered stream is read piece by piece; otherwise whole columns of a row group would lie in memory.
+        with parquet.ParquetFile(path, buffer_size=1 << 20) as file:
+            columns = list(_columns(file.schema_arrow, path).values())
+            yield from _named(file.iter_batches(ROWS_AT_A_TIME, columns=columns), path)
+    else:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+            pieces = (b.slice(i, ROWS_AT_A_TIME) for b in stream for i in range(0, len(b), ROWS_AT_A_TIME))
+            yield from _named(pieces, path)
+
+
+def _named(batches: Iterator["pyarrow.RecordBatch"], path: Path) -> Iterator["pyarrow.RecordBatch"]:
+    """The columns that are needed, under names that do not differ between datasets."""
+    for batch in batches:
+        columns = _columns(batch.schema, path)
+        yield batch.select(list(columns.values())).rename_columns(list(columns))
+
+
+def _columns(schema: "pyarrow.Schema", path: Path) -> dict[str, str]:
+    """The column of each of audio, text, speaker, id that there is."""
+    from pyarrow import types
+
+    audio = [field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
+    wanted = {"text": TEXT_COLUMNS, "speaker": SPEAKER_COLUMNS, "id": ("id",)}
+    columns = {key: name for key, names in wanted.items() for name in reversed(names) if name in schema.names}
+    for what, found in (("Audio column", audio), (f"column {' or '.join(TEXT_COLUMNS)}", columns.get("text"))):
+        if not found:
+            raise InputError(f"{path} has no {what}; its columns are {', '.join(schema.names)}.")
+    return {"audio": audio[0], **columns}
+
+
+def _item(row: dict[str, Any], split: str, path: Path, number: int) -> Item:
+    audio = row["audio"] or {}
+    name = audio.get("path") or ""
+    utterance_id = str(row.get("id") or PurePath(name).stem or f"{path.stem}-{number:08}")
+    if audio.get("bytes") is None and not name:
+        return Rejected(str(path), utterance_id, "no audio")
+    return Utterance(
+        id=utterance_id,
+        text=row["text"] or "",
+        audio=AudioRef(name) if audio.get("bytes") is None else audio["bytes"],
+        source=str(path),
+        speaker=str(row.get("speaker") or ""),
+        split=split,
+    )

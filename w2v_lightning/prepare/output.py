@@ -1,0 +1,89 @@
+"""The end of a run: the parts become manifest.jsonl, one manifest per split, and stats.json."""
+
+import json
+import shutil
+from collections import Counter, defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from w2v_lightning import __version__
+from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.parts import lines_of, read_headers
+from w2v_lightning.prepare.statistics import Statistics
+
+
+def assemble(out: Path, asked: dict[str, Any], reasons: Counter[str]) -> dict[str, Path]:
+    """Write what `publish` will move; returns it by name, in the order in which a reader may see it.
+
+    Raises:
+        InputError: not one utterance is left.
+    """
+    folder = out / ".parts"
+    paths_of_split: dict[str, list[Path]] = defaultdict(list)
+    statistics_of_split: dict[str, Statistics] = defaultdict(Statistics)
+    for path, header in read_headers(folder):
+        paths_of_split[header["split"]].append(path)
+        statistics_of_split[header["split"]].merge(Statistics.from_json(header["statistics"]))
+    rejected = {"rejected.jsonl": folder / "rejected.jsonl"} if reasons else {}
+    if not paths_of_split:
+        publish(out, rejected)
+        raise InputError(f"Nothing in the sources is usable: {_counted(reasons) or 'they are empty'}.")
+    manifests = _write_manifests(folder, paths_of_split)
+    stats = _stats(asked, statistics_of_split, reasons)
+    (folder / "stats.json").write_text(json.dumps(stats, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return rejected | manifests | {"stats.json": folder / "stats.json"}
+
+
+def publish(out: Path, files: dict[str, Path]) -> None:
+    """Move the files to their places; with stats.json, the last, the run is finished."""
+    if "rejected.jsonl" not in files:
+        (out / "rejected.jsonl").unlink(missing_ok=True)
+    for name, path in files.items():
+        path.replace(out / name)
+    remove_parts(out)
+
+
+def remove_parts(out: Path) -> None:
+    """What only an interrupted run needs."""
+    shutil.rmtree(out / ".parts", ignore_errors=True)
+
+
+def summary(out: Path) -> str:
+    """What was made, in a line or two."""
+    stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
+    shards, reasons = len(list((out / "shards").glob("*.tar"))), stats["rejected"]
+    counts = [f"{stats['utterances']:,} utterances", f"{stats['hours']:.2f} h", f"{stats['speakers']:,} speakers"]
+    line = f"{out / 'manifest.jsonl'}: {', '.join(counts)}{f', in {shards:,} shards' if shards else ''}."
+    if not reasons:
+        return line
+    return f"{line}\n{sum(reasons.values()):,} left out, listed in {out / 'rejected.jsonl'}: {_counted(reasons)}."
+
+
+def _write_manifests(folder: Path, paths_of_split: dict[str, list[Path]]) -> dict[str, Path]:
+    """manifest.jsonl, and before it one per split that has a name."""
+    files = {f"{split}.jsonl": folder / f"{split}.jsonl" for split in sorted(paths_of_split) if split}
+    files["manifest.jsonl"] = folder / "manifest.jsonl"
+    with files["manifest.jsonl"].open("w", encoding="utf-8") as whole, ExitStack() as stack:
+        for split, paths in sorted(paths_of_split.items()):
+            targets = [whole]
+            if split:
+                targets.append(stack.enter_context(files[f"{split}.jsonl"].open("w", encoding="utf-8")))
+            for line in (line for path in paths for line in lines_of(path)):
+                for target in targets:
+                    target.write(line)
+    return files
+
+
+def _stats(asked: dict[str, Any], statistics_of_split: dict[str, Statistics], reasons: Counter[str]) -> dict[str, Any]:
+    whole = Statistics()
+    for _, statistics in sorted(statistics_of_split.items()):
+        whole.merge(statistics)
+    splits = {split: s.summary() for split, s in sorted(statistics_of_split.items()) if split}
+    ran = {"w2v_lightning": __version__, **asked}
+    return ran | whole.summary() | {"splits": splits, "rejected": dict(sorted(reasons.items()))}
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    most_common = sorted(reasons.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count:,} x {reason}" for reason, count in most_common)

@@ -1,0 +1,142 @@
+"""The corpus grows by parts: some thousand lines of the manifest, and the shard that they speak of if there is one.
+
+A part appears under its name when it is complete, so what was done is known after an interruption at any time.
+
+    DIR/.parts/[SPLIT-]000000.part     one line of statistics, then lines of the manifest
+    DIR/shards/[SPLIT-]000000.tar
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.prepare.audio import Audio
+from w2v_lightning.prepare.hashes import HashSet
+from w2v_lightning.prepare.shards import END_BYTES, Shard, member_name
+from w2v_lightning.prepare.statistics import Statistics
+from w2v_lightning.prepare.utterance import Utterance
+
+MAX_LINES = 2_000
+
+
+class Parts:
+    """The parts of one output folder: those that were found there, and those that `add` begins."""
+
+    def __init__(self, out: Path, shard_size: int | None, on_shard: Callable[[Path], None]) -> None:
+        """`on_shard` is called with each complete shard, those of an earlier run first."""
+        self._folder = out / ".parts"
+        self._shards = out / "shards"
+        self._shard_size = shard_size
+        self._on_shard = on_shard
+        self._open: dict[str, _Part] = {}
+        self._number: Counter[str] = Counter()
+        self.done = HashSet()
+        self._take_up()
+
+    def add(self, utterance: Utterance, audio: Audio, audio_filepath: str) -> None:
+        """Append an utterance to the part of its split; `audio_filepath` is where its audio lies without shards."""
+        part = self._open.get(utterance.split)
+        if part and self._is_full(part, audio):
+            self._complete(part)
+            part = None
+        part = part or self._begin(utterance.split)
+        part.add(utterance, audio, audio_filepath)
+
+    def finish(self) -> None:
+        """Complete the parts that are open."""
+        for split in sorted(self._open):
+            self._complete(self._open[split])
+
+    def _is_full(self, part: "_Part", audio: Audio) -> bool:
+        """Without room for one more; a shard may pass its size by header blocks and a transcript."""
+        if part.shard:
+            return part.shard.size + audio.num_bytes + END_BYTES > self._shard_size
+        return len(part.lines) >= MAX_LINES
+
+    def _begin(self, split: str) -> "_Part":
+        name = f"{split}-{self._number[split]:06}" if split else f"{self._number[split]:06}"
+        shard = Shard(self._folder / f"{name}.tar") if self._shard_size else None
+        self._open[split] = _Part(name, split, shard)
+        return self._open[split]
+
+    def _complete(self, part: "_Part") -> None:
+        if part.shard:
+            part.shard.close()
+            self._shards.mkdir(exist_ok=True)
+            final = self._shards / part.shard.path.name
+            os.replace(part.shard.path, final)
+        temporary = self._folder / f"{part.name}.tmp"
+        temporary.write_text("".join(f"{line}\n" for line in [part.header(), *part.lines]), encoding="utf-8")
+        os.replace(temporary, self._folder / f"{part.name}.part")
+        del self._open[part.split]
+        self._number[part.split] += 1
+        if part.shard:
+            self._on_shard(final)
+
+    def _take_up(self) -> None:
+        for path, header in read_headers(self._folder):
+            self._number[header["split"]] += 1
+            for line in lines_of(path):
+                self.done.add(json.loads(line)["id"])
+            if self._shard_size:
+                self._on_shard(self._shards / f"{path.stem}.tar")
+
+
+class _Part:
+    """A part that is being written."""
+
+    def __init__(self, name: str, split: str, shard: Shard | None) -> None:
+        self.name = name
+        self.split = split
+        self.shard = shard
+        self.lines: list[str] = []
+        self._statistics = Statistics()
+
+    def add(self, utterance: Utterance, audio: Audio, audio_filepath: str) -> None:
+        row = {"id": utterance.id, "audio_filepath": audio_filepath, "duration": audio.duration_s}
+        row |= {"text": utterance.text, "speaker": utterance.speaker}
+        if self.split:
+            row["split"] = self.split
+        self.lines.append(json.dumps(row | self._place(utterance, audio), ensure_ascii=False))
+        self._statistics.add(utterance.text, utterance.speaker, audio)
+
+    def header(self) -> str:
+        return json.dumps({"split": self.split, "statistics": self._statistics.as_json()}, ensure_ascii=False)
+
+    def _place(self, utterance: Utterance, audio: Audio) -> dict[str, Any]:
+        """The keys that say where in its file the audio lies."""
+        if self.shard:
+            name = member_name(utterance.id)
+            offset = self.shard.add(name + audio.suffix, audio.data)
+            self.shard.add(f"{name}.txt", utterance.text.encode())
+            return {
+                "audio_filepath": f"shards/{self.shard.path.name}",
+                "byte_offset": offset,
+                "num_bytes": len(audio.data),
+            }
+        if audio.is_converted:
+            return {}
+        return _place_in_file(utterance.audio)
+
+
+def _place_in_file(ref: AudioRef) -> dict[str, Any]:
+    packed = {"byte_offset": ref.byte_offset, "num_bytes": ref.num_bytes} if ref.num_bytes else {}
+    return packed if ref.start_s is None else packed | {"offset": ref.start_s}
+
+
+def read_headers(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(file, its first line) of each complete part, in the manifest's order."""
+    for path in sorted(folder.glob("*.part")):
+        with path.open(encoding="utf-8") as file:
+            yield path, json.loads(file.readline())
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The manifest's lines in a part, with their ends."""
+    with path.open(encoding="utf-8") as file:
+        file.readline()
+        yield from file

@@ -1,0 +1,163 @@
+"""Sources with one row per utterance: NeMo's and our own manifests, lhotse's cuts and supervisions, CSV and TSV."""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any, TextIO
+
+from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.lhotse import row_of_supervision
+from w2v_lightning.data.manifest import read_rows
+from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
+
+PATH_COLUMNS = ("path", "audio", "audio_filepath", "file", "file_name", "wav")
+TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
+SPEAKER_COLUMNS = ("speaker", "client_id", "speaker_id")
+
+
+def open_text(path: Path) -> TextIO:
+    """`path` as text, gzipped or not."""
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
+def first_json_object(path: Path) -> dict[str, Any]:
+    """The first line's object, or an empty one where it is something else."""
+    try:
+        with open_text(path) as file:
+            row = json.loads(next((line for line in file if line.strip()), "{}"))
+    except (OSError, EOFError, ValueError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def count_rows(path: Path) -> int:
+    """About how many utterances there are."""
+    try:
+        with open_text(path) as file:
+            return sum(1 for line in file)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        return 0  # the reader will say it
+
+
+def read_manifest(path: Path) -> Iterator[Item]:
+    """The utterances of a NeMo manifest, of one of our own, or of a lhotse CutSet."""
+    try:
+        for _, row in read_rows(path):
+            yield _item(row, path)
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"{path}: damaged or incomplete ({error}).") from None
+
+
+def recordings_beside(supervisions: Path) -> Path:
+    """The RecordingSet that a SupervisionSet needs: lhotse writes both under names that differ in this word only.
+
+    Raises:
+        InputError: there is none.
+    """
+    recordings = supervisions.with_name(supervisions.name.replace("supervisions", "recordings"))
+    if recordings == supervisions or not recordings.is_file():
+        raise InputError(
+            f"{supervisions} holds lhotse supervisions, which need their RecordingSet: there is no"
+            f" {recordings.name if recordings != supervisions else 'file with recordings for supervisions in its name'}"
+            " beside it. Put it there, or export a CutSet."
+        )
+    return recordings
+
+
+def read_supervisions(path: Path) -> Iterator[Item]:
+    """The utterances of a lhotse SupervisionSet; its RecordingSet is held in memory."""
+    recordings = {recording["id"]: recording for _, recording in _json_objects(recordings_beside(path), "id")}
+    for where, supervision in _json_objects(path, "recording_id"):
+        if supervision["recording_id"] not in recordings:
+            yield Rejected(str(path), str(supervision.get("id", "")), "its recording is not in the RecordingSet")
+            continue
+        try:
+            yield _item(row_of_supervision(supervision, recordings, where), path)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{where}: not a lhotse supervision that can be read ({error!r}).") from None
+
+
+def read_table(path: Path) -> Iterator[Item]:
+    """The utterances of a CSV or TSV file.
+
+    Raises:
+        InputError: a column for the path or for the text is missing, or the file is not such a table.
+    """
+    is_csv = ".csv" in path.suffixes
+    # Common Voice's .tsv files have quotation marks as ordinary characters.
+    dialect = {"delimiter": ","} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    try:
+        with open_text(path) as file:
+            table = csv.DictReader(file, **dialect)
+            columns = _columns(table.fieldnames or [], path)
+            for row in table:
+                yield _item_of_table({key: row[column] or "" for key, column in columns.items()}, path)
+    except (csv.Error, UnicodeDecodeError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a table that can be read: {error}.") from None
+
+
+def _columns(header: Iterable[str], path: Path) -> dict[str, str]:
+    """The column of each of path, text, speaker, id that there is."""
+    wanted = {"path": PATH_COLUMNS, "text": TEXT_COLUMNS, "speaker": SPEAKER_COLUMNS, "id": ("id",)}
+    known = {name.strip().lower(): name for name in header}
+    columns = {key: known[name] for key, names in wanted.items() for name in reversed(names) if name in known}
+    for key in ("path", "text"):
+        if key not in columns:
+            raise InputError(
+                f"{path}: no column for the {key}; its header is {', '.join(header) or 'empty'}."
+                f" Call it one of {', '.join(wanted[key])}."
+            )
+    return columns
+
+
+def _item_of_table(row: dict[str, str], path: Path) -> Item:
+    if not row["path"]:
+        return Rejected(str(path), row.get("id", ""), "no audio file")
+    audio = PurePath(row["path"])
+    utterance_id = row.get("id") or (audio.stem if audio.is_absolute() else str(audio.with_suffix("")))
+    return _item(row | {"id": utterance_id, "audio_filepath": row["path"]}, path)
+
+
+def _item(row: Mapping[str, Any], path: Path) -> Item:
+    if "://" in row["audio_filepath"]:
+        return Rejected(str(path), row["id"], "audio at a URL; copy it to a disk first")
+    return Utterance(
+        id=row["id"],
+        text=row["text"],
+        audio=AudioRef(
+            _find(row["audio_filepath"], path.parent),
+            row.get("byte_offset", 0),
+            row.get("num_bytes", 0),
+            row.get("offset"),
+            row.get("duration", 0.0),
+        ),
+        source=str(path),
+        speaker=str(row.get("speaker") or ""),
+        split=PurePath(str(row.get("split") or "")).name,  # it becomes part of a file's name
+    )
+
+
+def _find(audio: str, folder: Path) -> str:
+    """Beside the table; in clips/, as Common Voice has it; or from the working directory, as lhotse has it."""
+    places = [folder / audio, folder / "clips" / audio, Path(audio)]
+    return str(next((place for place in places if place.exists()), places[0]))
+
+
+def _json_objects(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file:line", object) of each line; every object has `key`."""
+    try:
+        with open_text(path) as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict) or key not in row:
+                    raise InputError(f"{path}:{number}: must be a JSON object with the key {key!r}.")
+                yield f"{path}:{number}", row
+    except (UnicodeDecodeError, EOFError, zlib.error, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not JSON lines ({error}).") from None
