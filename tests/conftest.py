@@ -11,19 +11,6 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("W2V_TEST_GPUS", ""
 
 LIBRISPEECH = Path(os.environ.get("LIBRISPEECH", Path(__file__).parents[2] / "shared" / "LibriSpeech"))
 
-TINY_CONFIG = {
-    "conv_dim": [32, 32, 32],
-    "conv_kernel": [20, 8, 4],
-    "conv_stride": [10, 8, 4],
-    "feat_extract_norm": "layer",
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
-
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):

@@ -93,13 +93,14 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._pass_on(fault)
 
-    do_HEAD = do_GET
+    do_HEAD = do_PUT = do_POST = do_GET
 
     def _pass_on(self, fault: Fault | None) -> None:
         connection = http.client.HTTPConnection(*self.server.upstream)
         dropped = ("connection", "range") if fault is Fault.RANGE_IGNORED else ("connection",)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
-        connection.request(self.command, self.path, headers=headers)
+        sent = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        connection.request(self.command, self.path, sent, headers)
         answer = connection.getresponse()
         body = answer.read()
         length = int(answer.headers["Content-Length"] or 0) if self.command == "HEAD" else len(body)
@@ -108,14 +109,16 @@ class _Handler(BaseHTTPRequestHandler):
             body, length = body[: len(body) // 2], length // 2
         if fault in (Fault.CUT_OFF, Fault.RESET_IN_BODY):
             body = body[: len(body) // 2]
-        self._answer(answer.status, body, length)
+        self._answer(answer.status, body, length, answer.getheader("ETag"))
         if fault is Fault.RESET_IN_BODY:
             self._reset()
 
-    def _answer(self, status: int, body: bytes, length: int | None = None) -> None:
+    def _answer(self, status: int, body: bytes, length: int | None = None, etag: str | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("Connection", "close")
+        if etag:
+            self.send_header("ETag", etag)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY_CONFIG
 from corpus import random_texts, write_split
+from tiny import TINY_CONFIG
 
 from w2v_lightning import cli
 from w2v_lightning.__main__ import COMMANDS, main

@@ -3,10 +3,10 @@ import pickle
 
 import pytest
 import torch
-from conftest import TINY_CONFIG
 from corpus import random_texts, write_split
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from tiny import TINY_CONFIG
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.data.samplers import Slot

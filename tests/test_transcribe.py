@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import TINY_CONFIG
 from corpus import SAMPLE_RATE, spell
 from rapidfuzz.distance import Levenshtein
+from tiny import TINY_CONFIG
 from transformers import AutoModelForCTC, AutoProcessor
 
 from w2v_lightning.errors import InputError

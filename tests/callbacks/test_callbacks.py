@@ -5,12 +5,12 @@ import time
 
 import pytest
 import torch
-from conftest import TINY_CONFIG
 from corpus import random_texts, spell, write_split
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
+from tiny import TINY_CONFIG
 from transformers import AutoModelForCTC
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC

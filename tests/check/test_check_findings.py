@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 from check_corpus import clean_corpus
-from conftest import TINY_CONFIG
 from corpus import SAMPLE_RATE, spell
+from tiny import TINY_CONFIG
 
 from w2v_lightning.check import findings
 from w2v_lightning.check.findings import Corpus

@@ -1,9 +1,12 @@
+import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.manifest import Manifest, atomic_text_file, cache_root
 from w2v_lightning.errors import InputError
 
@@ -144,3 +147,86 @@ def test_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_root() == tmp_path / ".cache" / "w2v_lightning"
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: data[:30] + b"xxxx" + data[34:]])
+def test_damaged_gzip_is_named(tmp_path, damage):
+    path = tmp_path / "train.jsonl.gz"
+    path.write_bytes(damage(gzip.compress(b'{"audio_filepath": "a.flac", "duration": 1, "text": "A"}\n' * 50)))
+    with pytest.raises(InputError, match=r"train\.jsonl\.gz"):
+        Manifest.load(path)
+
+
+def test_missing_manifest_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"There is no manifest .*nowhere\.jsonl"):
+        Manifest.load(tmp_path / "nowhere.jsonl")
+
+
+def test_gzipped_manifest_is_read(tmp_path):
+    path = tmp_path / "train.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"audio_filepath": "a.flac", "duration": 1, "text": "A"}\n'))
+    assert Manifest.load(path).audio_paths == [f"{tmp_path}/a.flac"]
+
+
+def test_place_in_a_shard_and_in_a_recording_survives_writing(tmp_path):
+    manifest = replace(
+        manifest_of("a", "b", "c"),
+        byte_offsets_N=np.array([512, 0, 0]),
+        num_bytes_N=np.array([99, 0, 0]),
+        starts_s_N=np.array([np.nan, 2.5, np.nan]),
+    )
+    manifest.save(tmp_path / "m.jsonl")
+    read = Manifest.load(tmp_path / "m.jsonl")
+    assert [read.audio(i) for i in range(3)] == [manifest.audio(i) for i in range(3)]
+    assert read.audio(0) == AudioRef("/audio/a.flac", 512, 99, None, 1 / 3)
+    assert read.audio(1).start_s == 2.5
+    rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [row.keys() & {"offset", "byte_offset"} for row in rows] == [{"byte_offset"}, {"offset"}, set()]
+
+
+CUT = {
+    "id": "cut-1",
+    "start": 1.5,
+    "duration": 2.0,
+    "channel": 0,
+    "type": "MonoCut",
+    "supervisions": [
+        {"id": "s2", "start": 1.0, "duration": 1.0, "text": "WORLD", "speaker": "7"},
+        {"id": "s1", "start": 0.0, "duration": 1.0, "text": "HELLO", "speaker": "7"},
+    ],
+    "recording": {
+        "id": "r",
+        "sources": [{"type": "file", "channels": [0], "source": "long.flac"}],
+        "sampling_rate": 16000,
+        "num_samples": 160000,
+        "duration": 10.0,
+    },
+}
+
+
+def test_lhotse_cuts_are_read(tmp_path):
+    whole = CUT | {"id": "cut-2", "start": 0, "duration": 10.0}
+    manifest = Manifest.load(write_lines(tmp_path / "cuts.jsonl", json.dumps(CUT), json.dumps(whole)))
+    assert (manifest.ids, manifest.texts, manifest.speakers) == (["cut-1", "cut-2"], ["HELLO WORLD"] * 2, ["7", "7"])
+    assert manifest.audio(0) == AudioRef(f"{tmp_path}/long.flac", start_s=1.5, duration_s=2.0)
+    assert manifest.audio(1).start_s is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type": "MixedCut"}, "a lhotse MixedCut cannot be read"),
+        ({"recording": {"id": "r"}}, r"not a lhotse cut that can be read \(KeyError\('sources'\)\)"),
+        ({"recording": CUT["recording"] | {"sources": [{"type": "command", "source": "rm -rf", "channels": [0]}]}},
+         r"recording 'r' is not a single audio file of one channel \(type 'command'"),
+    ],
+)  # fmt: skip
+def test_other_cuts_are_refused(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        Manifest.load(write_lines(tmp_path / "cuts.jsonl", json.dumps(CUT | change)))
+
+
+def test_nemo_segments_get_ids_of_their_own(tmp_path):
+    rows = [{"audio_filepath": "call.wav", "duration": 2, "text": "A", "offset": offset} for offset in (0, 12.25)]
+    manifest = Manifest.load(write_lines(tmp_path / "nemo.json", *map(json.dumps, rows)))
+    assert manifest.ids == ["call-00000000", "call-00012250"]

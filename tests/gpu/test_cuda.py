@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from conftest import TINY_CONFIG
 from corpus import random_texts, write_split
 from lightning.pytorch import Trainer
+from tiny import TINY_CONFIG
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC, cli
 from w2v_lightning.model.ctc import ctc_loss

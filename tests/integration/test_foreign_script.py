@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_CONFIG
 from corpus import random_texts, write_split
+from tiny import TINY_CONFIG
 from transformers import AutoModelForCTC, AutoProcessor
 
 SCRIPT = """

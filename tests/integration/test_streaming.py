@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import TINY_CONFIG
-from corpus import SAMPLE_RATE, random_texts, spell
+from corpus import SAMPLE_RATE, random_texts, spell, write_split
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from s3 import PASSING, every
+from s3 import PASSING, Fault, every
+from tiny import TINY_CONFIG
 from torch.utils.data import DataLoader, Dataset
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
@@ -21,6 +21,7 @@ from w2v_lightning.data import remote
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
+from w2v_lightning.prepare import command as prepare
 
 pytest_plugins = ["s3"]
 
@@ -137,7 +138,7 @@ def test_a_cache_that_is_too_small_gives_no_wrong_byte(tmp_path, store, corpus):
     assert len(corpus.refs) < len(store.proxy.requests) <= 3 * len(corpus.refs)
 
 
-def losses(root: Path, logs: Path, **options) -> list[str]:
+def losses(root: Path | str, logs: Path, **options) -> list[str]:
     """Train two epochs of a tiny model; the loss of each step, as logged."""
     torch.manual_seed(0)
     module = Wav2Vec2CTC(None, TINY_CONFIG, freeze_feature_encoder=False, learning_rate=3e-3)
@@ -166,3 +167,20 @@ def test_fit_from_a_faulty_store_learns_the_same_as_from_local_shards(tmp_path, 
     assert store.proxy.num_faults > len(PASSING)
     assert len(streamed) >= 4
     assert streamed == losses(corpus.local, tmp_path / "local")
+
+
+def test_what_prepare_uploads_is_what_fit_streams(tmp_path, store, monkeypatch):
+    """The root is the store itself: manifests are read there too. Faults strike the upload and the training."""
+    monkeypatch.setattr(remote, "READ_TIMEOUT_S", 0.5)
+    for split, seed in (("train", 1), ("dev", 2)):
+        write_split(tmp_path / "corpus", split, random_texts(24, seed=seed), speaker=str(seed))
+    url = f"s3://{store.bucket}/prefix"
+    store.proxy.fault_of = every(7, Fault.SLOW_DOWN, Fault.RESET)
+    prepare.main([str(tmp_path / "corpus"), "--out", str(tmp_path / "out"), "--shard-size", "100KB", "--to", url])
+    assert len(list((tmp_path / "out" / "shards").glob("train-*.tar"))) > 1
+    assert store.proxy.num_faults
+    store.proxy.fault_of = every(3, *PASSING)
+    streamed = losses(url, tmp_path / "streamed")
+    assert store.proxy.num_faults > len(PASSING)
+    assert len(streamed) >= 4
+    assert streamed == losses(tmp_path / "out", tmp_path / "local")

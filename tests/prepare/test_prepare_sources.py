@@ -284,7 +284,7 @@ def test_missing_pyarrow_is_named(corpus, prepare, monkeypatch):
     folder.mkdir()
     (folder / "train.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match="pip install pyarrow"):
+    with pytest.raises(InputError, match=r"pip install 'w2v-lightning\[hf\]'"):
         prepare(folder)
 
 

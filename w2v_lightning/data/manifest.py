@@ -15,6 +15,7 @@ import json
 import math
 import os
 import secrets
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -139,7 +140,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
         raise InputError(f"{path} is not UTF-8 text: {error}.") from None
     except FileNotFoundError:
         raise InputError(f"There is no manifest {path}.") from None
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 

@@ -35,7 +35,9 @@ def require_pyarrow() -> None:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise InputError("Parquet and arrow files are read with pyarrow; run: pip install pyarrow") from None
+        raise InputError(
+            "Parquet and arrow files are read with pyarrow; run: pip install 'w2v-lightning[hf]'"
+        ) from None
 
 
 def _split_of(path: Path, root: Path) -> str:
