@@ -172,7 +172,7 @@ def test_root_demo_is_the_demo_corpus_of_the_cache(tmp_path, monkeypatch):
     write_split(tmp_path / f"demo-corpus-v{CORPUS_VERSION}", "train", ["ABBA"])
     data = data_of("demo", test_splits=["train"])
     data.setup("test")
-    assert data.datasets["train"].texts == ["ABBA"]
+    assert data.datasets["train"].manifest.texts == ["ABBA"]
 
 
 def test_vocabulary_is_that_of_the_model(root):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from corpus import random_texts, write_split
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare import upload
@@ -165,6 +166,7 @@ def test_tries_wait_longer_each_time(monkeypatch):
 
 def test_missing_s3fs_is_named(corpus, prepare, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(_registry, "s3", raising=False)  # another test may have used it
     with pytest.raises(InputError, match=r"--to s3://bucket/prefix .*pip install 'w2v-lightning\[aws\]'"):
         prepare(corpus, "--to", "s3://bucket/prefix")
 

@@ -31,6 +31,7 @@ from w2v_lightning.errors import InputError
 
 BASE_100H = SpecAugment(time_prob=0.65, channel_prob=0.5)  # masks are drawn in the workers, and cost them time
 PLAIN_BATCH = 16
+TABLE_WIDTH = 100  # columns; a pipe would be given 80, which cuts figures off
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         for workers in _numbers(options.workers)
         for loader in LOADERS
     ]
-    Console().print(_table(measurements))
+    Console(width=max(Console().width, TABLE_WIDTH)).print(_table(measurements))
     if options.json:
         settings = {key: value for key, value in vars(options).items() if isinstance(value, str | float | int)}
         with atomic_text_file(options.json) as file:
