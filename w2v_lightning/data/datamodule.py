@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,8 @@ class LibriSpeechDataModule(LightningDataModule):
             )
         if changes:
             log.warning("The data have changed since: %s. Epoch %d begins anew.", "; ".join(changes), epoch)
+        # Lightning looks for state in the loader itself; ours is here, and good on any number of ranks.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         is_over = state["epoch_is_over"] or global_step >= self.train_sampler.num_steps
         self.train_sampler.resume(*((epoch + 1, 0) if is_over else (epoch, global_step)))
 
