@@ -15,7 +15,7 @@ LAYERS = [
     {"text"},
     {"data", "evaluation"},
     {"model", "optim", "prepare"},
-    {"module"},
+    {"module", "pretraining"},
     {"callbacks", "strategies", "transcribe", "check", "bench"},
     {"cli"},
     {"__main__"},

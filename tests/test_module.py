@@ -187,3 +187,12 @@ def test_a_checkpoint_that_carries_code_is_refused_and_does_not_run_it(corpus, t
         with pytest.raises(pickle.UnpicklingError):
             getattr(trainer(tmp_path), run)(tiny_module(), datamodule=data(corpus), ckpt_path=tmp_path / "bomb.ckpt")
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_mask_probability_in_the_papers_unit_is_said_once(caplog):
+    tiny_module(mask_time_prob=0.065, mask_channel_prob=0.5)
+    (message,) = (record.message for record in caplog.records if "start probability" in record.message)
+    assert "model.mask_time_prob=0.065" in message
+    caplog.clear()
+    tiny_module(mask_time_prob=0.65, mask_channel_prob=0.5)
+    assert "start probability" not in caplog.text

@@ -142,3 +142,25 @@ def test_load_says_what_is_wrong_with_a_vocabulary_file(tmp_path, content, messa
 @pytest.mark.parametrize(("labels", "repeats"), [([], 0), ([5], 0), ([5, 5], 1), ([5, 6, 5], 0), ([5, 5, 5, 6, 6], 3)])
 def test_count_repeats_counts_adjacent_pairs(labels, repeats):
     assert count_repeats(labels) == repeats
+
+
+def test_a_built_vocabulary_is_in_the_order_of_code_points_whatever_the_order_of_texts():
+    texts = ["don\u2019t go", "\u00c4pfel  Zoo\n"]
+    expected = ("<pad>", "<s>", "</s>", "<unk>", "|", *"'DEFGLNOPTZ", "\u00c4")
+    assert Vocabulary.build(texts).tokens == Vocabulary.build(reversed(texts)).tokens == expected
+    assert Vocabulary.build(texts).blank_id == 0
+
+
+def test_a_built_vocabulary_encodes_the_texts_that_it_was_built_from():
+    texts = ["Stra\u00dfe", "\u03ba\u03cc\u03c3\u03bc\u03bf\u03c2", "\u05e9\u05dc\u05d5\u05dd", "don't"]
+    for vocabulary in (Vocabulary.build(texts), Vocabulary.build(texts, mixed_case=True)):
+        for text in map(vocabulary.normalise, texts):
+            assert "".join(vocabulary.tokens[i] for i in vocabulary.encode(text)) == text
+    assert Vocabulary.build(["aB"], mixed_case=True).normalise("Ab aB") == "Ab aB"
+    assert Vocabulary.build(["aB"]).normalise("Ab aB") == "AB AB"
+
+
+def test_what_separates_words_is_no_letter_of_a_built_vocabulary():
+    assert Vocabulary.build(["a|b\u00a0c"]).tokens[5:] == ("A", "B", "C")
+    with pytest.raises(InputError, match="no character"):
+        Vocabulary.build([" ", ""])

@@ -1,21 +1,27 @@
-"""fit, validate, test and predict: a LightningCLI around Wav2Vec2CTC and LibriSpeechDataModule."""
+"""fit, validate, test and predict: a LightningCLI around a module, by `task`, and LibriSpeechDataModule."""
 
+import argparse
 import difflib
 import logging
 import re
 import sys
 import tempfile
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import torch
 import transformers
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
+from w2v_lightning.callbacks.averaging import AverageBest
+from w2v_lightning.callbacks.diagnosis import Diagnosis
 from w2v_lightning.callbacks.export import ExportBest
 from w2v_lightning.callbacks.predictions import PredictionWriter
 from w2v_lightning.callbacks.progress import RunProgress
@@ -24,8 +30,13 @@ from w2v_lightning.callbacks.throughput import Throughput
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.errors import InputError
 from w2v_lightning.module import Wav2Vec2CTC
+from w2v_lightning.pretraining import Wav2Vec2Pretraining
+from w2v_lightning.text import BUILT_VOCABULARIES, Vocabulary
 
 log = logging.getLogger(__name__)
+
+# What is trained, and what the best model is chosen by.
+TASKS = {"ctc": (Wav2Vec2CTC, "val_wer"), "pretraining": (Wav2Vec2Pretraining, "val_loss")}
 
 
 def main(args: list[str]) -> None:
@@ -35,8 +46,9 @@ def main(args: list[str]) -> None:
         args = ["fit", "--config", str(_demo_config())]
         print(f"No options given: the demo, {args[-1]}. Another run: fit --config YOUR.yaml")
     sys.argv[1:] = args  # LightningCLI warns where its `args` and sys.argv differ
+    module, _ = TASKS[task_of(args)]
     CLI(
-        Wav2Vec2CTC,
+        module,
         LibriSpeechDataModule,
         parser_class=Parser,
         seed_everything_default=0,
@@ -49,6 +61,35 @@ def main(args: list[str]) -> None:
             "enable_model_summary": False,  # the module says how many parameters it has, in one line
         },
     )
+
+
+def task_of(args: list[str]) -> str:
+    """The task that options or their config files name, the last one counting; `ctc` where none does.
+
+    The parser cannot be built before: the model's options are those of the task's module.
+
+    Raises:
+        InputError: there is no such task, or it has no such command.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("-c", "--config", dest="tasks", action="append", nargs="?", type=_task_in_config)
+    peek.add_argument("--task", dest="tasks", action="append", nargs="?")
+    named = [task for task in peek.parse_known_args(args)[0].tasks or [] if task is not None]
+    task = named[-1] if named else "ctc"
+    if task not in tuple(TASKS):  # which may be any YAML
+        raise InputError(f"task: there is no task {task!r}; choose from {', '.join(TASKS)}.")
+    if task == "pretraining" and args[0] == "predict":
+        raise InputError("task: a model in pre-training has no words to predict; fine-tune it first (task: ctc).")
+    return task
+
+
+def _task_in_config(path: str) -> object:
+    """The `task` of a config file; the parser says what is wrong with one that cannot be read."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return config.get("task") if isinstance(config, dict) else None
 
 
 class Parser(LightningArgumentParser):
@@ -72,11 +113,14 @@ class CLI(LightningCLI):
     """What LightningCLI does, and: one seed for all, a precision that suits the device, our callbacks."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        for part in ("data", "model"):
+            parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=int)
+        task, monitor = next((name, best_by) for name, (kind, best_by) in TASKS.items() if kind is self.model_class)
+        parser.add_argument("--task", type=Literal[tuple(TASKS)], default=task, help="what is trained")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "checkpoint.monitor": "val_wer",
+                "checkpoint.monitor": monitor,
                 "checkpoint.save_last": True,
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
@@ -89,9 +133,24 @@ class CLI(LightningCLI):
         if trainer.precision is None:
             trainer.precision, reason = choose_precision(trainer.accelerator)
             log.info("Precision %s: %s.", trainer.precision, reason)
+        checkpoint = self._get(self.config, "checkpoint")
+        if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == "best":
+            checkpoint.filename = "best-{step}"  # under one name each would replace the last
+
+        self._build_vocabulary()
+
+    def _build_vocabulary(self) -> None:
+        """In the place of the word "build": config.yaml and checkpoints then hold the tokens themselves."""
+        model, data = self._get(self.config, "model"), self._get(self.config, "data")
+        word = model.get("vocabulary")  # pre-training has none
+        if isinstance(word, str) and word in BUILT_VOCABULARIES:
+            texts = LibriSpeechDataModule(**{**data.as_dict(), "augmentation": None}).training_texts()
+            vocabulary = Vocabulary.build(texts, mixed_case=BUILT_VOCABULARIES[word])
+            log.info("Vocabulary: %d tokens, built from %d training transcripts.", len(vocabulary), len(texts))
+            model.vocabulary = Namespace(asdict(vocabulary))
 
     def _instantiate_trainer(self, config: dict, callbacks: list) -> Trainer:
-        own = [Throughput(), ExportBest(), RunSummary(), PredictionWriter()]
+        own = [Diagnosis(), Throughput(), ExportBest(), AverageBest(), RunSummary(), PredictionWriter()]
         if config.get("enable_progress_bar") is not False:
             own.append(RunProgress())
         if config.get("enable_checkpointing") is False:

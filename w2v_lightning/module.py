@@ -5,6 +5,7 @@ Shapes: B utterances, T samples, F frames, V tokens, U labels.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ from torchmetrics import MeanMetric
 from transformers import Wav2Vec2ForCTC
 
 from w2v_lightning.data.batch import Batch, InputSpec
+from w2v_lightning.data.draw import draw_dropped_layers
+from w2v_lightning.data.masking import warn_of_start_probability
 from w2v_lightning.errors import InputError
 from w2v_lightning.evaluation.report import Pair
 from w2v_lightning.evaluation.wer import ErrorCounts, error_rates
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.ctc import ctc_loss
-from w2v_lightning.optim import parameter_groups, tri_stage
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.model.encoder import zero_of
+from w2v_lightning.model.lora import Lora, add_lora, merged
+from w2v_lightning.optim import Decay, num_updates_of, parameter_groups, tri_stage
+from w2v_lightning.text import BUILT_VOCABULARIES, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +37,19 @@ class Wav2Vec2CTC(LightningModule):
     Args:
         pretrained: a model on the Hugging Face hub or a local folder; null starts from random weights.
         config: what differs from the model's own transformers Wav2Vec2Config, such as {hidden_size: 256}.
+        vocabulary: what the CTC head puts out: by default the model's own, or facebook's 32 tokens; a folder with
+            vocab.json; on the command line "build", the characters of the training transcripts in upper case, and
+            "build-mixed", as they are written. Where it is not the model's own, the head is new.
+        lora: train a low-rank change of the attention's projections, and the CTC head, instead of all weights; it is
+            merged on export. Needs peft (the extra `peft`).
         freeze_feature_encoder: keep the convolutions over the waveform as pre-trained.
         learning_rate: at the top of the schedule.
         warmup: share of all updates in which the learning rate rises from a hundredth of it.
-        hold: share of all updates at the top; in the rest it decays exponentially.
+        hold: share of all updates at the top; in the rest it decays.
         final_lr_scale: what it decays to, as a share of the top.
+        decay: exponential as in fairseq, or linear as in the paper.
+        layer_lr_decay: below 1, lower transformer layers learn more slowly: layer l of L at this to the power of L - l.
+        freeze_updates: optimiser updates at the beginning that train the CTC head alone; the schedule counts them too.
         adam_betas: of AdamW.
         adam_eps: of AdamW.
         weight_decay: of AdamW; biases and norms are spared.
@@ -44,23 +57,33 @@ class Wav2Vec2CTC(LightningModule):
         mask_time_length: frames in a span.
         mask_channel_prob: likewise for channels; at 0.5 with spans of 64, 40 % of them.
         mask_channel_length: channels in a span.
-        layerdrop: probability that a transformer layer is skipped in a training step.
+        layerdrop: probability that a transformer layer is skipped in a training step, on all devices alike.
         activation_dropout: inside the feed-forward blocks.
         attention_dropout: on the attention weights.
         hidden_dropout: on the output of each block.
         feat_proj_dropout: on the projected features.
         final_dropout: before the CTC head.
+        gradient_checkpointing: compute the transformer twice instead of keeping its activations: less memory, slower.
+        hf_compat: score as transformers does, whose base models see the padding; for old checkpoints.
+        seed: what layer drop is drawn with.
     """
+
+    next_command = "transcribe --model {model} YOUR.wav"  # what a finished run proposes
 
     def __init__(
         self,
         pretrained: str | None = "facebook/wav2vec2-base",
         config: dict[str, Any] | None = None,
+        vocabulary: Vocabulary | str | None = None,
+        lora: Lora | None = None,
         freeze_feature_encoder: bool = True,
         learning_rate: float = 3e-5,
         warmup: float = 0.1,
         hold: float = 0.4,
         final_lr_scale: float = 0.05,
+        decay: Decay = "exponential",
+        layer_lr_decay: float = 1.0,
+        freeze_updates: int = 0,
         adam_betas: tuple[float, float] = (0.9, 0.98),
         adam_eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -74,10 +97,13 @@ class Wav2Vec2CTC(LightningModule):
         hidden_dropout: float = 0.0,
         feat_proj_dropout: float = 0.0,
         final_dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+        hf_compat: bool = False,
+        seed: int = 0,
     ):
         super().__init__()
         self.save_hyperparameters()
-        tri_stage(1000, warmup, hold, final_lr_scale)  # refuses a schedule that cannot be, before anything is loaded
+        tri_stage(1000, warmup, hold, final_lr_scale, decay)  # refuses an impossible one before anything is loaded
         overrides = {
             "mask_time_prob": mask_time_prob,
             "mask_time_length": mask_time_length,
@@ -92,8 +118,20 @@ class Wav2Vec2CTC(LightningModule):
             "final_dropout": final_dropout,
             **(config or {}),
         }
-        self.model, self.vocabulary, self.normalise = _build(pretrained, overrides)
+        for name, key in (("time", "time"), ("channel", "feature")):
+            unit = overrides[f"mask_{key}_prob"], overrides[f"mask_{key}_length"]
+            warn_of_start_probability(f"model.mask_{name}_prob", *unit)
+        self.model, self.vocabulary, self.normalise = _build(pretrained, overrides, _vocabulary(vocabulary))
+        self.model.train()  # transformers loads in evaluation mode, and Lightning would leave it so: without dropout
+        if vocabulary is not None:  # as plain values, so that a checkpoint needs neither manifest nor folder
+            self.hparams.vocabulary = asdict(self.vocabulary)
         wav2vec2.freeze(self.model, feature_encoder=freeze_feature_encoder)
+        if lora is not None:
+            lora = Lora(**lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds a mapping
+            add_lora(self.model, lora)
+            self.hparams.lora = asdict(lora)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.counts = nn.ModuleList()  # one ErrorCounts per validation or test split
         self.eval_loss = MeanMetric()  # mean over utterances
         self.pairs: list[Pair] = []  # this rank's utterances of the last validation or test
@@ -111,9 +149,12 @@ class Wav2Vec2CTC(LightningModule):
         return wav2vec2.ctc_logits(
             self.model,
             batch.input_values(),
-            batch.num_frames_B.to(batch.waveforms_BT.device, non_blocking=True),
+            batch.num_samples_B.to(batch.waveforms_BT.device, non_blocking=True),
             batch.time_mask_BF,
             batch.channel_mask_BC,
+            dropped_layers=self._dropped_layers(),
+            hf_compat=self.hparams.hf_compat,
+            is_frozen=self._encoder_is_frozen,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -123,23 +164,33 @@ class Wav2Vec2CTC(LightningModule):
         if batch.is_filler:
             share = 0.0 * share
         self._log_training(share.detach(), batch)
+        if self._encoder_is_frozen and self.trainer.world_size > 1:
+            share = share + zero_of(self.model.wav2vec2)  # DDP waits for the gradients of all that it was built with
         # Lightning divides by the number of micro-batches and DDP averages over the ranks: both are undone here.
         return share * batch.num_micro_batches * self.trainer.world_size
+
+    def on_after_backward(self) -> None:
+        if self._encoder_is_frozen:
+            # None, not zero: AdamW would decay the weights, and count steps that they did not make.
+            self.model.wav2vec2.zero_grad(set_to_none=True)
 
     def on_fit_start(self) -> None:
         sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
         total, trained = sum(n for n, _ in sizes), sum(n for n, requires_grad in sizes if requires_grad)
-        log.info("Model: %.1f M parameters, %.1f M of them trained.", total / 1e6, trained / 1e6)
+        which = ": LoRA and the CTC head" if self.hparams.lora else ""
+        log.info("Model: %.1f M parameters, %.1f M of them trained%s.", total / 1e6, trained / 1e6, which)
+        if self.hparams.freeze_updates:
+            log.info("The first %d updates train the CTC head alone.", self.hparams.freeze_updates)
 
     def configure_optimizers(self) -> dict[str, Any]:
         options = self.hparams
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, options.weight_decay),
-            lr=options.learning_rate,
+            parameter_groups(self.model, options.weight_decay, options.learning_rate, options.layer_lr_decay),
             betas=tuple(options.adam_betas),
             eps=options.adam_eps,
         )
-        factor = tri_stage(self._num_updates(), options.warmup, options.hold, options.final_lr_scale)
+        schedule = (options.warmup, options.hold, options.final_lr_scale, options.decay)
+        factor = tri_stage(num_updates_of(self.trainer), *schedule)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -204,6 +255,17 @@ class Wav2Vec2CTC(LightningModule):
 
     # ---- the pieces ---------------------------------------------------------------------------------------------
 
+    @property
+    def _encoder_is_frozen(self) -> bool:
+        return self.training and self.global_step < self.hparams.freeze_updates
+
+    def _dropped_layers(self) -> list[int]:
+        """Layer drop, drawn for (seed, global step): the same on every rank and in every micro-batch of a step."""
+        if not self.training or self._trainer is None:
+            return []
+        config, seed = self.model.config, self.hparams.seed
+        return draw_dropped_layers(seed, self.trainer.global_step, config.num_hidden_layers, config.layerdrop)
+
     def _ctc(self, logits_BFV: Tensor, batch: Batch) -> Tensor:
         return ctc_loss(logits_BFV, batch.num_frames_B, batch.labels_BU, batch.num_labels_B, self.vocabulary.blank_id)
 
@@ -220,22 +282,29 @@ class Wav2Vec2CTC(LightningModule):
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self._step_sums.zero_()
 
-    def _num_updates(self) -> int:
-        num_updates = self.trainer.estimated_stepping_batches
-        if num_updates == float("inf"):
-            raise InputError(
-                "The learning rate schedule needs to know the length of the run: set trainer.max_steps or"
-                " trainer.max_epochs."
-            )
-        return int(num_updates)
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face folder that `AutoModelForCTC` and `AutoProcessor` load."""
-        wav2vec2.save_pretrained(Path(folder), self.model, self.vocabulary, self.normalise)
+        wav2vec2.save_pretrained(Path(folder), merged(self.model), self.vocabulary, self.normalise)
 
 
-def _build(pretrained: str | None, config: Mapping[str, Any]) -> tuple[Wav2Vec2ForCTC, Vocabulary, bool]:
+def _vocabulary(given: Vocabulary | Mapping[str, Any] | str | None) -> Vocabulary | None:
+    """What the option asks for; None: what the model brings. A checkpoint holds a mapping."""
+    if isinstance(given, Mapping):
+        return Vocabulary(**{**given, "tokens": tuple(given["tokens"])})
+    if not isinstance(given, str):
+        return given
+    if given in BUILT_VOCABULARIES:
+        raise InputError(
+            f"model.vocabulary={given} is for the command line, which has the training transcripts; in a script give"
+            " w2v_lightning.text.Vocabulary.build(texts)."
+        )
+    return Vocabulary.load(given)
+
+
+def _build(
+    pretrained: str | None, config: Mapping[str, Any], vocabulary: Vocabulary | None
+) -> tuple[Wav2Vec2ForCTC, Vocabulary, bool]:
     if pretrained is not None:
-        return wav2vec2.from_pretrained(pretrained, config)
-    vocabulary = Vocabulary()
+        return wav2vec2.from_pretrained(pretrained, config, vocabulary)
+    vocabulary = vocabulary or Vocabulary()
     return wav2vec2.from_scratch(config, vocabulary), vocabulary, True

@@ -16,7 +16,10 @@ from w2v_lightning.errors import InputError
 BLANK = "<pad>"
 UNKNOWN = "<unk>"
 WORD_DELIMITER = "|"
-LIBRISPEECH_TOKENS = (BLANK, "<s>", "</s>", UNKNOWN, WORD_DELIMITER, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")
+NO_LETTERS = (BLANK, "<s>", "</s>", UNKNOWN, WORD_DELIMITER)
+LIBRISPEECH_TOKENS = (*NO_LETTERS, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")
+
+BUILT_VOCABULARIES = {"build": False, "build-mixed": True}  # words for Vocabulary.build, and its `mixed_case`
 
 # Typographic apostrophes, which word processors and web pages put where transcripts mean the plain one.
 _APOSTROPHES = str.maketrans("\u2018\u2019\u02bc", "'''")
@@ -88,6 +91,23 @@ class Vocabulary:
         return " ".join(text.split())
 
     @classmethod
+    def build(cls, texts: Iterable[str], mixed_case: bool = False) -> "Vocabulary":
+        """The characters of `texts`, in upper case unless `mixed_case`, after the usual special tokens.
+
+        They are in the order of their code points, which more texts of the same alphabet do not change (frequencies
+        would). The apostrophe is a character like others. An existing ``|`` in the texts is left out: it is the space.
+
+        Raises:
+            InputError: there is no character.
+        """
+        found = "".join(sorted(set().union(*texts))).translate(_APOSTROPHES)
+        characters = sorted(set(found if mixed_case else found.upper()) - {WORD_DELIMITER})
+        letters = tuple(character for character in characters if not character.isspace())
+        if not letters:
+            raise InputError("A vocabulary cannot be built: the transcripts hold no character.")
+        return cls(NO_LETTERS + letters)
+
+    @classmethod
     def load(cls, folder: str | Path) -> "Vocabulary":
         """Read a Hugging Face tokenizer folder (``vocab.json``, and ``tokenizer_config.json`` where there is one).
 
@@ -110,7 +130,8 @@ class Vocabulary:
     def save(self, folder: str | Path) -> Path:
         """Write ``vocab.json`` as Hugging Face's Wav2Vec2CTCTokenizer reads it; returns its path."""
         path = Path(folder) / "vocab.json"
-        path.write_text(json.dumps({token: i for i, token in enumerate(self.tokens)}, ensure_ascii=False, indent=1))
+        table = {token: i for i, token in enumerate(self.tokens)}
+        path.write_text(json.dumps(table, ensure_ascii=False, indent=1), encoding="utf-8")
         return path
 
 

@@ -46,8 +46,8 @@ def transcribe(files: Sequence[str | Path], model: str, device: str | None = Non
         waveforms_BT = torch.from_numpy(waveform_T)[None].to(device)
         if do_normalise:
             waveforms_BT = normalised(waveforms_BT, torch.tensor([len(waveform_T)]))
-        num_frames_B = torch.tensor([spec.num_frames(len(waveform_T))], device=device)
-        logits_BFV = wav2vec2.ctc_logits(network, waveforms_BT, num_frames_B)
+        num_samples_B = torch.tensor([len(waveform_T)], device=device)
+        logits_BFV = wav2vec2.ctc_logits(network, waveforms_BT, num_samples_B)
         yield str(file), vocabulary.decode(logits_BFV[0].argmax(dim=-1).tolist())
 
 

@@ -6,7 +6,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from w2v_lightning.data.batch import Batch, InputSpec, pad
 
-DEVICE_TENSORS = ("waveforms_BT", "labels_BU", "time_mask_BF", "channel_mask_BC")
+DEVICE_TENSORS = ("waveforms_BT", "labels_BU", "time_mask_BF", "channel_mask_BC", "masked_M", "negatives_MK")
 COUNTS = ("num_samples_B", "num_frames_B", "num_labels_B")
 
 
@@ -21,6 +21,8 @@ def a_batch(**others) -> Batch:
         "texts": ["ETA", "O"],
         "time_mask_BF": torch.zeros(2, 49, dtype=torch.bool),
         "channel_mask_BC": torch.zeros(2, 768, dtype=torch.bool),
+        "masked_M": torch.tensor([3, 4, 50]),
+        "negatives_MK": torch.zeros(3, 100, dtype=torch.int32),
     }
     return Batch(**fields | others)
 

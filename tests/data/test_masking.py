@@ -3,7 +3,7 @@ import pytest
 
 from w2v_lightning.data.batch import SpecAugment
 from w2v_lightning.data.draw import Draw, utterance_rng
-from w2v_lightning.data.masking import draw_masks, span_mask
+from w2v_lightning.data.masking import draw_masks, span_mask, warn_of_start_probability
 
 BASE_100H = SpecAugment(time_prob=0.65, time_length=10, channel_prob=0.5, channel_length=64)
 
@@ -78,3 +78,23 @@ def test_nothing_is_masked_at_probability_zero():
 
 def test_more_spans_than_places_mask_all_places():
     assert span_mask(12, 10.0, 10, 0, np.random.default_rng(0)).all()
+
+
+@pytest.mark.parametrize(
+    ("prob", "length", "conversions"),
+    [
+        (0.065, 10, "0.065 as start probability is 0.65 here, and 0.065 here is 0.0065 as start probability"),
+        (0.008, 64, "0.008 as start probability is 0.512 here, and 0.008 here is 0.00013 as start probability"),
+    ],
+)
+def test_a_probability_in_the_papers_unit_is_named_with_both_conversions(caplog, prob, length, conversions):
+    warn_of_start_probability("model.mask_time_prob", prob, length)
+    (record,) = caplog.records
+    assert f"model.mask_time_prob={prob}" in record.message
+    assert conversions in record.message
+
+
+@pytest.mark.parametrize(("prob", "length"), [(0.65, 10), (0.1, 10), (0.0, 10), (0.5, 64)])
+def test_a_probability_in_fairseqs_unit_passes_in_silence(caplog, prob, length):
+    warn_of_start_probability("model.mask_time_prob", prob, length)
+    assert not caplog.records

@@ -9,8 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class ExportBest(Callback):
     """Writes LOG_DIR/model from the best checkpoint, or from the last weights where no checkpoint was kept.
 
-    `AutoModelForCTC`, `AutoProcessor` and `model.pretrained` load that folder. The module is left with the weights that
-    were written.
+    transformers and `model.pretrained` load that folder. The module is left with the weights that were written.
     """
 
     def __init__(self) -> None:

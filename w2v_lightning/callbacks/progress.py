@@ -138,6 +138,8 @@ def metrics_line(metrics: Mapping[str, Tensor], seconds_left: float | None) -> s
     parts = []
     if (loss := metrics.get("train_loss_per_char")) is not None:
         parts.append(f"loss/char {loss:.3f}")
+    if (accuracy := metrics.get("train_accuracy")) is not None:
+        parts.append(f"loss {metrics['train_loss']:.3f}  accuracy {100 * accuracy:.1f} %")
     for rate in ("wer", "cer"):
         if (value := metrics.get(f"val_{rate}")) is not None:
             parts.append(f"{rate.upper()} {100 * value:.1f} %")

@@ -13,10 +13,14 @@ from w2v_lightning.callbacks.throughput import Throughput
 from w2v_lightning.evaluation.report import Pair, marked
 
 NUM_PAIRS = 5
+RATES = {"wer": "WER", "cer": "CER", "accuracy": "accuracy"}  # what a module logs as val_...
 
 
 class RunSummary(Callback):
-    """Prints WER before and after, a few utterances with their errors, the run's files, and the next command."""
+    """Prints WER before and after, a few utterances with their errors, the run's files, and the next command.
+
+    A model in pre-training has no WER and no words: it is the accuracy among the negatives.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -27,14 +31,14 @@ class RunSummary(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = trainer.callback_metrics
-        rates = {name: float(metrics[f"val_{name}"]) for name in ("wer", "cer") if f"val_{name}" in metrics}
+        rates = {name: float(metrics[f"val_{name}"]) for name in RATES if f"val_{name}" in metrics}
         if trainer.sanity_checking:
             self.before = rates if _covers_all(trainer) else {}
             return
         monitored = float(metrics.get(getattr(trainer.checkpoint_callback, "monitor", None) or "val_wer", math.nan))
         if monitored < self.best_monitored:
             self.best_monitored, self.best = monitored, rates
-            self.pairs = evenly_spread(pl_module.pairs, NUM_PAIRS)
+            self.pairs = evenly_spread(getattr(pl_module, "pairs", []), NUM_PAIRS)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
@@ -42,7 +46,7 @@ class RunSummary(Callback):
             self._print_scores()
             self._print_throughput(trainer)
             self._print_pairs()
-            self._print_places(trainer, log_dir)
+            self._print_places(trainer, pl_module, log_dir)
 
     def _print_scores(self) -> None:
         if not self.best:
@@ -50,7 +54,7 @@ class RunSummary(Callback):
         self.console.print()
         for name, rate in self.best.items():
             before = f"{100 * self.before[name]:.1f} % before training, " if name in self.before else ""
-            text = f"Validation {name.upper()}: {before}[bold]{100 * rate:.1f} %[/bold] with the best model"
+            text = f"Validation {RATES[name]}: {before}[bold]{100 * rate:.1f} %[/bold] with the best model"
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def _print_throughput(self, trainer: Trainer) -> None:
@@ -77,7 +81,7 @@ class RunSummary(Callback):
             table.add_row("", "heard", hypothesis)
         self.console.print(table)
 
-    def _print_places(self, trainer: Trainer, log_dir: Path) -> None:
+    def _print_places(self, trainer: Trainer, pl_module: LightningModule, log_dir: Path) -> None:
         export = _callback(trainer, ExportBest)
         model = export.folder if export else None
         rows = {
@@ -85,7 +89,7 @@ class RunSummary(Callback):
             "config": log_dir / "config.yaml" if (log_dir / "config.yaml").exists() else None,
             "checkpoints": getattr(trainer.checkpoint_callback, "dirpath", None),
             "TensorBoard": f"tensorboard --logdir {log_dir}" if list(log_dir.glob("events.out.tfevents*")) else None,
-            "next": f"python -m w2v_lightning transcribe --model {model} YOUR.wav" if model else None,
+            "next": f"python -m w2v_lightning {pl_module.next_command.format(model=model)}" if model else None,
         }
         self.console.print()
         for name, value in rows.items():

@@ -1,6 +1,7 @@
 """What crosses from the data into the module, and what the data must know of the module: Batch and InputSpec.
 
-Shapes: B utterances, T samples, F frames, U labels, C channels of the features that the transformer sees.
+Shapes: B utterances, T samples, F frames, U labels, C channels of the features that the transformer sees, M masked
+frames of all utterances, K negatives of each.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,6 +38,11 @@ class InputSpec:
     num_channels: int = 768
     normalise: bool = True  # zero mean, unit variance per utterance
     spec_augment: SpecAugment = SpecAugment()
+    num_negatives: int = 0  # of each masked frame, for pre-training; without them, a model is trained on text
+
+    @property
+    def needs_text(self) -> bool:
+        return self.num_negatives == 0
 
     def num_frames(self, num_samples: int | np.ndarray | Tensor) -> int | np.ndarray | Tensor:
         """Frames that the convolutions make of `num_samples` samples; 0 where they are too few for one."""
@@ -74,6 +80,8 @@ class Batch:
     texts: list[str]  # normalised transcripts
     time_mask_BF: Tensor | None = None  # bool, True where a frame is replaced by the mask embedding
     channel_mask_BC: Tensor | None = None  # bool, True where a channel is zeroed
+    masked_M: Tensor | None = None  # int64, for pre-training: the masked frames, as positions in B x F
+    negatives_MK: Tensor | None = None  # int32, positions in masked_M: others of the same utterance
     global_step: int = 0  # of the epoch's plan
     micro_batch: int = 0  # 0 .. num_micro_batches-1 on this rank
     num_micro_batches: int = 1  # per rank and global step; Lightning's accumulate_grad_batches
@@ -107,7 +115,7 @@ class Batch:
         return self._map_device_tensors(Tensor.pin_memory)
 
     def _map_device_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        names = ("waveforms_BT", "labels_BU", "time_mask_BF", "channel_mask_BC")
+        names = ("waveforms_BT", "labels_BU", "time_mask_BF", "channel_mask_BC", "masked_M", "negatives_MK")
         return replace(self, **{name: function(t) for name in names if (t := getattr(self, name)) is not None})
 
 

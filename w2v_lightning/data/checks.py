@@ -26,19 +26,12 @@ def usable(
     Those longer than `max_seconds` are left out, as asked, and counted in the log.
 
     Raises:
-        InputError: utterances have unknown characters, no text, are too short for the model, or have more labels than
-            frames, and `skip_unusable` is off; or nothing is left.
+        InputError: utterances are too short for the model or, where it is trained on text, have unknown characters, no
+            text, or more labels than frames, and `skip_unusable` is off; or nothing is left.
     """
-    unknown = unknown_characters(manifest, spec)
-    if unknown:
-        counts = Counter(character for characters in unknown.values() for character in characters).most_common(20)
-        log.warning("Characters without a token: %s.", ", ".join(f"{character!r} (in {n})" for character, n in counts))
-    findings = {
-        "have characters outside the vocabulary": {i: " ".join(sorted(found)) for i, found in unknown.items()},
-        "have an empty transcript": empty_text(manifest),
-        f"are too short for the model (under {spec.min_samples} samples)": too_short(manifest, spec),
-        "have more labels than the model has frames for": infeasible(manifest, spec),
-    }
+    findings = {f"are too short for the model (under {spec.min_samples} samples)": too_short(manifest, spec)}
+    if spec.needs_text:
+        findings |= _text_findings(manifest, spec)
     bad = _report(manifest, findings, split, skip_unusable)
     too_long = {i for i, s in enumerate(manifest.durations_s_N) if max_seconds is not None and s > max_seconds}
     if too_long:
@@ -49,6 +42,19 @@ def usable(
     if len(kept) == 0:
         raise InputError(f"{split}: none of its {len(manifest)} utterances is left to use (see the log above).")
     return kept
+
+
+def _text_findings(manifest: Manifest, spec: InputSpec) -> dict[str, dict[int, str]]:
+    unknown = unknown_characters(manifest, spec)
+    if unknown:
+        counts = Counter(character for characters in unknown.values() for character in characters).most_common(20)
+        characters = ", ".join(f"{character!r} (in {n})" for character, n in counts)
+        log.warning("Characters without a token: %s. For another alphabet: model.vocabulary=build.", characters)
+    return {
+        "have characters outside the vocabulary": {i: " ".join(sorted(found)) for i, found in unknown.items()},
+        "have an empty transcript": empty_text(manifest),
+        "have more labels than the model has frames for": infeasible(manifest, spec),
+    }
 
 
 def _report(manifest: Manifest, findings: dict[str, dict[int, str]], split: str, skip: bool) -> set[int]:

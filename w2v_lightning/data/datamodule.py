@@ -126,7 +126,9 @@ class LibriSpeechDataModule(LightningDataModule):
                 max_seconds=self.max_seconds if is_train else None,
                 skip_unusable=self.skip_unusable,
             )
-            self.datasets[split] = UtteranceDataset(manifest, spec, split=split, reader=self.reader)
+            # A model without text is scored on how it fills masks: the same ones in every epoch and every run.
+            masked = not spec.needs_text
+            self.datasets[split] = UtteranceDataset(manifest, spec, split=split, reader=self.reader, masked=masked)
         if stage in (None, "fit"):
             self._setup_training(spec)
 
@@ -212,6 +214,10 @@ class LibriSpeechDataModule(LightningDataModule):
     def _fingerprint(self) -> dict[str, Any]:
         sampler = self.train_sampler
         return resume.fingerprint(self.train_dataset.manifest, sampler.batch_seconds, sampler.seed, sampler.spread)
+
+    def training_texts(self) -> list[str]:
+        """The transcripts of the training splits, as written."""
+        return [text for split in self.train_splits for text in self._load_split(split).texts]
 
     # ---- loaders ------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """Read, decode, augment, mask and pad: from a slot of the plan to a Batch, inside a loader worker."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -10,6 +12,7 @@ from w2v_lightning.data.batch import SAMPLE_RATE, Batch, InputSpec, pad
 from w2v_lightning.data.draw import Draw, utterance_rng
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.masking import draw_masks
+from w2v_lightning.data.negatives import contrastive_indices
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import Slot
 from w2v_lightning.errors import InputError
@@ -25,7 +28,7 @@ class UtteranceDataset(Dataset):
         split: its name.
         reader: where bytes come from; by default plain local reading.
         seed: what masks and augmentation are drawn with.
-        masked: draw time and channel masks.
+        masked: draw time and channel masks, and the negatives of pre-training.
         augmentation: what is done to the waveforms; None leaves them as they are.
     """
 
@@ -54,12 +57,11 @@ class UtteranceDataset(Dataset):
     def __getitem__(self, slot: Slot) -> Batch:
         manifest, spec = self.manifest, self.spec
         ids = [manifest.ids[i] for i in slot.positions]
-        texts = [spec.vocabulary.normalise(manifest.texts[i]) for i in slot.positions]
+        texts = [spec.vocabulary.normalise(manifest.texts[i]) if spec.needs_text else "" for i in slot.positions]
         labels = [np.array(spec.vocabulary.encode(text), dtype=np.int64) for text in texts]
         waveforms = self._waveforms(slot, labels)
         num_samples_B = torch.tensor([len(waveform) for waveform in waveforms])
         num_frames_B = spec.num_frames(num_samples_B)
-        time_mask_BF, channel_mask_BC = self._masks(slot, num_frames_B)
         return Batch(
             waveforms_BT=pad(waveforms),
             normalise=spec.normalise,
@@ -69,13 +71,12 @@ class UtteranceDataset(Dataset):
             num_labels_B=torch.tensor([len(row) for row in labels]),
             ids=ids,
             texts=texts,
-            time_mask_BF=time_mask_BF,
-            channel_mask_BC=channel_mask_BC,
             global_step=slot.global_step,
             micro_batch=slot.micro_batch,
             num_micro_batches=slot.num_micro_batches,
             num_utterances_in_step=slot.num_utterances_in_step,
             is_filler=slot.is_filler,
+            **self._masks(slot, num_frames_B),
         )
 
     def _waveforms(self, slot: Slot, labels: list[np.ndarray]) -> list[np.ndarray]:
@@ -97,21 +98,30 @@ class UtteranceDataset(Dataset):
 
     def _least_samples(self, label_ids: np.ndarray) -> int:
         """Fewer than these, and the model has not enough frames for the labels."""
-        return self.spec.samples_for(len(label_ids) + count_repeats(label_ids))
+        return self.spec.samples_for(max(1, len(label_ids) + count_repeats(label_ids)))
 
     def _rng(self, what: Draw, epoch: int, position: int) -> np.random.Generator:
         return utterance_rng(what, self.seed, epoch, self.manifest.ids[position])
 
-    def _masks(self, slot: Slot, num_frames_B: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _masks(self, slot: Slot, num_frames_B: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is drawn for a Batch, by the names of its fields."""
         augment, num_channels = self.spec.spec_augment, self.spec.num_channels
         if not self.masked:
-            return None, None
+            return {}
         masks = [
             draw_masks(augment, num_frames, num_channels, self._rng(Draw.MASKS, slot.epoch, i))
             for i, num_frames in zip(slot.positions, num_frames_B.tolist(), strict=True)
         ]
         time_masks, channel_masks = zip(*masks, strict=True)
-        return pad(time_masks) if augment.time_prob else None, pad(channel_masks) if augment.channel_prob else None
+        drawn = {"time_mask_BF": pad(time_masks)} if augment.time_prob else {}
+        if augment.channel_prob:
+            drawn["channel_mask_BC"] = pad(channel_masks)
+        return drawn | self._negatives(slot, time_masks) if self.spec.num_negatives else drawn
+
+    def _negatives(self, slot: Slot, time_masks: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        rngs = [self._rng(Draw.NEGATIVES, slot.epoch, i) for i in slot.positions]
+        masked_M, negatives_MK = contrastive_indices(time_masks, self.spec.num_negatives, rngs)
+        return {"masked_M": torch.from_numpy(masked_M), "negatives_MK": torch.from_numpy(negatives_MK)}
 
 
 def batch_loader(

@@ -4,9 +4,30 @@ Source: `compute_mask_indices` of fairseq (mask_type static, overlapping spans, 
 random stream is the utterance's own (`data/draw.py`).
 """
 
+import logging
+
 import numpy as np
 
 from w2v_lightning.data.batch import SpecAugment
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_start_probability(option: str, prob: float, length: int) -> None:
+    """The paper gives the probability that a span starts at a position: 0.065 where fairseq says 0.65 (length 10).
+
+    Args:
+        option: what `prob` is called, for the message.
+        prob: the share of positions to mask, as in `SpecAugment`.
+        length: of a span.
+    """
+    if 0 < prob * length < 1:
+        log.warning(
+            "%s=%g would mask about %.1f %% of the positions. It looks like the wav2vec 2.0 paper's probability that a"
+            " span starts at a position; here, as in fairseq, it is the share to mask, with spans of %d that never"
+            " overlap: %g as start probability is %g here, and %g here is %.2g as start probability.",
+            *(option, prob, 100 * prob, length, prob, prob * length, prob, prob / length),
+        )
 
 
 def draw_masks(

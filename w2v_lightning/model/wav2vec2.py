@@ -3,7 +3,8 @@
 import difflib
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from transformers.utils import cached_file
 
 from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec, SpecAugment
 from w2v_lightning.errors import InputError
+from w2v_lightning.model.encoder import contextualise, conv_features
 from w2v_lightning.text import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -27,34 +29,44 @@ log = logging.getLogger(__name__)
 
 def from_scratch(config: Mapping[str, object], vocabulary: Vocabulary) -> Wav2Vec2ForCTC:
     """A new model with random weights; `config` holds what differs from transformers' Wav2Vec2Config."""
-    _check_config_keys(config)
+    check_config_keys(config)
     return Wav2Vec2ForCTC(Wav2Vec2Config(**{**_head_config(vocabulary), **config}))
 
 
-def from_pretrained(name_or_folder: str, config: Mapping[str, object]) -> tuple[Wav2Vec2ForCTC, Vocabulary, bool]:
+def from_pretrained(
+    name_or_folder: str, config: Mapping[str, object], vocabulary: Vocabulary | None = None
+) -> tuple[Wav2Vec2ForCTC, Vocabulary, bool]:
     """A model from the Hugging Face hub or a local folder, its vocabulary, and whether its input is normalised.
 
-    A checkpoint without a CTC head (pre-trained only) gets a new one; without a vocabulary, the default one.
+    A checkpoint without a CTC head (pre-trained only) gets a new one; so does one whose head is for other tokens than
+    those of `vocabulary`. Without any vocabulary, it is the default one.
 
     Raises:
         InputError: nothing there, not a wav2vec2 model, weights missing, or a vocabulary that does not fit its head.
     """
-    _check_config_keys(config)
-    stored = _stored_config(name_or_folder)
+    check_config_keys(config)
+    stored = stored_config(name_or_folder)
     has_head = "Wav2Vec2ForCTC" in (stored.architectures or [])
-    vocabulary = _stored_vocabulary(name_or_folder)
-    if has_head:
-        _check_vocabulary_fits(name_or_folder, stored, vocabulary)
-    vocabulary = vocabulary or Vocabulary()
+    own_vocabulary = _stored_vocabulary(name_or_folder)
+    keeps_head = has_head and vocabulary in (None, own_vocabulary)
+    if keeps_head:
+        _check_vocabulary_fits(name_or_folder, stored, own_vocabulary)
+    vocabulary = vocabulary or own_vocabulary or Vocabulary()
     # dtype is given because the default takes that of the file: weights stored in half precision would train in it.
     model, loading = Wav2Vec2ForCTC.from_pretrained(
         name_or_folder,
         config=Wav2Vec2Config.from_dict({**stored.to_dict(), **_head_config(vocabulary), **config}),
         dtype=torch.float32,
         output_loading_info=True,
+        ignore_mismatched_sizes=not keeps_head,
     )
-    _check_nothing_missing(name_or_folder, loading["missing_keys"], has_head)
-    return model, vocabulary, _stored_normalise(name_or_folder)
+    of_other_shape = {key for key, *_ in loading["mismatched_keys"]}
+    _check_nothing_missing(name_or_folder, {*loading["missing_keys"], *of_other_shape}, keeps_head)
+    if not keeps_head:
+        old = f"has a CTC head for {stored.vocab_size} tokens" if has_head else "is a pre-trained encoder"
+        log.info("%s %s: its CTC head is new, for the vocabulary's %d tokens.", name_or_folder, old, len(vocabulary))
+        _renew_head(model)
+    return model, vocabulary, stored_normalise(name_or_folder)
 
 
 def freeze(model: Wav2Vec2ForCTC, feature_encoder: bool) -> None:
@@ -86,39 +98,76 @@ def input_spec(config: Wav2Vec2Config, vocabulary: Vocabulary, normalise: bool) 
 def ctc_logits(
     model: Wav2Vec2ForCTC,
     waveforms_BT: Tensor,
-    num_frames_B: Tensor,
+    num_samples_B: Tensor,
     time_mask_BF: Tensor | None = None,
     channel_mask_BC: Tensor | None = None,
+    *,
+    dropped_layers: Collection[int] = (),
+    hf_compat: bool = False,
+    is_frozen: bool = False,
 ) -> Tensor:
-    """Logits (B, F, V) of `model`, with masks that were drawn elsewhere; frames from `num_frames_B` on are padding.
+    """Logits (B, F, V) of `model`, with masks that were drawn elsewhere; an utterance's do not hang on its neighbours.
 
-    The same computation as `Wav2Vec2ForCTC.forward`, which can only draw its masks itself, on the CPU, in every step.
+    For one utterance the same as `Wav2Vec2ForCTC.forward`, which can only draw its masks itself, on the CPU, in every
+    step, and whose base models see the padding (`model/encoder.py`).
+
+    Args:
+        model: transformers' model.
+        waveforms_BT: float32, padded with 0.
+        num_samples_B: int64, of each utterance without its padding, on the same device.
+        time_mask_BF, channel_mask_BC: bool, True where a frame is replaced by the mask embedding, a channel zeroed.
+        dropped_layers: transformer layers that are skipped in this pass.
+        hf_compat: what transformers computes for a padded batch, for models with group norm without an attention mask.
+        is_frozen: only the head gets gradients.
     """
-    wav2vec2 = model.wav2vec2
-    features_BFC = wav2vec2.feature_extractor(waveforms_BT).transpose(1, 2)
-    hidden_BFC, _ = wav2vec2.feature_projection(features_BFC)
-    if time_mask_BF is not None:
-        embedding_C = wav2vec2.masked_spec_embed.to(hidden_BFC.dtype)
-        hidden_BFC = torch.where(time_mask_BF[..., None], embedding_C, hidden_BFC)
-    if channel_mask_BC is not None:
-        hidden_BFC = hidden_BFC.masked_fill(channel_mask_BC[:, None], 0.0)
-    is_real_BF = torch.arange(hidden_BFC.shape[1], device=hidden_BFC.device) < num_frames_B[:, None]
-    hidden_BFC = wav2vec2.encoder(hidden_BFC, attention_mask=is_real_BF).last_hidden_state
+    wav2vec2, config = model.wav2vec2, model.config
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
+        num_frames_B = _frames(config).num_frames(num_samples_B)
+        sees_padding = hf_compat and config.feat_extract_norm == "group"
+        if sees_padding:
+            features_BFC, num_frames_B = wav2vec2.feature_extractor(waveforms_BT).transpose(1, 2), None
+        else:
+            features_BFC = conv_features(wav2vec2, waveforms_BT, num_samples_B)
+        hidden_BFC, _ = wav2vec2.feature_projection(features_BFC)
+        if time_mask_BF is not None:
+            embedding_C = wav2vec2.masked_spec_embed.to(hidden_BFC.dtype)
+            hidden_BFC = torch.where(time_mask_BF[..., None], embedding_C, hidden_BFC)
+        if channel_mask_BC is not None:
+            hidden_BFC = hidden_BFC.masked_fill(channel_mask_BC[:, None], 0.0)
+        hidden_BFC = contextualise(wav2vec2, hidden_BFC, num_frames_B, dropped_layers)
     return model.lm_head(model.dropout(hidden_BFC))
+
+
+def _frames(config: Wav2Vec2Config) -> InputSpec:
+    """The geometry of the convolutions."""
+    return InputSpec(conv_kernel=tuple(config.conv_kernel), conv_stride=tuple(config.conv_stride))
 
 
 def save_pretrained(folder: Path, model: Wav2Vec2ForCTC, vocabulary: Vocabulary, normalise: bool) -> None:
     """Write a Hugging Face folder that AutoModelForCTC and AutoProcessor load; it appears complete or not at all."""
+    with complete_or_absent(folder) as temporary:
+        model.save_pretrained(temporary)
+        processor = _processor(temporary, vocabulary, normalise)
+        processor.save_pretrained(temporary)
+        processor.feature_extractor.save_pretrained(temporary)  # transformers 4 looks for them in their own file
+
+
+@contextmanager
+def complete_or_absent(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which then takes the place of `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         complete = Path(temporary, "model")
-        model.save_pretrained(complete)
-        processor = _processor(complete, vocabulary, normalise)
-        processor.save_pretrained(complete)
-        processor.feature_extractor.save_pretrained(complete)  # transformers 4 looks for its settings in their own file
+        complete.mkdir()
+        yield complete
         if folder.exists():
             folder.rename(Path(temporary, "previous"))
         complete.rename(folder)
+
+
+def feature_extractor(normalise: bool) -> Wav2Vec2FeatureExtractor:
+    """With an attention mask, as the model was trained: padding then stays out of a batch's transformer."""
+    return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=normalise, return_attention_mask=True)
 
 
 def _processor(folder: Path, vocabulary: Vocabulary, normalise: bool) -> Wav2Vec2Processor:
@@ -129,18 +178,20 @@ def _processor(folder: Path, vocabulary: Vocabulary, normalise: bool) -> Wav2Vec
         word_delimiter_token=vocabulary.word_delimiter,
         **{role: token if token in vocabulary.tokens else None for role, token in specials.items()},
     )
-    # With an attention mask, as the model was trained: padding then stays out of a batch's transformer.
-    feature_extractor = Wav2Vec2FeatureExtractor(
-        sampling_rate=SAMPLE_RATE, do_normalize=normalise, return_attention_mask=True
-    )
-    return Wav2Vec2Processor(feature_extractor, tokenizer)
+    return Wav2Vec2Processor(feature_extractor(normalise), tokenizer)
+
+
+def _renew_head(model: Wav2Vec2ForCTC) -> None:
+    """Random weights also where the old head happened to have as many tokens and was loaded."""
+    model.lm_head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+    model._init_weights(model.lm_head)
 
 
 def _head_config(vocabulary: Vocabulary) -> dict[str, object]:
     return {"vocab_size": len(vocabulary), "pad_token_id": vocabulary.blank_id, "ctc_zero_infinity": True}
 
 
-def _check_config_keys(config: Mapping[str, object]) -> None:
+def check_config_keys(config: Mapping[str, object]) -> None:
     known = Wav2Vec2Config().to_dict()
     for key in config:
         if key not in known:
@@ -149,7 +200,7 @@ def _check_config_keys(config: Mapping[str, object]) -> None:
             raise InputError(f"model.config: transformers' Wav2Vec2Config has no {key!r}{hint}")
 
 
-def _stored_config(name_or_folder: str) -> Wav2Vec2Config:
+def stored_config(name_or_folder: str) -> Wav2Vec2Config:
     try:
         stored = AutoConfig.from_pretrained(name_or_folder)
     except (OSError, ValueError) as error:
@@ -174,7 +225,7 @@ def _stored_vocabulary(name_or_folder: str) -> Vocabulary | None:
     return Vocabulary.load(path.parent) if path else None
 
 
-def _stored_normalise(name_or_folder: str) -> bool:
+def stored_normalise(name_or_folder: str) -> bool:
     try:
         return Wav2Vec2FeatureExtractor.from_pretrained(name_or_folder).do_normalize
     except OSError:  # a bare checkpoint
@@ -201,5 +252,3 @@ def _check_nothing_missing(name: str, missing: Iterable[str], has_head: bool) ->
     lost = sorted(key for key in missing if not any(part in key for part in optional))
     if lost:
         raise InputError(f"model.pretrained: {name} lacks {len(lost)} weights of a wav2vec2 model, {lost[0]} first.")
-    if not has_head:
-        log.info("%s is a pre-trained encoder: its CTC head is new.", name)
