@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -57,6 +57,8 @@ class Wav2Vec2CTC(LightningModule):
         mask_time_length: frames in a span.
         mask_channel_prob: likewise for channels; at 0.5 with spans of 64, 40 % of them.
         mask_channel_length: channels in a span.
+        loss_average: of a step's CTC losses over its "utterance"s, where long ones weigh more (fairseq), or over its
+            "label"s. The gradient of the latter is smaller by the labels of an utterance, some 180.
         layerdrop: probability that a transformer layer is skipped in a training step, on all devices alike.
         activation_dropout: inside the feed-forward blocks.
         attention_dropout: on the attention weights.
@@ -91,6 +93,7 @@ class Wav2Vec2CTC(LightningModule):
         mask_time_length: int = 10,
         mask_channel_prob: float = 0.5,
         mask_channel_length: int = 64,
+        loss_average: Literal["utterance", "label"] = "utterance",
         layerdrop: float = 0.1,
         activation_dropout: float = 0.1,
         attention_dropout: float = 0.0,
@@ -148,7 +151,7 @@ class Wav2Vec2CTC(LightningModule):
         """Logits (B, F, V); masked if the batch carries masks."""
         return wav2vec2.ctc_logits(
             self.model,
-            batch.input_values(),
+            batch.input_values().to(self.model.dtype),
             batch.num_samples_B.to(batch.waveforms_BT.device, non_blocking=True),
             batch.time_mask_BF,
             batch.channel_mask_BC,
@@ -159,8 +162,9 @@ class Wav2Vec2CTC(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a global step is the sum of its utterances' CTC losses over their number (fairseq's sentence
-        average). The number is known from the plan, so every micro-batch on every rank contributes its exact share."""
-        share = self._ctc(self(batch), batch).sum() / batch.num_utterances_in_step
+        average), or over that of their labels. Both numbers are known from the plan, so every micro-batch on every rank
+        contributes its exact share."""
+        share = self._ctc(self(batch), batch).sum() / self._divisor(batch)
         if batch.is_filler:
             share = 0.0 * share
         self._log_training(share.detach(), batch)
@@ -259,6 +263,9 @@ class Wav2Vec2CTC(LightningModule):
     def _encoder_is_frozen(self) -> bool:
         return self.training and self.global_step < self.hparams.freeze_updates
 
+    def _divisor(self, batch: Batch) -> int:
+        return batch.num_labels_in_step if self.hparams.loss_average == "label" else batch.num_utterances_in_step
+
     def _dropped_layers(self) -> list[int]:
         """Layer drop, drawn for (seed, global step): the same on every rank and in every micro-batch of a step."""
         if not self.training or self._trainer is None:
@@ -272,7 +279,7 @@ class Wav2Vec2CTC(LightningModule):
     def _log_training(self, share: Tensor, batch: Batch) -> None:
         """Loss of the whole global step, over all its micro-batches and ranks: per utterance and per character."""
         num_labels = 0 if batch.is_filler else batch.num_labels_B.sum()
-        self._step_sums += torch.stack([share * batch.num_utterances_in_step, torch.as_tensor(num_labels).to(share)])
+        self._step_sums += torch.stack([share * self._divisor(batch), torch.as_tensor(num_labels).to(share)])
         if not batch.is_last_of_step:
             return
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:

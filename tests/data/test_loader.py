@@ -28,7 +28,7 @@ def slot(*positions: int, **place) -> Slot:
 
 
 def test_batch_holds_the_utterances_of_its_slot(manifest):
-    place = {"epoch": 4, "global_step": 3, "micro_batch": 1, "num_micro_batches": 2, "num_utterances_in_step": 9}
+    place = {"epoch": 4, "global_step": 3, "micro_batch": 1, "num_micro_batches": 2, "step": np.arange(3)}
     batch = UtteranceDataset(manifest, InputSpec())[slot(2, 1, **place)]
     assert batch.ids == ["19-1-0002", "19-1-0001"]
     assert batch.texts == [TEXTS[2], TEXTS[1]]
@@ -41,7 +41,8 @@ def test_batch_holds_the_utterances_of_its_slot(manifest):
         expected_T = spell(text) / spell(text).std()  # the tones have no mean
         np.testing.assert_allclose(row_T[: len(expected_T)], expected_T, atol=1e-3)
         assert not row_T[len(expected_T) :].any()
-    assert (batch.global_step, batch.micro_batch, batch.num_micro_batches, batch.num_utterances_in_step) == (3, 1, 2, 9)
+    assert (batch.global_step, batch.micro_batch, batch.num_micro_batches, batch.num_utterances_in_step) == (3, 1, 2, 3)
+    assert batch.num_labels_in_step == sum(map(len, TEXTS))
     assert batch.time_mask_BF is None
     assert batch.channel_mask_BC is None
 

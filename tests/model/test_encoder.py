@@ -65,6 +65,19 @@ def test_a_batch_gives_what_its_utterances_give_alone(architecture, padding):
         torch.testing.assert_close(logits_FV[: len(alone_FV)], alone_FV, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize(("architecture", "num_layers"), [("base", 12), ("large-lv60", 24)])
+def test_so_it_is_in_the_published_depth(architecture, num_layers):
+    model = build(architecture, num_hidden_layers=num_layers)
+    numbers = (16_000, 9_000)
+    waveforms_BT, num_samples_B = speech(*numbers, padded_to=32_000)
+    logits_BFV = wav2vec2.ctc_logits(model, waveforms_BT, num_samples_B)
+    for waveform_T, number, logits_FV in zip(waveforms_BT, numbers, logits_BFV, strict=True):
+        stock_FV = model(waveform_T[None, :number]).logits[0]
+        torch.testing.assert_close(logits_FV[: len(stock_FV)], stock_FV, rtol=0, atol=1e-5)
+
+
 @torch.no_grad()
 def test_stock_transformers_does_not_and_hf_compat_is_like_it():
     """Should this fail one day, transformers has been repaired."""

@@ -86,6 +86,7 @@ class Batch:
     micro_batch: int = 0  # 0 .. num_micro_batches-1 on this rank
     num_micro_batches: int = 1  # per rank and global step; Lightning's accumulate_grad_batches
     num_utterances_in_step: int = 1  # over all ranks and micro-batches
+    num_labels_in_step: int = 1  # likewise
     normalise: bool = False  # the model hears each utterance with zero mean and unit variance
     is_filler: bool = False  # one utterance of the step once more, because there were too few; it does not count
 

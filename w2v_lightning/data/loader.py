@@ -57,7 +57,7 @@ class UtteranceDataset(Dataset):
     def __getitem__(self, slot: Slot) -> Batch:
         manifest, spec = self.manifest, self.spec
         ids = [manifest.ids[i] for i in slot.positions]
-        texts = [spec.vocabulary.normalise(manifest.texts[i]) if spec.needs_text else "" for i in slot.positions]
+        texts = [self._text(i) for i in slot.positions]
         labels = [np.array(spec.vocabulary.encode(text), dtype=np.int64) for text in texts]
         waveforms = self._waveforms(slot, labels)
         num_samples_B = torch.tensor([len(waveform) for waveform in waveforms])
@@ -74,10 +74,15 @@ class UtteranceDataset(Dataset):
             global_step=slot.global_step,
             micro_batch=slot.micro_batch,
             num_micro_batches=slot.num_micro_batches,
-            num_utterances_in_step=slot.num_utterances_in_step,
+            num_utterances_in_step=len(slot.step_positions),
+            num_labels_in_step=sum(len(self._text(i)) for i in slot.step_positions),
             is_filler=slot.is_filler,
             **self._masks(slot, num_frames_B),
         )
+
+    def _text(self, position: int) -> str:
+        """As it is encoded, a label per character; nothing where the model is not trained on text."""
+        return self.spec.vocabulary.normalise(self.manifest.texts[position]) if self.spec.needs_text else ""
 
     def _waveforms(self, slot: Slot, labels: list[np.ndarray]) -> list[np.ndarray]:
         refs = [self.manifest.audio(i) for i in slot.positions]

@@ -18,8 +18,12 @@ class Slot:
     global_step: int = 0
     micro_batch: int = 0
     num_micro_batches: int = 1
-    num_utterances_in_step: int = 1
+    step: np.ndarray | None = None  # positions of the whole global step, over all ranks; None: these are all
     is_filler: bool = False
+
+    @property
+    def step_positions(self) -> np.ndarray:
+        return self.positions if self.step is None else self.step
 
 
 class TrainSampler(DistributedSampler):
@@ -70,7 +74,7 @@ class TrainSampler(DistributedSampler):
         for global_step, step in steps[first_step if epoch == resumed_epoch else 0 :]:
             ranks = plan.split(self.durations_s_N, step, self.world_size, self.num_micro_batches)
             for micro_batch, positions in enumerate(ranks[self.rank]):
-                place = epoch, global_step, micro_batch, self.num_micro_batches, len(step)
+                place = epoch, global_step, micro_batch, self.num_micro_batches, step
                 if len(positions):
                     yield Slot(positions, *place)
                 else:  # every rank must take part in every micro-batch: it computes, and does not count
@@ -83,7 +87,7 @@ class EvaluationSampler(DistributedSampler):
 
     def __init__(self, durations_s_N: np.ndarray, *, device_seconds: float, rank: int, world_size: int):
         batches = plan.evaluation_batches(durations_s_N, device_seconds)
-        self.slots = [Slot(positions, num_utterances_in_step=len(positions)) for positions in batches[rank::world_size]]
+        self.slots = [Slot(positions) for positions in batches[rank::world_size]]
 
     def set_epoch(self, epoch: int) -> None:
         """Evaluation is the same in every epoch."""

@@ -8,7 +8,7 @@ from torch.nn import functional
 def ctc_loss(
     logits_BFV: Tensor, num_frames_B: Tensor, labels_BU: Tensor, num_labels_B: Tensor, blank_id: int = 0
 ) -> Tensor:
-    """Negative log-likelihood of each utterance's labels, in nats; shape (B,), float32.
+    """Negative log-likelihood of each utterance's labels, in nats; shape (B,), float32 (float64 where the logits are).
 
     Frames and labels beyond an utterance's own count play no part. An utterance that cannot be aligned (more labels
     than frames) gets loss and gradient zero and leaves the others alone.
@@ -17,7 +17,8 @@ def ctc_loss(
     has had bugs with empty and with long label sequences (pytorch#53557, #21680).
     """
     with torch.autocast(logits_BFV.device.type, enabled=False), torch.backends.cudnn.flags(enabled=False):
-        log_probs_FBV = logits_BFV.float().log_softmax(dim=-1).transpose(0, 1)
+        full_BFV = logits_BFV if logits_BFV.dtype == torch.float64 else logits_BFV.float()
+        log_probs_FBV = full_BFV.log_softmax(dim=-1).transpose(0, 1)
         return functional.ctc_loss(
             log_probs_FBV,
             labels_BU,
