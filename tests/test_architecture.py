@@ -15,6 +15,7 @@ LAYERS = [
     {"text"},
     {"data", "evaluation"},
     {"model", "optim", "prepare"},
+    {"planned"},
     {"module", "pretraining"},
     {"callbacks", "strategies", "transcribe", "check", "bench"},
     {"cli"},

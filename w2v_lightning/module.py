@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import Wav2Vec2ForCTC
 
 from w2v_lightning.data.batch import Batch, InputSpec
-from w2v_lightning.data.draw import draw_dropped_layers
 from w2v_lightning.data.masking import warn_of_start_probability
 from w2v_lightning.errors import InputError
 from w2v_lightning.evaluation.report import Pair
@@ -25,13 +23,14 @@ from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.ctc import ctc_loss
 from w2v_lightning.model.encoder import zero_of
 from w2v_lightning.model.lora import Lora, add_lora, merged
-from w2v_lightning.optim import Decay, num_updates_of, parameter_groups, tri_stage
+from w2v_lightning.optim import Decay, num_updates_of, tri_stage
+from w2v_lightning.planned import PlannedModule
 from w2v_lightning.text import BUILT_VOCABULARIES, Vocabulary
 
 log = logging.getLogger(__name__)
 
 
-class Wav2Vec2CTC(LightningModule):
+class Wav2Vec2CTC(PlannedModule):
     """transformers' Wav2Vec2ForCTC under Lightning. The defaults are fairseq's recipe base_100h.
 
     Args:
@@ -188,43 +187,13 @@ class Wav2Vec2CTC(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         options = self.hparams
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, options.weight_decay, options.learning_rate, options.layer_lr_decay),
-            betas=tuple(options.adam_betas),
-            eps=options.adam_eps,
-        )
         schedule = (options.warmup, options.hold, options.final_lr_scale, options.decay)
-        factor = tri_stage(num_updates_of(self.trainer), *schedule)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint from another number of devices: its data module makes Lightning's counts fit this one."""
-        if self._trainer is not None and hasattr(self.trainer.datamodule, "align_progress"):
-            self.trainer.datamodule.align_progress(checkpoint)
+        return self._adamw(tri_stage(num_updates_of(self.trainer), *schedule), options.layer_lr_decay)
 
     # ---- scoring ------------------------------------------------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        self._start_scoring(len(self.trainer.val_dataloaders))
-
-    def on_test_epoch_start(self) -> None:
-        self._start_scoring(len(self.trainer.test_dataloaders))
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._score(batch, dataloader_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._score(batch, dataloader_idx)
-
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Pair]:
         return self._transcribe(self(batch), batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val", self.trainer.val_dataloaders)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test", self.trainer.test_dataloaders)
 
     def _start_scoring(self, num_loaders: int) -> None:
         self.counts = nn.ModuleList(ErrorCounts() for _ in range(num_loaders)).to(self.device)
@@ -265,13 +234,6 @@ class Wav2Vec2CTC(LightningModule):
 
     def _divisor(self, batch: Batch) -> int:
         return batch.num_labels_in_step if self.hparams.loss_average == "label" else batch.num_utterances_in_step
-
-    def _dropped_layers(self) -> list[int]:
-        """Layer drop, drawn for (seed, global step): the same on every rank and in every micro-batch of a step."""
-        if not self.training or self._trainer is None:
-            return []
-        config, seed = self.model.config, self.hparams.seed
-        return draw_dropped_layers(seed, self.trainer.global_step, config.num_hidden_layers, config.layerdrop)
 
     def _ctc(self, logits_BFV: Tensor, batch: Batch) -> Tensor:
         return ctc_loss(logits_BFV, batch.num_frames_B, batch.labels_BU, batch.num_labels_B, self.vocabulary.blank_id)

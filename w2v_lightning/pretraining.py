@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
 from w2v_lightning.data.batch import Batch, InputSpec
-from w2v_lightning.data.draw import draw_dropped_layers
 from w2v_lightning.data.masking import warn_of_start_probability
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import pretraining, wav2vec2
-from w2v_lightning.optim import num_updates_of, parameter_groups, polynomial_decay
+from w2v_lightning.optim import num_updates_of, polynomial_decay
+from w2v_lightning.planned import PlannedModule
 from w2v_lightning.text import Vocabulary
 
 log = logging.getLogger(__name__)
 
 
-class Wav2Vec2Pretraining(LightningModule):
+class Wav2Vec2Pretraining(PlannedModule):
     """transformers' Wav2Vec2ForPreTraining under Lightning. The defaults are fairseq's wav2vec2_base_librispeech.
 
     Masks and negatives belong to (seed, epoch, utterance), layer drop to (seed, global step). Gumbel noise and dropout
@@ -164,43 +163,15 @@ class Wav2Vec2Pretraining(LightningModule):
         log.info("Model: %.1f M parameters.", sum(p.numel() for p in self.model.parameters()) / 1e6)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        options = self.hparams
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, options.weight_decay, options.learning_rate),
-            betas=tuple(options.adam_betas),
-            eps=options.adam_eps,
-        )
-        factor = polynomial_decay(num_updates_of(self.trainer), options.warmup)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint from another number of devices: its data module makes Lightning's counts fit this one."""
-        if self._trainer is not None and hasattr(self.trainer.datamodule, "align_progress"):
-            self.trainer.datamodule.align_progress(checkpoint)
+        return self._adamw(polynomial_decay(num_updates_of(self.trainer), self.hparams.warmup))
 
     # ---- scoring: the same masks and negatives every time ---------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        self._start_scoring(len(self.trainer.val_dataloaders))
-
-    def on_test_epoch_start(self) -> None:
-        self._start_scoring(len(self.trainer.test_dataloaders))
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._eval_sums[dataloader_idx] += self(batch).sums()
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._eval_sums[dataloader_idx] += self(batch).sums()
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val", self.trainer.val_dataloaders)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test", self.trainer.test_dataloaders)
-
     def _start_scoring(self, num_loaders: int) -> None:
         self._eval_sums = self._step_sums.new_zeros(num_loaders, len(self._step_sums))
+
+    def _score(self, batch: Batch, dataloader_idx: int) -> None:
+        self._eval_sums[dataloader_idx] += self(batch).sums()
 
     def _log_scores(self, stage: str, loaders: Sequence[Any]) -> None:
         """`val_loss` and `val_accuracy` over all splits together, and `val_loss/dev-clean` where there are several."""
@@ -223,13 +194,6 @@ class Wav2Vec2Pretraining(LightningModule):
         options = self.hparams
         weighted = options.diversity_weight * diversity_loss + options.feature_penalty * feature_penalty
         return contrastive_loss + weighted
-
-    def _dropped_layers(self) -> list[int]:
-        """Layer drop, drawn for (seed, global step): the same on every rank and in every micro-batch of a step."""
-        if not self.training or self._trainer is None:
-            return []
-        config, seed = self.model.config, self.hparams.seed
-        return draw_dropped_layers(seed, self.trainer.global_step, config.num_hidden_layers, config.layerdrop)
 
     def _log_training(self, means: Tensor, gradient_norm: Tensor) -> None:
         """Of the whole global step, per masked frame; losses in nats."""

@@ -2,10 +2,9 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 
@@ -48,8 +47,7 @@ class Corpus:
     @classmethod
     def join(cls, train: Sequence[Manifest], validation: Sequence[Manifest], spec: InputSpec) -> "Corpus":
         """Unlike `Manifest.concatenate`, takes ids that occur twice: finding them is a part of the check."""
-        columns = [[getattr(m, column.name) for m in (*train, *validation)] for column in fields(Manifest)]
-        whole = Manifest(*(np.concatenate(c) if isinstance(c[0], np.ndarray) else list(chain(*c)) for c in columns))
+        whole = Manifest.join([*train, *validation])
         return cls(whole, np.arange(len(whole)) >= sum(map(len, train)), spec)
 
     def __len__(self) -> int:

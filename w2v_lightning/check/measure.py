@@ -18,6 +18,7 @@ from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
+from w2v_lightning.data.sound import can_read
 from w2v_lightning.errors import InputError
 
 CHUNK = 16  # utterances per task of a thread: a future for each of ten million would cost more than the work
@@ -62,8 +63,9 @@ def measure(ref: AudioRef, reader: AudioReader, decode: bool) -> Measurement:
         with soundfile.SoundFile(source) as sound:
             if sound.frames == 0:
                 return Measurement(problem="there is no audio in it")
-            measured = _decoded(sound, ref, _flac_md5(_head(source))) if decode else _from_header(sound, ref)
-        return replace(measured, content=_content(source, ref))
+            md5 = _flac_md5(_head(source))
+            measured = _decoded(sound, ref, md5) if decode else _from_header(sound, ref)
+        return replace(measured, content=_content(source, ref, md5))
     except (InputError, OSError, soundfile.SoundFileError) as error:
         return Measurement(problem=str(error).partition(": ")[2] or str(error))  # what precedes only names the file
 
@@ -92,13 +94,7 @@ def _source(ref: AudioRef, reader: AudioReader) -> str | io.BytesIO:
 
 
 def _from_header(sound: soundfile.SoundFile, ref: AudioRef) -> Measurement:
-    """The last frame is read too: it finds truncated files for 0.06 ms more each."""
-    try:
-        sound.seek(sound.frames - 1)
-        is_whole = len(sound.read(1)) == 1
-    except soundfile.SoundFileError:
-        is_whole = False
-    if not is_whole:
+    if not can_read(sound, sound.frames - 1):
         return Measurement(problem="truncated or damaged")
     return Measurement(duration_s=_within(ref, sound.frames / sound.samplerate))
 
@@ -159,10 +155,10 @@ def _within(ref: AudioRef, file_s: float) -> float:
 # ---- equal audio ----------------------------------------------------------------------------------------------------
 
 
-def _content(source: str | io.BytesIO, ref: AudioRef) -> tuple:
+def _content(source: str | io.BytesIO, ref: AudioRef, md5: bytes | None) -> tuple:
     if ref.start_s is not None:  # hashing hours of a recording for each of its segments would take for ever
         return _content_of(ref, "place in the file", str(replace(ref, start_s=None, duration_s=0.0)))
-    if md5 := _flac_md5(_head(source)):
+    if md5:
         return _content_of(ref, "FLAC MD5", md5.hex())
     if isinstance(source, str):
         with open(source, "rb") as file:

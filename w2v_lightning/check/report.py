@@ -12,8 +12,8 @@ from rich.text import Text
 
 from w2v_lightning.check.findings import Corpus, Finding, Level
 from w2v_lightning.data.checks import named
-from w2v_lightning.data.librispeech import listed
 from w2v_lightning.data.manifest import atomic_text_file
+from w2v_lightning.errors import listed
 
 COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow"}
 MAX_CHARACTERS = 20  # named without a token; a text in another script lacks thousands

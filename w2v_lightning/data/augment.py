@@ -15,9 +15,8 @@ import torch
 from w2v_lightning.data.audio import read_audio
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.batch import SAMPLE_RATE
+from w2v_lightning.data.librispeech import AUDIO_SUFFIXES
 from w2v_lightning.errors import InputError
-
-NOISE_SUFFIXES = (".flac", ".wav", ".ogg")
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,10 @@ def list_noises(folder: str) -> list[tuple[str, float]]:
         Path(directory, name)
         for directory, _, names in os.walk(Path(folder).expanduser(), followlinks=True)
         for name in names
-        if name.lower().endswith(NOISE_SUFFIXES)
+        if name.lower().endswith(AUDIO_SUFFIXES)
     )
     if not paths:
-        raise InputError(f"data.augmentation.noise_folder: {folder} holds no audio file ({', '.join(NOISE_SUFFIXES)}).")
+        raise InputError(f"data.augmentation.noise_folder: {folder} holds no audio file ({', '.join(AUDIO_SUFFIXES)}).")
     return [(str(path), _duration_s(path)) for path in paths]
 
 

@@ -100,7 +100,7 @@ class LibriSpeechDataModule(LightningDataModule):
         self.skip_unusable = skip_unusable
         self.duration_spread = duration_spread
         self.augmentation = augmentation
-        self.reader = AudioReader(Path(cache_dir).expanduser() if cache_dir else None, cache_gib, verify_audio)
+        self.reader = AudioReader(cache_dir, cache_gib, verify_audio)
         self.allow_changed_data = allow_changed_data
         self.datasets: dict[str, UtteranceDataset] = {}
 

@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 
 from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest, cache_root
+from w2v_lightning.data.sound import can_read
 from w2v_lightning.errors import InputError, listed
 
 log = logging.getLogger(__name__)
@@ -149,22 +150,14 @@ def _measure(files: SplitFiles, folder: Path) -> tuple[Manifest, dict[str, str]]
 
 
 def _duration_s_or_reason(path: Path) -> float | str:
-    """Seconds of audio, or why there are none. Reading the last frame finds truncated files for 0.06 ms more each."""
+    """Seconds of audio, or why there are none."""
     try:
         with soundfile.SoundFile(path) as file:
             if file.frames == 0:
                 return "no audio in it"
-            return file.frames / file.samplerate if _has_last_frame(file) else "truncated or damaged"
+            return file.frames / file.samplerate if can_read(file, file.frames - 1) else "truncated or damaged"
     except (soundfile.SoundFileError, OSError) as error:
         return str(error).removeprefix(f"Error opening {str(path)!r}: ")
-
-
-def _has_last_frame(file: soundfile.SoundFile) -> bool:
-    try:
-        file.seek(file.frames - 1)
-        return len(file.read(1)) == 1
-    except soundfile.SoundFileError:  # what libsndfile says of it ("Internal psf_fseek() failed") helps nobody
-        return False
 
 
 def _report_unreadable(reasons: dict[str, str], folder: Path, skip: bool) -> None:

@@ -10,6 +10,7 @@ Everything that decides what an epoch trains on (`data/plan.py`) works on a mani
 """
 
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -17,10 +18,11 @@ import os
 import secrets
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -66,15 +68,31 @@ class Manifest:
         place = int(self.byte_offsets_N[i]), int(self.num_bytes_N[i])
         return AudioRef(self.audio_paths[i], *place, start_s, float(self.durations_s_N[i]))
 
+    @cached_property
+    def digests(self) -> dict[str, Any]:
+        """What a change is noticed by: numbers, which say something, and digests of the rest; computed once."""
+        return {
+            "utterances": len(self),
+            "hours": round(float(self.durations_s_N.sum()) / 3600, 3),
+            "ids": _digest(i.encode() + b"\0" for i in self.ids),
+            "durations": _digest([np.ascontiguousarray(self.durations_s_N)]),
+            "transcripts": _digest(text.encode() + b"\0" for text in self.texts),
+        }
+
+    @classmethod
+    def join(cls, manifests: Sequence["Manifest"]) -> "Manifest":
+        """All utterances of several manifests, in order, whatever their ids."""
+        columns = [[getattr(manifest, field.name) for manifest in manifests] for field in fields(cls)]
+        return cls(*(_concatenate(parts) for parts in columns))
+
     @classmethod
     def concatenate(cls, manifests: Sequence["Manifest"]) -> "Manifest":
-        """All utterances of several manifests, in order.
+        """As `join`, for training.
 
         Raises:
             InputError: an id occurs twice; ids name what the random masks are drawn for.
         """
-        columns = [[getattr(manifest, field.name) for manifest in manifests] for field in fields(cls)]
-        whole = cls(*(_concatenate(parts) for parts in columns))
+        whole = cls.join(manifests)
         if len(set(whole.ids)) != len(whole):
             twice = next(utterance_id for utterance_id, count in Counter(whole.ids).items() if count > 1)
             raise InputError(f"Utterance id {twice!r} occurs more than once; ids must be unique over the splits used.")
@@ -261,6 +279,13 @@ def _id_from_name(row: dict) -> str:
 
 def _resolve(audio_path: str, folder: str) -> str:
     return audio_path if "://" in audio_path or audio_path.startswith("/") else f"{folder}/{audio_path}"
+
+
+def _digest(pieces: Iterable[bytes | np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()[:16]
 
 
 def _concatenate(parts: list) -> Any:

@@ -36,7 +36,7 @@ class AudioReader:
         InputError: `cache_gib` is not positive.
     """
 
-    def __init__(self, cache_dir: Path | None = None, cache_gib: float = 50.0, verify: bool = False):
+    def __init__(self, cache_dir: str | Path | None = None, cache_gib: float = 50.0, verify: bool = False):
         if not cache_gib > 0:
             raise InputError(f"data.cache_gib must be a positive number of GiB, found {cache_gib}.")
         self.cache_dir = cache_dir

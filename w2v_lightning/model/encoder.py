@@ -53,6 +53,19 @@ def masked_group_norm(norm: nn.GroupNorm, hidden_BCF: Tensor, num_frames_B: Tens
         return (centred_BCF * scale_BC1 + norm.bias[:, None]).to(hidden_BCF.dtype)
 
 
+def masked(
+    wav2vec2: Wav2Vec2Model, hidden_BFC: Tensor, time_mask_BF: Tensor | None, channel_mask_BC: Tensor | None
+) -> Tensor:
+    """Projected features (B, F, C) with masks that were drawn elsewhere: frames replaced by the mask embedding where
+    `time_mask_BF` is True, channels zeroed where `channel_mask_BC` is."""
+    if time_mask_BF is not None:
+        embedding_C = wav2vec2.masked_spec_embed.to(hidden_BFC.dtype)
+        hidden_BFC = torch.where(time_mask_BF[..., None], embedding_C, hidden_BFC)
+    if channel_mask_BC is not None:
+        hidden_BFC = hidden_BFC.masked_fill(channel_mask_BC[:, None], 0.0)
+    return hidden_BFC
+
+
 def contextualise(
     wav2vec2: Wav2Vec2Model, hidden_BFC: Tensor, num_frames_B: Tensor | None, dropped_layers: Collection[int] = ()
 ) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import wav2vec2
-from w2v_lightning.model.encoder import contextualise, conv_features
+from w2v_lightning.model.encoder import contextualise, conv_features, masked
 
 
 def from_scratch(config: Mapping[str, object]) -> Wav2Vec2ForPreTraining:
@@ -95,10 +95,7 @@ def run(
     )
     conv_BFC = scale_gradient(conv_features(core, waveforms_BT, num_samples_B), feature_grad_mult)
     hidden_BFC, features_BFC = core.feature_projection(conv_BFC)
-    embedding_C = core.masked_spec_embed.to(hidden_BFC.dtype)
-    hidden_BFC = torch.where(batch.time_mask_BF[..., None], embedding_C, hidden_BFC)
-    if batch.channel_mask_BC is not None:
-        hidden_BFC = hidden_BFC.masked_fill(batch.channel_mask_BC[:, None], 0.0)
+    hidden_BFC = masked(core, hidden_BFC, batch.time_mask_BF, batch.channel_mask_BC)
     hidden_BFC = contextualise(core, hidden_BFC, num_frames_B, dropped_layers)
     predicted_MD = model.project_hid(hidden_BFC.flatten(0, 1).index_select(0, batch.masked_M))
     features_MC = model.dropout_features(features_BFC.flatten(0, 1).index_select(0, batch.masked_M))

@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 
 from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec, SpecAugment
 from w2v_lightning.errors import InputError
-from w2v_lightning.model.encoder import contextualise, conv_features
+from w2v_lightning.model.encoder import contextualise, conv_features, masked
 from w2v_lightning.text import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -129,11 +129,7 @@ def ctc_logits(
         else:
             features_BFC = conv_features(wav2vec2, waveforms_BT, num_samples_B)
         hidden_BFC, _ = wav2vec2.feature_projection(features_BFC)
-        if time_mask_BF is not None:
-            embedding_C = wav2vec2.masked_spec_embed.to(hidden_BFC.dtype)
-            hidden_BFC = torch.where(time_mask_BF[..., None], embedding_C, hidden_BFC)
-        if channel_mask_BC is not None:
-            hidden_BFC = hidden_BFC.masked_fill(channel_mask_BC[:, None], 0.0)
+        hidden_BFC = masked(wav2vec2, hidden_BFC, time_mask_BF, channel_mask_BC)
         hidden_BFC = contextualise(wav2vec2, hidden_BFC, num_frames_B, dropped_layers)
     return model.lm_head(model.dropout(hidden_BFC))
 

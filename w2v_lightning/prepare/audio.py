@@ -8,6 +8,7 @@ import numpy as np
 import soundfile
 
 from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.sound import can_read
 from w2v_lightning.prepare.options import Options
 
 TOLERANCE_S = 0.01  # rounded seconds in a manifest are no fault
@@ -78,17 +79,9 @@ def _extent(sound: soundfile.SoundFile, audio: AudioRef | bytes) -> tuple[int, i
         size = min(size, sound.frames - start)
     if size <= 0:
         raise UnusableAudioError("no audio in it")
-    if not _can_read(sound, start + size - 1):
+    if not can_read(sound, start + size - 1):
         raise UnusableAudioError("truncated or damaged")
     return start, size
-
-
-def _can_read(sound: soundfile.SoundFile, frame: int) -> bool:
-    try:
-        sound.seek(frame)
-        return len(sound.read(1)) == 1
-    except soundfile.SoundFileError:  # what libsndfile says of it ("Internal psf_fseek() failed") helps nobody
-        return False
 
 
 def _check_duration(duration_s: float, options: Options) -> None:
