@@ -21,8 +21,9 @@ from w2v_lightning.evaluation.report import Pair
 from w2v_lightning.evaluation.wer import ErrorCounts, error_rates
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.ctc import ctc_loss
-from w2v_lightning.model.encoder import zero_of
+from w2v_lightning.model.encoder import with_zero_gradients
 from w2v_lightning.model.lora import Lora, add_lora, merged
+from w2v_lightning.model.speed import Speed
 from w2v_lightning.optim import Decay, num_updates_of, tri_stage
 from w2v_lightning.planned import PlannedModule
 from w2v_lightning.text import BUILT_VOCABULARIES, Vocabulary
@@ -67,6 +68,7 @@ class Wav2Vec2CTC(PlannedModule):
         gradient_checkpointing: compute the transformer twice instead of keeping its activations: less memory, slower.
         hf_compat: score as transformers does, whose base models see the padding; for old checkpoints.
         seed: what layer drop is drawn with.
+        speed: which way the costly parts are computed; all ways compute the same.
     """
 
     next_command = "transcribe --model {model} YOUR.wav"  # what a finished run proposes
@@ -102,9 +104,11 @@ class Wav2Vec2CTC(PlannedModule):
         gradient_checkpointing: bool = False,
         hf_compat: bool = False,
         seed: int = 0,
+        speed: Speed = Speed(),
     ):
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="speed")  # which belongs to the machine, not to the experiment
+        self.speed = speed
         tri_stage(1000, warmup, hold, final_lr_scale, decay)  # refuses an impossible one before anything is loaded
         overrides = {
             "mask_time_prob": mask_time_prob,
@@ -151,12 +155,13 @@ class Wav2Vec2CTC(PlannedModule):
         return wav2vec2.ctc_logits(
             self.model,
             batch.input_values().to(self.model.dtype),
-            batch.num_samples_B.to(batch.waveforms_BT.device, non_blocking=True),
+            batch.num_samples_B,
             batch.time_mask_BF,
             batch.channel_mask_BC,
             dropped_layers=self._dropped_layers(),
             hf_compat=self.hparams.hf_compat,
             is_frozen=self._encoder_is_frozen,
+            speed=self.speed,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -168,7 +173,8 @@ class Wav2Vec2CTC(PlannedModule):
             share = 0.0 * share
         self._log_training(share.detach(), batch)
         if self._encoder_is_frozen and self.trainer.world_size > 1:
-            share = share + zero_of(self.model.wav2vec2)  # DDP waits for the gradients of all that it was built with
+            # DDP waits for the gradients of all that it was built with.
+            share = with_zero_gradients(share, self.model.wav2vec2)
         # Lightning divides by the number of micro-batches and DDP averages over the ranks: both are undone here.
         return share * batch.num_micro_batches * self.trainer.world_size
 

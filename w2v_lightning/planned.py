@@ -22,6 +22,10 @@ class PlannedModule(LightningModule):
         if self._trainer is not None and hasattr(self.trainer.datamodule, "align_progress"):
             self.trainer.datamodule.align_progress(checkpoint)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Without waiting: the loader pins batches. Lightning would wait for each."""
+        return batch.to(device, non_blocking=True)
+
     def on_validation_epoch_start(self) -> None:
         self._start_scoring(len(self.trainer.val_dataloaders))
 
@@ -56,7 +60,10 @@ class PlannedModule(LightningModule):
             parameter_groups(self.model, options.weight_decay, options.learning_rate, layer_lr_decay),
             betas=tuple(options.adam_betas),
             eps=options.adam_eps,
+            fused=self.speed.fuses_optimizer(self.device),
         )
+        # Lightning does not clip for an optimiser that would unscale gradients itself, as a fused one can.
+        optimizer._step_supports_amp_scaling = False
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -17,6 +17,7 @@ from w2v_lightning.data.batch import Batch, InputSpec
 from w2v_lightning.data.masking import warn_of_start_probability
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import pretraining, wav2vec2
+from w2v_lightning.model.speed import Speed
 from w2v_lightning.optim import num_updates_of, polynomial_decay
 from w2v_lightning.planned import PlannedModule
 from w2v_lightning.text import Vocabulary
@@ -56,6 +57,7 @@ class Wav2Vec2Pretraining(PlannedModule):
         feat_proj_dropout: on the projected features, which the transformer sees (fairseq's dropout_input).
         feat_quantizer_dropout: on the features that are quantised (fairseq's dropout_features).
         seed: what layer drop is drawn with.
+        speed: which way the costly parts are computed; all ways compute the same.
     """
 
     next_command = "fit --config YOUR.yaml --model.pretrained {model}"  # what a finished run proposes
@@ -86,9 +88,11 @@ class Wav2Vec2Pretraining(PlannedModule):
         feat_proj_dropout: float = 0.1,
         feat_quantizer_dropout: float = 0.1,
         seed: int = 0,
+        speed: Speed = Speed(),
     ):
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="speed")  # which belongs to the machine, not to the experiment
+        self.speed = speed
         _check_task(mask_time_prob, mask_time_length, num_negatives, gumbel_temperature)
         polynomial_decay(1000, warmup)  # refuses a schedule that cannot be
         overrides = {
@@ -130,7 +134,11 @@ class Wav2Vec2Pretraining(PlannedModule):
     def forward(self, batch: Batch) -> pretraining.Outcome:
         """How well the batch's masked frames are told from their negatives: sums over those frames."""
         return pretraining.run(
-            self.model, batch, feature_grad_mult=self.hparams.feature_grad_mult, dropped_layers=self._dropped_layers()
+            self.model,
+            batch,
+            feature_grad_mult=self.hparams.feature_grad_mult,
+            dropped_layers=self._dropped_layers(),
+            speed=self.speed,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -6,7 +6,8 @@ from tiny import TINY_CONFIG
 
 from w2v_lightning.data.draw import draw_dropped_layers
 from w2v_lightning.model import wav2vec2
-from w2v_lightning.model.encoder import contextualise, masked_group_norm
+from w2v_lightning.model.encoder import contextualise
+from w2v_lightning.model.features import masked_group_norm
 from w2v_lightning.text import Vocabulary
 
 NUM_SAMPLES = (16_000, 9_000, 4_321, 400)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.profiler import record_function
 
 
 def ctc_loss(
@@ -16,7 +17,11 @@ def ctc_loss(
     The log-softmax and the loss run outside autocast: in half precision they overflow. cuDNN's CTC is left out, which
     has had bugs with empty and with long label sequences (pytorch#53557, #21680).
     """
-    with torch.autocast(logits_BFV.device.type, enabled=False), torch.backends.cudnn.flags(enabled=False):
+    with (
+        record_function("CTC"),
+        torch.autocast(logits_BFV.device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=False),
+    ):
         full_BFV = logits_BFV if logits_BFV.dtype == torch.float64 else logits_BFV.float()
         log_probs_FBV = full_BFV.log_softmax(dim=-1).transpose(0, 1)
         return functional.ctc_loss(

@@ -20,7 +20,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import wav2vec2
-from w2v_lightning.model.encoder import contextualise, conv_features, masked
+from w2v_lightning.model.encoder import contextualise, masked
+from w2v_lightning.model.features import conv_features
+from w2v_lightning.model.speed import Speed, to_device
 
 
 def from_scratch(config: Mapping[str, object]) -> Wav2Vec2ForPreTraining:
@@ -78,7 +80,12 @@ class Outcome:
 
 
 def run(
-    model: Wav2Vec2ForPreTraining, batch: Batch, *, feature_grad_mult: float = 1.0, dropped_layers: Collection[int] = ()
+    model: Wav2Vec2ForPreTraining,
+    batch: Batch,
+    *,
+    feature_grad_mult: float = 1.0,
+    dropped_layers: Collection[int] = (),
+    speed: Speed = Speed(),
 ) -> Outcome:
     """Mask the batch as it says, and tell each masked frame's code from those of its negatives.
 
@@ -87,19 +94,19 @@ def run(
         batch: with `time_mask_BF`, `masked_M` and `negatives_MK`.
         feature_grad_mult: factor on the gradient that reaches the convolutions.
         dropped_layers: transformer layers that are skipped in this pass.
+        speed: how it is computed.
     """
     core = model.wav2vec2
     waveforms_BT = batch.input_values()
-    num_samples_B, num_frames_B = (
-        counts_B.to(waveforms_BT.device, non_blocking=True) for counts_B in (batch.num_samples_B, batch.num_frames_B)
-    )
-    conv_BFC = scale_gradient(conv_features(core, waveforms_BT, num_samples_B), feature_grad_mult)
+    conv_BFC = scale_gradient(conv_features(core, waveforms_BT, batch.num_samples_B, speed), feature_grad_mult)
     hidden_BFC, features_BFC = core.feature_projection(conv_BFC)
     hidden_BFC = masked(core, hidden_BFC, batch.time_mask_BF, batch.channel_mask_BC)
-    hidden_BFC = contextualise(core, hidden_BFC, num_frames_B, dropped_layers)
+    hidden_BFC = contextualise(core, hidden_BFC, batch.num_frames_B, dropped_layers, speed)
     predicted_MD = model.project_hid(hidden_BFC.flatten(0, 1).index_select(0, batch.masked_M))
     features_MC = model.dropout_features(features_BFC.flatten(0, 1).index_select(0, batch.masked_M))
-    penalty = feature_penalty(conv_BFC, num_frames_B, batch.time_mask_BF.sum(dim=1))
+    penalty = feature_penalty(
+        conv_BFC, to_device(batch.num_frames_B, waveforms_BT.device), batch.time_mask_BF.sum(dim=1)
+    )
     return score(model, predicted_MD, features_MC, batch.negatives_MK.long(), penalty)
 
 

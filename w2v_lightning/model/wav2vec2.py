@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from transformers import (
     AutoConfig,
     Wav2Vec2Config,
@@ -21,7 +22,9 @@ from transformers.utils import cached_file
 
 from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec, SpecAugment
 from w2v_lightning.errors import InputError
-from w2v_lightning.model.encoder import contextualise, conv_features, masked
+from w2v_lightning.model.encoder import contextualise, masked
+from w2v_lightning.model.features import conv_features
+from w2v_lightning.model.speed import Speed
 from w2v_lightning.text import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -105,6 +108,7 @@ def ctc_logits(
     dropped_layers: Collection[int] = (),
     hf_compat: bool = False,
     is_frozen: bool = False,
+    speed: Speed = Speed(),
 ) -> Tensor:
     """Logits (B, F, V) of `model`, with masks that were drawn elsewhere; an utterance's do not hang on its neighbours.
 
@@ -114,23 +118,24 @@ def ctc_logits(
     Args:
         model: transformers' model.
         waveforms_BT: float32, padded with 0.
-        num_samples_B: int64, of each utterance without its padding, on the same device.
+        num_samples_B: int64, of each utterance without its padding, on the CPU.
         time_mask_BF, channel_mask_BC: bool, True where a frame is replaced by the mask embedding, a channel zeroed.
         dropped_layers: transformer layers that are skipped in this pass.
         hf_compat: what transformers computes for a padded batch, for models with group norm without an attention mask.
         is_frozen: only the head gets gradients.
+        speed: how it is computed.
     """
     wav2vec2, config = model.wav2vec2, model.config
     with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
         num_frames_B = _frames(config).num_frames(num_samples_B)
         sees_padding = hf_compat and config.feat_extract_norm == "group"
         if sees_padding:
-            features_BFC, num_frames_B = wav2vec2.feature_extractor(waveforms_BT).transpose(1, 2), None
-        else:
-            features_BFC = conv_features(wav2vec2, waveforms_BT, num_samples_B)
+            num_samples_B, num_frames_B = torch.full_like(num_samples_B, waveforms_BT.shape[1]), None
+        with record_function("feature encoder"):
+            features_BFC = conv_features(wav2vec2, waveforms_BT, num_samples_B, speed)
         hidden_BFC, _ = wav2vec2.feature_projection(features_BFC)
         hidden_BFC = masked(wav2vec2, hidden_BFC, time_mask_BF, channel_mask_BC)
-        hidden_BFC = contextualise(wav2vec2, hidden_BFC, num_frames_B, dropped_layers)
+        hidden_BFC = contextualise(wav2vec2, hidden_BFC, num_frames_B, dropped_layers, speed)
     return model.lm_head(model.dropout(hidden_BFC))
 
 

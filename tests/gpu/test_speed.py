@@ -1,0 +1,143 @@
+"""On a GPU, every way through the model computes what transformers' own modules compute."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from w2v_lightning.model import wav2vec2
+from w2v_lightning.model.ctc import ctc_loss
+from w2v_lightning.model.speed import Speed
+from w2v_lightning.text import Vocabulary
+
+pytestmark = pytest.mark.gpu
+
+STOCK = Speed("transformers", "convolution", "padded", "transformers", False, False)
+NO_DROPOUT = dict.fromkeys(
+    ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout", "layerdrop"),
+    0.0,
+) | {"apply_spec_augment": False}
+BASE = {"num_hidden_layers": 3}
+LARGE = {
+    "num_hidden_layers": 3,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """Without TF32, which cuDNN convolves in by default."""
+    assert torch.cuda.is_available(), "run with W2V_TEST_GPUS=0 on a machine with a GPU"
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+def build(config, **options):
+    torch.manual_seed(0)
+    model = wav2vec2.from_scratch({**config, **NO_DROPOUT, **options}, Vocabulary()).train().cuda()
+    wav2vec2.freeze(model, feature_encoder=True)
+    return model
+
+
+def loss_and_gradient(model, forward, num_samples):
+    torch.manual_seed(1)
+    waveforms_BT = torch.zeros(len(num_samples), max(num_samples))
+    for waveform_T, number in zip(waveforms_BT, num_samples, strict=True):
+        waveform_T[:number] = torch.randn(number).cumsum(0)  # most of its energy is low, like speech's
+        waveform_T[:number] /= waveform_T[:number].std()
+    labels_BU = torch.randint(5, 31, (len(num_samples), 20))
+    num_samples_B = torch.tensor(num_samples)
+    model.zero_grad()
+    logits_BFV = forward(waveforms_BT.cuda(), num_samples_B)
+    num_frames_B = model._get_feat_extract_output_lengths(num_samples_B)
+    loss = ctc_loss(logits_BFV, num_frames_B, labels_BU.cuda(), torch.full((len(num_samples),), 20)).mean()
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    is_real_BF = torch.arange(logits_BFV.shape[1]) < num_frames_B[:, None]
+    return logits_BFV.detach().float()[is_real_BF.cuda()], gradient
+
+
+def relative(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("config", [BASE, LARGE], ids=["base", "large"])
+def test_in_float32_logits_and_gradients_are_those_of_transformers(config):
+    """An utterance alone, so that padding, which transformers hears, plays no part."""
+    model = build(config)
+    for num_samples in ([48_000], [31_234, 31_234]):
+        theirs = loss_and_gradient(model, lambda waveforms_BT, _: model(waveforms_BT).logits, num_samples)
+        for speed in (Speed(), Speed(positional_convolution="fft"), Speed(positional_convolution="convolution")):
+            ours = loss_and_gradient(model, lambda *x, s=speed: wav2vec2.ctc_logits(model, *x, speed=s), num_samples)
+            for found, expected in zip(ours, theirs, strict=True):
+                assert relative(found, expected) < 1e-4, speed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("config", [BASE, LARGE], ids=["base", "large"])
+def test_in_half_precision_no_way_is_less_exact_than_transformers_modules(config, dtype):
+    """All against float32; padded utterances."""
+    model = build(config)
+    num_samples = [48_000, 40_000, 47_321]
+    exact = loss_and_gradient(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=STOCK), num_samples)
+
+    def error(speed):
+        with torch.autocast("cuda", dtype):
+            found = loss_and_gradient(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=speed), num_samples)
+        return [relative(*pair) for pair in zip(found, exact, strict=True)]
+
+    stock = error(STOCK)
+    ways = ({}, {"compile": False}, {"attention": "padded"}, {"feature_encoder": "channels_last"})
+    for way in ways:
+        ours = error(Speed(**way))
+        print(config is BASE, dtype, way, "ours", ours, "transformers' modules", stock)
+        assert ours[0] < 1.5 * stock[0], way
+        assert ours[1] < 1.5 * stock[1], way
+
+
+def test_gelu_with_dropout_drops_its_share_and_has_the_gradient_of_what_it_kept():
+    from w2v_lightning.model.kernels import gelu_dropout
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 1001, 300, device="cuda", requires_grad=True)
+    y = gelu_dropout(x, 0.1)
+    kept = y != 0
+    assert abs(kept.float().mean().item() - 0.9) < 2e-3
+    torch.testing.assert_close(y[kept], functional.gelu(x)[kept] / 0.9, rtol=1e-4, atol=1e-6)
+    gradient = torch.randn_like(y)
+    (found,) = torch.autograd.grad(y, x, gradient)
+    (expected,) = torch.autograd.grad(functional.gelu(x) * kept / 0.9, x, gradient)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    again = gelu_dropout(x, 0.1)
+    assert ((again != 0) != kept).float().mean().item() == pytest.approx(0.18, abs=0.01)  # drawn anew each time
+    torch.manual_seed(0)
+    torch.randn(3, 1001, 300, device="cuda")
+    assert torch.equal(gelu_dropout(x, 0.1), y)
+
+
+def test_dropout_masks_of_rows_and_columns_are_unrelated():
+    from w2v_lightning.model.kernels import gelu_dropout
+
+    torch.manual_seed(0)
+    dropped = (gelu_dropout(torch.full((2048, 2048), 3.0, device="cuda"), 0.1) == 0).float() - 0.1
+    for lag in (1, 2, 4, 255, 256, 257, 512, 1024):
+        for shifted in (dropped.roll(lag, 0), dropped.roll(lag, 1)):
+            assert abs((dropped * shifted).mean().item()) < 5 * 0.09 / 2048
+
+
+def test_a_step_waits_for_nothing():
+    """No way through the model makes the host wait for the device."""
+    model = build(BASE)
+    waveforms_BT, num_samples_B = torch.randn(4, 32_000, device="cuda"), torch.tensor([32_000, 31_000, 30_000, 32_000])
+    for speed in (Speed(), Speed(attention="padded", compile=False)):
+        for attempt in range(2):  # the first one compiles and measures
+            torch.cuda.set_sync_debug_mode("error" if attempt else "default")
+            try:
+                with torch.autocast("cuda", torch.bfloat16):
+                    wav2vec2.ctc_logits(model, waveforms_BT, num_samples_B, speed=speed).sum().backward()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")

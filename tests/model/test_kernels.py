@@ -1,0 +1,79 @@
+"""The Triton kernels in Triton's interpreter, which needs no GPU; tests/gpu has them on one."""
+
+import os
+
+import pytest
+import torch
+from torch.nn import functional
+
+pytest.importorskip("triton")
+
+
+pytestmark = pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="compiled for a GPU")
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    from w2v_lightning.model import kernels
+
+    return kernels
+
+
+def constants(kernels, x):
+    return kernels._constants(x, 0.1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_gelu_with_dropout_and_its_gradient(kernels, dtype, tolerance):
+    torch.manual_seed(0)
+    x = (2 * torch.randn(20_000)).to(dtype)  # no multiple of a block
+    y, dx, dy, seed = torch.full_like(x, 7.0), torch.full_like(x, 7.0), torch.randn_like(x), torch.tensor(12345)
+    threshold, scale, is_half = constants(kernels, x)
+    kernels._gelu_dropout_forward[kernels._grid(x)](x, y, seed, x.numel(), threshold, scale, is_half)
+    kernels._gelu_dropout_backward[kernels._grid(x)](x, dy, dx, seed, x.numel(), threshold, scale, is_half)
+    exact = x.float().requires_grad_()
+    kept = (y != 0).float()
+    assert kept.mean().item() == pytest.approx(0.9, abs=0.01)
+    expected = functional.gelu(exact) * kept / 0.9
+    (gradient,) = torch.autograd.grad(expected, exact, dy.float())
+    torch.testing.assert_close(y.float(), expected.detach(), rtol=tolerance, atol=1e-4)
+    torch.testing.assert_close(dx.float(), gradient, rtol=tolerance, atol=tolerance)
+
+
+def test_no_two_elements_share_their_draw(kernels):
+    x, seed = torch.ones(3 * kernels.BLOCK), torch.tensor(1)
+    y = torch.empty_like(x)
+    kernels._gelu_dropout_forward[kernels._grid(x)](x, y, seed, x.numel(), 1 << 15, 2.0, False)
+    parts = (y == 0).float().view(-1, kernels.PART.value) - 0.5
+    correlation = parts @ parts.T / parts.shape[1] * 4
+    assert (correlation - torch.eye(len(parts))).abs().max() < 6 / parts.shape[1] ** 0.5
+
+
+def test_the_half_precision_normal_distribution_is_exact_to_1e_6(kernels):
+    """Seen through the first convolution, with a filter that hands on its input."""
+    x = torch.linspace(-6, 6, 4096)[None]
+    weight, shift = torch.zeros(1, 1, 256), torch.zeros(1, 256)
+    weight[:] = 1.0
+    outputs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        y = torch.empty(1, 4096, 256, dtype=dtype)
+        kernels._first_convolution.fn[(64, 1, 2)](
+            x, weight, shift, y, 4096, 4096, 256, STRIDE=1, TAPS=1, TAPS_PADDED=16, PRECISION="ieee", FRAMES=64,
+            CHANNELS=128,
+        )  # fmt: skip
+        outputs.append(y[0, :, 0].float())
+    expected = functional.gelu(x[0])
+    torch.testing.assert_close(outputs[0], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(outputs[1], expected, rtol=2**-7, atol=1e-6)
+
+
+def test_first_convolution(kernels):
+    torch.manual_seed(0)
+    waveforms_BT, weight_BKC, shift_BC = torch.randn(2, 1003), torch.randn(2, 10, 256), torch.randn(2, 256)
+    y_BFC = torch.empty(2, 199, 256)
+    kernels._first_convolution.fn[(4, 2, 2)](
+        waveforms_BT, weight_BKC, shift_BC, y_BFC, 1003, 199, 256, STRIDE=5, TAPS=10, TAPS_PADDED=16,
+        PRECISION="tf32x3", FRAMES=64, CHANNELS=128,
+    )  # fmt: skip
+    expected = functional.gelu(waveforms_BT.unfold(1, 10, 5) @ weight_BKC + shift_BC[:, None])
+    torch.testing.assert_close(y_BFC, expected, rtol=1e-5, atol=1e-5)

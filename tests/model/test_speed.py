@@ -1,0 +1,217 @@
+"""All ways through the model compute the same: logits and gradients, and what is set is what is taken."""
+
+import pytest
+import torch
+from tiny import TINY_CONFIG
+from torch.nn import functional
+
+from w2v_lightning.errors import InputError
+from w2v_lightning.model import positional, wav2vec2
+from w2v_lightning.model.features import convolution, moments, normalised_weights
+from w2v_lightning.model.layers import Packing
+from w2v_lightning.model.positional import correlation, faster_way, fft_length
+from w2v_lightning.model.speed import Speed
+from w2v_lightning.text import Vocabulary
+
+STOCK = Speed("transformers", "convolution", "padded", "transformers", False, False)
+NO_DROPOUT = dict.fromkeys(
+    ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout", "layerdrop"),
+    0.0,
+)
+GROUP = TINY_CONFIG | {"feat_extract_norm": "group"}
+GROUP_BIAS = GROUP | {"conv_bias": True, "num_conv_pos_embeddings": 15}
+PRE_NORM = TINY_CONFIG | {"do_stable_layer_norm": True, "conv_bias": True}
+CONFIGS = {"group": GROUP, "group with bias": GROUP_BIAS, "layer": TINY_CONFIG, "pre-norm": PRE_NORM}
+# Few enough that the norm's statistics hang on each frame, and DC, which a covariance must not see.
+NUM_SAMPLES = (8_000, 7_210, 5_333)
+
+
+def build(config, dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    model = wav2vec2.from_scratch({**config, **NO_DROPOUT, "apply_spec_augment": False, **options}, Vocabulary())
+    for name, parameter in model.named_parameters():
+        if "feature_extractor" in name and parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=1.0)  # else norms begin as 1 and 0, which hides mistakes
+    return model.train().to(dtype)
+
+
+def logits_and_gradients(model, forward, num_samples=NUM_SAMPLES):
+    torch.manual_seed(1)
+    waveforms_BT = torch.zeros(len(num_samples), max(num_samples), dtype=model.dtype)
+    for waveform_T, number in zip(waveforms_BT, num_samples, strict=True):
+        waveform_T[:number] = torch.randn(number, dtype=model.dtype).cumsum(0) / 10 + 0.5
+    num_samples_B = torch.tensor(num_samples)
+    logits_BFV = forward(waveforms_BT, num_samples_B)
+    is_real_BF = torch.arange(logits_BFV.shape[1]) < model._get_feat_extract_output_lengths(num_samples_B)[:, None]
+    model.zero_grad()
+    logits_BFV[is_real_BF].square().mean().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"logits": logits_BFV[is_real_BF].detach(), **gradients}
+
+
+def assert_same(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    whole = torch.cat([values.flatten() for values in expected.values()]).norm()
+    for name, values in expected.items():
+        assert (found[name] - values).norm() < tolerance * max(values.norm(), 1e-3 * whole), name
+
+
+@pytest.mark.parametrize("speed", [Speed(), Speed("channels_last"), Speed(positional_convolution="fft")])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_in_float64_every_way_computes_the_same(config, speed):
+    model = build(config, torch.float64)
+    expected = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=STOCK))
+    found = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=speed))
+    # The group norm of STOCK is computed in float32.
+    assert_same(found, expected, 1e-4 if config["feat_extract_norm"] == "group" else 1e-9)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_in_float32_logits_and_gradients_are_those_of_transformers(config):
+    model = build(config)
+    expected = logits_and_gradients(model, lambda waveforms_BT, _: model(waveforms_BT).logits, [8_000])
+    for way in ("fft", "convolution"):
+        speed = Speed(positional_convolution=way)
+        found = logits_and_gradients(model, lambda *x, s=speed: wav2vec2.ctc_logits(model, *x, speed=s), [8_000])
+        assert_same(found, expected, 1e-4)
+
+
+def test_a_trained_bias_before_the_group_norm_gets_a_gradient_though_it_is_zero():
+    """DDP waits for it."""
+    model = build(GROUP_BIAS)
+    found = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x))
+    assert found["wav2vec2.feature_extractor.conv_layers.0.conv.bias"].abs().max() < 1e-6
+
+
+@pytest.mark.slow
+def test_compiled_layers_compute_the_same():
+    model = build(GROUP)
+    expected = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=Speed(compile=False)))
+    found = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=Speed(compile=True)))
+    assert_same(found, expected, 1e-4)
+
+
+def test_in_bfloat16_no_way_is_less_exact_than_transformers_modules():
+    model = build(GROUP | {"conv_dim": [64, 64, 64]})
+    exact = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=STOCK))
+
+    def error(speed):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=speed))
+        return [((found[name] - values).norm() / values.norm()).item() for name, values in exact.items()]
+
+    stock, ours = error(STOCK), error(Speed(positional_convolution="fft"))
+    assert ours[0] < stock[0]
+    assert sorted(ours)[len(ours) // 2] < sorted(stock)[len(stock) // 2]
+
+
+# ---- the pieces -----------------------------------------------------------------------------------------------------
+
+
+def test_moments_are_those_of_the_real_windows():
+    torch.manual_seed(0)
+    windows_BFK = (torch.randn(2, 700, 5).cumsum(1) + 100).double()
+    mean_BK, covariance_BKK = moments(windows_BFK, torch.tensor([700, 301]))
+    for row, number in enumerate((700, 301)):
+        real_FK = windows_BFK[row, :number]
+        torch.testing.assert_close(mean_BK[row], real_FK.mean(dim=0))
+        torch.testing.assert_close(covariance_BKK[row], real_FK.T.cov(correction=0))
+
+
+def test_a_filter_that_hears_a_millionth_of_the_waveform_is_normalised_exactly():
+    """Its variance follows from a covariance whose entries are a million times as large."""
+    torch.manual_seed(0)
+    layer = build(GROUP).wav2vec2.feature_extractor.conv_layers[0]
+    with torch.no_grad():
+        layer.conv.weight.zero_()
+        layer.conv.weight[:, 0, :3] = torch.tensor([1.0, -2.0, 1.0])
+    low_T = torch.sin(torch.arange(20_000) / 2_000)
+    windows_BFK = (low_T + 1e-5 * torch.randn(20_000))[None].unfold(1, 20, 10)
+    weight_BKC, _ = normalised_weights(layer, windows_BFK, torch.tensor([windows_BFK.shape[1]]))
+    exact_BFC = windows_BFK.double() @ layer.conv.weight[:, 0].T.double()
+    expected_C = layer.layer_norm.weight / (exact_BFC.var(dim=1, correction=0)[0] + layer.layer_norm.eps).sqrt()
+    torch.testing.assert_close(weight_BKC[0, 0].double(), expected_C.double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (8, 5), (2, 3)])
+def test_convolution_with_channels_last(kernel, stride):
+    conv = torch.nn.Conv1d(6, 10, kernel, stride)
+    hidden_BFC = torch.randn(2, 31, 6)
+    expected_BFC = conv(hidden_BFC.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(convolution(conv, hidden_BFC), expected_BFC)
+
+
+@pytest.mark.parametrize("taps", [1, 4, 5, 128])
+@pytest.mark.parametrize("num_frames", [1, 3, 50])
+def test_correlation_is_the_grouped_convolution(taps, num_frames):
+    torch.manual_seed(0)
+    hidden_BFC, weight_CIK = torch.randn(2, num_frames, 6).double(), torch.randn(6, 3, taps).double()
+    expected_BCF = functional.conv1d(hidden_BFC.transpose(1, 2), weight_CIK, padding=taps // 2, groups=2)
+    found_BFC = correlation(hidden_BFC, weight_CIK, 2, offset=taps // 2)
+    torch.testing.assert_close(found_BFC, expected_BCF[..., :num_frames].transpose(1, 2))
+
+
+def test_fft_lengths_are_few_and_long_enough():
+    lengths = [fft_length(least) for least in range(1, 3000)]
+    assert all(length >= least for least, length in enumerate(lengths, start=1))
+    assert all(length < 1.51 * least for least, length in enumerate(lengths, start=1) if least > 2)
+    assert len(set(lengths)) < 25
+
+
+def test_the_faster_positional_convolution_is_measured_once_and_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("W2V_LIGHTNING_CACHE", str(tmp_path))
+    trials = []
+    seconds = {"fft": 1.0, "convolution": 2.0}
+    monkeypatch.setattr(positional, "_seconds", lambda way, *_: trials.append(way) or seconds[way])
+    embedding = build(TINY_CONFIG).wav2vec2.encoder.pos_conv_embed
+    hidden_BFC = torch.zeros(1, 10, 48)
+    for content, expected_trials in ((None, 2), ("", 0), ("{", 2), ("[]", 2), ('{"other": "fft"}', 2)):
+        positional._remembered_way.cache_clear()
+        if content:
+            (tmp_path / "positional_convolution.json").write_text(content)
+        trials.clear()
+        assert faster_way(embedding, hidden_BFC) == "fft"
+        assert len(trials) == expected_trials, content
+    assert '"other": "fft"' in (tmp_path / "positional_convolution.json").read_text()
+    positional._remembered_way.cache_clear()
+
+
+def test_it_can_be_measured_where_nothing_is_trained():
+    positional._remembered_way.cache_clear()
+    embedding = build(GROUP).wav2vec2.encoder.pos_conv_embed
+    with torch.inference_mode():
+        assert faster_way(embedding, torch.zeros(1, 10, 48)) in ("fft", "convolution")
+
+
+def test_packed_frames_come_back_where_they_were():
+    hidden_BFC = torch.randn(3, 7, 2)
+    packing = Packing.of(torch.tensor([7, 1, 4]), 7, hidden_BFC.device)
+    packed_NC = packing.pack(hidden_BFC)
+    assert packing.bounds.starts_B.tolist() == [0, 7, 8, 12]
+    assert packing.bounds.longest == 7
+    assert torch.equal(packed_NC, torch.cat([hidden_BFC[0], hidden_BFC[1, :1], hidden_BFC[2, :4]]))
+    again_BFC = packing.unpack(packed_NC)
+    is_real_BF1 = (torch.arange(7) < torch.tensor([7, 1, 4])[:, None])[..., None]
+    assert torch.equal(again_BFC, hidden_BFC * is_real_BF1)
+    assert Packing.of(torch.tensor([7, 7, 7]), 7, hidden_BFC.device).positions_N is None
+
+
+def test_what_a_device_cannot_do_is_refused_and_auto_goes_round_it():
+    model = build(TINY_CONFIG)
+    x = torch.randn(1, 8_000), torch.tensor([8_000])
+    wav2vec2.ctc_logits(model, *x)
+    with pytest.raises(InputError, match=r"model\.speed\.attention=packed: flash attention needs a GPU"):
+        wav2vec2.ctc_logits(model, *x, speed=Speed(attention="packed"))
+    with pytest.raises(
+        InputError, match=r"model\.speed\.positional_convolution: 'fast' is not known; choose from auto"
+    ):
+        Speed(positional_convolution="fast")
+
+
+def test_on_the_cpu_nothing_that_needs_a_gpu_is_taken():
+    cpu = torch.device("cpu")
+    assert Speed().feature_way(cpu) == "channels_last"
+    assert not Speed().compiles(cpu)
+    assert not Speed().fuses_dropout(cpu)
+    assert not Speed().fuses_optimizer(cpu)
+    assert Speed().feature_way(torch.device("mps")) == "transformers"

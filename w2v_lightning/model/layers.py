@@ -1,0 +1,125 @@
+"""The transformer layers, over frames that lie packed one utterance behind the other, or padded.
+
+Shapes: B utterances, F frames, C channels, N frames of all utterances together, H heads of D channels. X stands for
+(N,) or (B, F).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers.models.wav2vec2 import modeling_wav2vec2
+
+from w2v_lightning.model.features import is_gelu, layer_norm
+from w2v_lightning.model.speed import Speed, compiled, to_device, varlen_attn
+
+
+class Bounds(NamedTuple):
+    """Which frames an utterance may attend to: those of its own."""
+
+    mask_B11F: Tensor | None = None  # bool, of padded frames; None: all
+    starts_B: Tensor | None = None  # int32, of packed frames: where each utterance begins, and the end of the last
+    longest: int = 0  # frames of the longest utterance, of packed frames
+
+
+def transformer_layer(layer: nn.Module, hidden_XC: Tensor, bounds: Bounds, speed: Speed) -> Tensor:
+    """The output of one of transformers' Wav2Vec2EncoderLayer or ...StableLayerNorm; (X, C)."""
+    # Compiled once for all layers: they differ in their weights only.
+    function = compiled(layer_output) if speed.compiles(hidden_XC.device) else layer_output
+    arguments = (layer, hidden_XC, *bounds, speed.fuses_dropout(hidden_XC.device))
+    if layer.training and getattr(layer, "gradient_checkpointing", False):
+        return checkpoint(function, *arguments, use_reentrant=False)
+    return function(*arguments)
+
+
+def layer_output(
+    layer: nn.Module,
+    hidden_XC: Tensor,
+    mask_B11F: Tensor | None,
+    starts_B: Tensor | None,
+    longest: int,
+    fuses_dropout: bool,
+) -> Tensor:
+    is_pre_norm = isinstance(layer, modeling_wav2vec2.Wav2Vec2EncoderLayerStableLayerNorm)
+    heard_XC = layer_norm(layer.layer_norm, hidden_XC) if is_pre_norm else hidden_XC
+    query_XHD, key_XHD, value_XHD = heads(layer.attention, heard_XC)
+    if starts_B is not None:
+        found_XHD = varlen_attn(query_XHD, key_XHD, value_XHD, starts_B, starts_B, longest, longest)
+    else:
+        found_XHD = _padded_attention(layer.attention, query_XHD, key_XHD, value_XHD, mask_B11F)
+    hidden_XC = hidden_XC + layer.dropout(layer.attention.out_proj(found_XHD.flatten(-2)))
+    if is_pre_norm:
+        heard_XC = layer_norm(layer.final_layer_norm, hidden_XC)
+        hidden_XC = hidden_XC + feed_forward(layer.feed_forward, heard_XC, fuses_dropout)
+    else:
+        hidden_XC = layer_norm(layer.layer_norm, hidden_XC)
+        hidden_XC = hidden_XC + feed_forward(layer.feed_forward, hidden_XC, fuses_dropout)
+        hidden_XC = layer_norm(layer.final_layer_norm, hidden_XC)
+    adapter = getattr(layer, "adapter_layer", None)
+    return hidden_XC if adapter is None else hidden_XC + adapter(hidden_XC)
+
+
+def feed_forward(block: nn.Module, hidden_XC: Tensor, fuses_dropout: bool) -> Tensor:
+    """The output of transformers' Wav2Vec2FeedForward."""
+    inner_dropout = block.intermediate_dropout
+    if not (fuses_dropout and inner_dropout.training and inner_dropout.p > 0 and is_gelu(block.intermediate_act_fn)):
+        return block(hidden_XC)
+    from w2v_lightning.model.kernels import gelu_dropout  # needs Triton
+
+    inner_XC = gelu_dropout(block.intermediate_dense(hidden_XC), inner_dropout.p)
+    return block.output_dropout(block.output_dense(inner_XC))
+
+
+def heads(attention: nn.Module, hidden_XC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (X, H, D); in one matrix product, unless something (LoRA) wraps the projections."""
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    if all(type(projection) is nn.Linear for projection in projections):
+        weight = torch.cat([projection.weight for projection in projections])
+        bias = torch.cat([projection.bias for projection in projections])
+        outputs = functional.linear(hidden_XC, weight, bias).chunk(3, dim=-1)
+    else:
+        outputs = [projection(hidden_XC) for projection in projections]
+    return tuple(output_XC.unflatten(-1, (attention.num_heads, attention.head_dim)) for output_XC in outputs)
+
+
+def _padded_attention(
+    attention: nn.Module, query_BFHD: Tensor, key_BFHD: Tensor, value_BFHD: Tensor, mask_B11F: Tensor | None
+) -> Tensor:
+    found_BHFD = functional.scaled_dot_product_attention(
+        *(x_BFHD.transpose(1, 2) for x_BFHD in (query_BFHD, key_BFHD, value_BFHD)),
+        attn_mask=mask_B11F,
+        dropout_p=attention.dropout if attention.training else 0.0,
+    )
+    return found_BHFD.transpose(1, 2)
+
+
+class Packing(NamedTuple):
+    """Where the frames of a padded batch lie when the padding is left out."""
+
+    bounds: Bounds
+    positions_N: Tensor | None  # of each packed frame in the padded batch, flattened; None: there is no padding
+    shape: tuple[int, int]  # B, F of the padded batch
+
+    @classmethod
+    def of(cls, num_frames_B: Tensor, longest: int, device: torch.device) -> "Packing":
+        """For utterances of `num_frames_B` frames (int64, on the CPU) padded to `longest`."""
+        starts_B = functional.pad(num_frames_B.cumsum(0), (1, 0)).int()
+        bounds = Bounds(starts_B=to_device(starts_B, device), longest=int(num_frames_B.max()))
+        positions_N = None
+        if bool((num_frames_B < longest).any()):
+            is_real_BF = torch.arange(longest) < num_frames_B[:, None]
+            positions_N = to_device(is_real_BF.flatten().nonzero()[:, 0], device)
+        return cls(bounds, positions_N, (len(num_frames_B), longest))
+
+    def pack(self, hidden_BFC: Tensor) -> Tensor:
+        hidden_NC = hidden_BFC.flatten(0, 1)
+        return hidden_NC if self.positions_N is None else hidden_NC.index_select(0, self.positions_N)
+
+    def unpack(self, hidden_NC: Tensor) -> Tensor:
+        """Zeros where there was padding."""
+        if self.positions_N is not None:
+            padded_NC = hidden_NC.new_zeros(self.shape[0] * self.shape[1], hidden_NC.shape[1])
+            hidden_NC = padded_NC.index_copy(0, self.positions_N, hidden_NC)
+        return hidden_NC.unflatten(0, self.shape)

@@ -1,0 +1,117 @@
+"""Which way each costly part of the model is computed: all ways give the same function, one of them is fastest.
+
+docs/performance.md has what each is worth, measured.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from w2v_lightning.errors import InputError
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None
+
+Switch = Literal["auto", True, False]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What "auto" takes is the fastest way that the device can go; each can be set alone.
+
+    Args:
+        feature_encoder: "channels_last" keeps a frame's channels together in memory and computes the group norm of the
+            base models from the waveform; "fused", for a frozen one on a GPU, has the first convolution, its norm and
+            activation in one kernel besides; "transformers" is its own modules.
+        positional_convolution: "fft", or "convolution"; "auto" times both once on each device, and remembers.
+        attention: "packed" leaves out the padding (flash attention, half precision, on a GPU from compute capability
+            8.0 on), "padded" masks it.
+        feed_forward: "fused" has GELU and dropout in one kernel, on a GPU; "transformers" is its own modules.
+        compile: the transformer layers by torch.compile; auto: on a GPU, in training.
+        fused_optimizer: AdamW in one kernel; auto: on a GPU.
+    """
+
+    feature_encoder: Literal["auto", "fused", "channels_last", "transformers"] = "auto"
+    positional_convolution: Literal["auto", "fft", "convolution"] = "auto"
+    attention: Literal["auto", "packed", "padded"] = "auto"
+    feed_forward: Literal["auto", "fused", "transformers"] = "auto"
+    compile: Switch = "auto"
+    fused_optimizer: Switch = "auto"
+
+    def __post_init__(self):
+        for name, ways in get_type_hints(type(self)).items():
+            if getattr(self, name) not in get_args(ways):
+                known = ", ".join(str(way).lower() for way in get_args(ways))
+                raise InputError(f"model.speed.{name}: {getattr(self, name)!r} is not known; choose from {known}.")
+
+    def feature_way(self, device: torch.device) -> str:
+        """The way through the feature encoder; auto: the group norm's statistics need float64, which MPS lacks."""
+        if self.feature_encoder != "auto":
+            return self.feature_encoder
+        return "transformers" if device.type == "mps" else "fused" if has_triton(device) else "channels_last"
+
+    def packs(self, device: torch.device, dtype: torch.dtype, encoder: nn.Module) -> bool:
+        """Whether the transformer's frames are packed.
+
+        Raises:
+            InputError: they are to be and cannot.
+        """
+        obstacle = _obstacle_to_packing(device, dtype, encoder)
+        if self.attention == "packed" and obstacle:
+            raise InputError(f"model.speed.attention=packed: {obstacle}; set it to auto or padded.")
+        return self.attention != "padded" and obstacle is None
+
+    def fuses_dropout(self, device: torch.device) -> bool:
+        return has_triton(device) if self.feed_forward == "auto" else self.feed_forward == "fused"
+
+    def compiles(self, device: torch.device) -> bool:
+        return torch.is_grad_enabled() and has_triton(device) if self.compile == "auto" else self.compile
+
+    def fuses_optimizer(self, device: torch.device) -> bool:
+        return device.type == "cuda" if self.fused_optimizer == "auto" else self.fused_optimizer
+
+
+def _obstacle_to_packing(device: torch.device, dtype: torch.dtype, encoder: nn.Module) -> str | None:
+    """Why there is no flash attention for packed utterances here."""
+    if varlen_attn is None:
+        return f"torch {torch.__version__} has no attention for packed utterances, 2.10 has"
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return "flash attention needs a GPU of compute capability 8.0 or later"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"flash attention needs half precision, found {dtype}"
+    head_size = encoder.config.hidden_size // encoder.config.num_attention_heads
+    if head_size % 8 or head_size > 256:
+        return f"flash attention needs heads of a multiple of 8 channels and at most 256, found {head_size}"
+    if encoder.training and encoder.config.attention_dropout > 0:
+        return f"it knows no attention_dropout, found {encoder.config.attention_dropout}"
+    return None
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether kernels can be built for `device`: Triton is for GPUs from compute capability 8.0 on, and needs a C
+    compiler."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return find_spec("triton") is not None and any(shutil.which(compiler) for compiler in compilers if compiler)
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` by torch.compile, for tensors of any sizes: none is a reason to compile anew."""
+    return torch.compile(function, dynamic=True)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
