@@ -1,14 +1,18 @@
+import json
+
 import numpy as np
 import pytest
 import soundfile
 import torch
-from corpus import SAMPLE_RATE, spell
+from corpus import SAMPLE_RATE, random_texts, spell, write_split
 from rapidfuzz.distance import Levenshtein
 from tiny import TINY_CONFIG
 from transformers import AutoModelForCTC, AutoProcessor
 
+from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import wav2vec2
+from w2v_lightning.recordings import recordings
 from w2v_lightning.text import Vocabulary
 from w2v_lightning.transcribe import main, transcribe
 
@@ -71,3 +75,68 @@ def test_bad_files_are_named(folder, tmp_path):
         list(transcribe([text], folder, device="cpu"))
     with pytest.raises(InputError, match=r"missing\.wav"):
         list(transcribe([tmp_path / "missing.wav"], folder, device="cpu"))
+
+
+@pytest.fixture
+def corpus(tmp_path, folder):
+    """Manifest of a corpus whose references are what the model hears, but for the first, which has one more word."""
+    write_split(tmp_path / "corpus", "dev", random_texts(6, seed=1))
+    found = recordings([tmp_path / "corpus"])
+    texts = [text.lower() for _, text in transcribe([tmp_path / "corpus"], folder, device="cpu")]
+    texts[0] += " more"
+    ids = [f"utterance-{i}" for i in range(len(found))]
+    Manifest(ids, found.audio_paths, found.durations_s_N, texts, found.speakers).save(tmp_path / "dev.jsonl")
+    return Manifest.load(tmp_path / "dev.jsonl")
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_with_references_what_was_heard_stands_beside_them_and_is_scored(folder, corpus, tmp_path, capsys):
+    out = tmp_path / "new" / "heard.jsonl"
+    main(
+        [str(tmp_path / "dev.jsonl"), "--model", folder, "--device", "cpu", "--device-seconds", "2", "--out", str(out)]
+    )
+    rows = rows_of(out)
+    assert [row["id"] for row in rows] == corpus.ids
+    assert [row["text"] for row in rows] == corpus.texts
+    assert [row["pred_text"] for row in rows[1:]] == [text.upper() for text in corpus.texts[1:]]
+    num_words = sum(len(text.split()) for text in corpus.texts)
+    printed = capsys.readouterr().out
+    assert f"WER {1 / num_words:.2%}, CER" in printed
+    assert "6 recordings, 0.00 h, in" in printed
+
+
+def test_without_references_what_was_heard_is_a_manifest_that_can_be_read_from_anywhere(
+    folder, corpus, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    main(["corpus", "--model", folder, "--device", "cpu", "--out", "elsewhere/heard.jsonl"])
+    monkeypatch.chdir("/")
+    heard = Manifest.load(tmp_path / "elsewhere" / "heard.jsonl")
+    assert heard.audio_paths == corpus.audio_paths
+    assert heard.texts[1:] == [text.upper() for text in corpus.texts[1:]]
+    assert "WER" not in capsys.readouterr().out
+
+
+def test_a_manifests_ids_name_the_lines(folder, corpus, tmp_path, capsys):
+    main([str(tmp_path / "dev.jsonl"), "--model", folder, "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("\t")[0] for line in lines] == corpus.ids
+
+
+def test_nothing_is_written_where_a_recording_turns_out_damaged(folder, corpus, tmp_path):
+    damaged, out = corpus.audio_paths[4], tmp_path / "heard.jsonl"
+    with open(damaged, "rb+") as file:
+        file.truncate(file.seek(0, 2) // 2)
+    with pytest.raises(InputError, match=r"0004\.flac"):
+        main([str(tmp_path / "dev.jsonl"), "--model", folder, "--device", "cpu", "--out", str(out)])
+    assert not out.exists()
+
+
+def test_an_output_that_cannot_be_written_is_named_before_anything_is_heard(folder, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "heard.jsonl"):
+        with pytest.raises(InputError, match=r"--out: .*name another file"):
+            main(["no.wav", "--model", folder, "--out", str(out)])

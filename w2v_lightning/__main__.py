@@ -16,7 +16,7 @@ COMMANDS = {
     "predict": ("w2v_lightning.cli", "transcribe the test splits to a file"),
     "prepare": ("w2v_lightning.prepare.command", "make a manifest, and shards, of a corpus in any of several forms"),
     "check": ("w2v_lightning.check.command", "find what would hurt training in a manifest"),
-    "bench": ("w2v_lightning.bench.command", "measure the loader on this machine"),
+    "bench": ("w2v_lightning.bench.command", "measure the loader, training or transcription on this machine"),
     "transcribe": ("w2v_lightning.transcribe", "transcribe audio files"),
 }
 USAGE = "\n".join(

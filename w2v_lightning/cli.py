@@ -9,27 +9,29 @@ import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
-import torch
 import transformers
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
+from w2v_lightning import recovery
 from w2v_lightning.callbacks.averaging import AverageBest
 from w2v_lightning.callbacks.diagnosis import Diagnosis
 from w2v_lightning.callbacks.export import ExportBest
 from w2v_lightning.callbacks.predictions import PredictionWriter
+from w2v_lightning.callbacks.profile import Profile
 from w2v_lightning.callbacks.progress import RunProgress
 from w2v_lightning.callbacks.summary import RunSummary
 from w2v_lightning.callbacks.throughput import Throughput
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.errors import InputError
 from w2v_lightning.module import Wav2Vec2CTC
+from w2v_lightning.precision import choose_precision
 from w2v_lightning.pretraining import Wav2Vec2Pretraining
 from w2v_lightning.text import BUILT_VOCABULARIES, Vocabulary
 
@@ -117,6 +119,9 @@ class CLI(LightningCLI):
             parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=int)
         task, monitor = next((name, best_by) for name, (kind, best_by) in TASKS.items() if kind is self.model_class)
         parser.add_argument("--task", type=Literal[tuple(TASKS)], default=task, help="what is trained")
+        parser.add_argument(
+            "--profile", type=bool, nargs="?", const=True, default=False, help="of fit: what a few steps spend time on"
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -126,6 +131,10 @@ class CLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+
+    def fit(self, model: LightningModule, datamodule: LibriSpeechDataModule, **options: Any) -> None:
+        """What the sub-command runs in the place of `trainer.fit`."""
+        recovery.fit(self.trainer, model, datamodule, **options)
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
@@ -153,20 +162,11 @@ class CLI(LightningCLI):
         own = [Diagnosis(), Throughput(), ExportBest(), AverageBest(), RunSummary(), PredictionWriter()]
         if config.get("enable_progress_bar") is not False:
             own.append(RunProgress())
+        if self._get(self.config, "profile"):
+            own.append(Profile())
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         return super()._instantiate_trainer(config, own + callbacks)
-
-
-def choose_precision(accelerator: str) -> tuple[str, str]:
-    """The trainer's precision for the device at hand, and why."""
-    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
-        return "32-true", "no CUDA device is used"
-    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    # torch.cuda.is_bf16_supported() says yes on a T4 too, where bf16 is emulated and slow.
-    if capability >= (8, 0):
-        return "bf16-mixed", f"{name} (compute capability {capability[0]}.{capability[1]}) computes in bfloat16"
-    return "16-mixed", f"{name} (compute capability {capability[0]}.{capability[1]}) has no bfloat16"
 
 
 def one_line(message: str) -> str:
@@ -210,6 +210,7 @@ def _quiet_libraries() -> None:
     harmless = (
         ".*does not have many workers.*",
         ".*LeafSpec.*is deprecated.*",
+        ".*overridden `transfer_batch_to_device`.*",  # so that it does not wait
         ".*It is recommended to use .self.log.*sync_dist=True.*",  # our scores are summed over the ranks before
     )
     for message in harmless:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from w2v_lightning.bench import loader
+from w2v_lightning.bench import loader, step, transcribe
 
 
 def main(args: Sequence[str]) -> None:
@@ -11,5 +11,7 @@ def main(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m w2v_lightning bench", description=__doc__)
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="WHAT")
     loader.add_parser(benchmarks)
+    step.add_parser(benchmarks)
+    transcribe.add_parser(benchmarks)
     options = parser.parse_args(args)
     options.run(options)

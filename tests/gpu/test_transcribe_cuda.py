@@ -1,0 +1,73 @@
+"""On a CUDA device: `W2V_TEST_GPUS=0 pytest -n 0 -m gpu tests/gpu/test_transcribe_cuda.py`."""
+
+import json
+
+import pytest
+import soundfile
+import torch
+from corpus import SAMPLE_RATE, random_texts, spell
+from rapidfuzz.distance import Levenshtein
+from tiny import TINY_CONFIG
+
+from w2v_lightning.__main__ import main
+from w2v_lightning.model import wav2vec2
+from w2v_lightning.recogniser import Recogniser, in_order
+from w2v_lightning.recordings import recordings
+from w2v_lightning.text import Vocabulary
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def needs_cuda():
+    assert torch.cuda.is_available(), "run with W2V_TEST_GPUS=0 on a machine with a GPU"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    network = wav2vec2.from_scratch(TINY_CONFIG | {"feat_extract_norm": "group"}, Vocabulary())
+    wav2vec2.save_pretrained(tmp_path / "model", network, Vocabulary(), normalise=True)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    for number, text in enumerate(random_texts(60, seed=3)):
+        soundfile.write(tmp_path / "corpus" / f"{number:02}.flac", spell(text), SAMPLE_RATE)
+    return tmp_path / "corpus"
+
+
+def similarity(folder, corpus, precision):
+    """Of the texts that the GPU hears in batches to those that the CPU hears, each utterance alone."""
+    manifest = recordings([corpus])
+    on_cpu = Recogniser.from_pretrained(str(folder), "cpu").transcribe(manifest, 1e-3, 0)
+    on_gpu = Recogniser.from_pretrained(str(folder), "cuda", precision).transcribe(manifest, 8.0, 2)
+    return Levenshtein.normalized_similarity("\n".join(in_order(on_gpu)), "\n".join(in_order(on_cpu)))
+
+
+@pytest.mark.parametrize(("precision", "least"), [("32-true", 0.99), ("bf16-mixed", 0.8), ("16-mixed", 0.95)])
+def test_the_gpu_hears_what_the_cpu_hears(folder, corpus, precision, least):
+    """But for frames whose two best tokens of random weights are all but equal."""
+    assert similarity(folder, corpus, precision) > least
+
+
+def test_too_large_a_batch_is_named_with_the_remedy(folder, corpus, capsys):
+    much = [str(corpus)] * 10  # 600 utterances, whose first convolution alone puts out more than is allowed
+    torch.cuda.set_per_process_memory_fraction(1e-3)
+    try:
+        status = main(["transcribe", *much, "--model", str(folder), "--device-seconds", "10000"])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert status == 2
+    assert "lower --device-seconds" in capsys.readouterr().err
+
+
+def test_the_benchmark_runs(folder, corpus, tmp_path):
+    report = tmp_path / "report.json"
+    options = ["--batch-sizes", "1,4", "--trial-seconds", "20", "--seconds", "0.3", "--repetitions", "2"]
+    assert main(["bench", "transcribe", str(corpus), "--model", str(folder), *options, "--json", str(report)]) == 0
+    found = json.loads(report.read_text())
+    assert found["settings"]["precision"] in ("bf16-mixed", "16-mixed")
+    assert found["agreements"][0]["equal"] > 0.9

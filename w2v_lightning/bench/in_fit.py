@@ -1,0 +1,99 @@
+"""Ours inside a real `Trainer.fit`, with the callbacks and the logging of the command line, its data already in memory.
+
+The other sides take their turns between two passes of the fit, from a callback: so all of them alternate although the
+loop is Lightning's.
+"""
+
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+
+from w2v_lightning.bench.side import Passes
+from w2v_lightning.bench.stepper import CLIP_NORM
+from w2v_lightning.bench.workload import Workload
+from w2v_lightning.callbacks.diagnosis import Diagnosis
+from w2v_lightning.callbacks.progress import RunProgress
+from w2v_lightning.callbacks.throughput import Throughput
+from w2v_lightning.data.batch import Batch
+from w2v_lightning.module import Wav2Vec2CTC
+
+WARM_UP_PASSES = 2
+LOG_EVERY_N_STEPS = 10  # as the command line has it
+
+
+class PreparedLoader:
+    """Hands out a workload's Batches, pass after pass."""
+
+    def __init__(self, workload: Workload, num_passes: int):
+        self.batches = workload.batches
+        self.num_passes = num_passes
+
+    def __len__(self) -> int:
+        return self.num_passes * len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(self.num_passes):
+            yield from self.batches
+
+
+class PassClock(Callback):
+    """Times whole passes over the workload and, after each, lets the others take their turn."""
+
+    def __init__(self, passes: Passes, others: Callable[[], None]):
+        self.passes = passes
+        self.others = others
+        self.num_steps = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.passes.memory.before_build()  # the model is not on the device yet
+        self._start_s = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.num_steps += batch.is_last_of_step
+        num_passes, of_pass = divmod(self.num_steps, len(self.passes.workload.steps))
+        if not batch.is_last_of_step or of_pass or num_passes < WARM_UP_PASSES:
+            return
+        if num_passes == WARM_UP_PASSES:
+            self._end_warm_up()
+        else:
+            self.passes.end()
+            self.others()
+        self.passes.begin()
+
+    def _end_warm_up(self) -> None:
+        self.passes.memory.machine.synchronize()
+        self.passes.memory.after_build()
+        self.passes.warm_up_s = time.perf_counter() - self._start_s
+
+
+def fit(module: Wav2Vec2CTC, passes: Passes, repetitions: int, others: Callable[[], None]) -> None:
+    """Train `module` for warm-up and `repetitions` timed passes; `others` is called after each of the latter."""
+    machine, workload = passes.memory.machine, passes.workload
+    num_passes = WARM_UP_PASSES + repetitions
+    silent = Console(file=io.StringIO())
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            accelerator=machine.accelerator,
+            devices=1,
+            precision=machine.precision,
+            max_epochs=1,
+            max_steps=num_passes * len(workload.steps),
+            accumulate_grad_batches=workload.num_micro_batches,
+            gradient_clip_val=CLIP_NORM,
+            log_every_n_steps=LOG_EVERY_N_STEPS,
+            # The clock comes last: what the other callbacks do after a batch counts.
+            callbacks=[Diagnosis(), Throughput(), RunProgress(silent), PassClock(passes, others)],
+            logger=True,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(module, PreparedLoader(workload, num_passes))

@@ -1,0 +1,99 @@
+"""What a measurement ran on: the device, what it computes at best, the versions of what computed."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pynvml
+import torch
+
+from w2v_lightning import __version__
+
+MATRIX_SIZE = {"cuda": 8192, "cpu": 512}  # square; large enough for the device's best, small enough for the time below
+MEASURE_FOR_S = 0.15
+MOST_PRODUCTS = 30
+
+
+def device_name(device: torch.device | str) -> str:
+    """The model of a device, such as "NVIDIA H200" or "AMD EPYC 7763 64-Core Processor"."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpu_name()
+
+
+def matrix_flops_per_s(device: torch.device | str, dtype: torch.dtype) -> float:
+    """Measured: what products of square matrices of random numbers reach, a multiply-add counted as two.
+
+    The median of several, after a warm-up, in less than 0.3 s; only a single product that is slower takes longer.
+    float32 on a GPU is whatever torch.set_float32_matmul_precision allows at the time.
+    """
+    device = torch.device(device)
+    size = MATRIX_SIZE.get(device.type, MATRIX_SIZE["cpu"])
+    # Random: a GPU that multiplies zeros draws less power and then clocks higher than it ever will in training.
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    seconds = [_elapsed_s(lambda: torch.mm(left, right, out=product), device) for _ in range(2)][-1:]
+    while sum(seconds) < MEASURE_FOR_S and len(seconds) < MOST_PRODUCTS:
+        seconds.append(_elapsed_s(lambda: torch.mm(left, right, out=product), device))
+    return 2 * size**3 / statistics.median(seconds)
+
+
+def versions() -> dict[str, str]:
+    """Of what a speed depends on, by name; what this machine has not is left out."""
+    found = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver_version(),
+        "lightning": _installed("lightning"),
+        "transformers": _installed("transformers"),
+        "w2v_lightning": __version__,
+    }
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def _elapsed_s(function: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.device(device):
+            start.record()
+            function()
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end) / 1000
+    start_s = time.perf_counter()
+    function()
+    return time.perf_counter() - start_s
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; Arm's names no model
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _driver_version() -> str | None:
+    """Of NVIDIA's driver; None where there is none."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

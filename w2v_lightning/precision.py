@@ -1,0 +1,40 @@
+"""The numbers that a device computes in, by Lightning's names."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+# What weights are kept in, and what is computed in by autocast (None: in what the weights are kept in).
+DTYPES = {
+    "32-true": (torch.float32, None),
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+    "16-mixed": (torch.float32, torch.float16),
+    "bf16-true": (torch.bfloat16, None),
+    "16-true": (torch.float16, None),
+}
+
+
+def choose_precision(accelerator: str) -> tuple[str, str]:
+    """The precision for the device at hand, and why.
+
+    Args:
+        accelerator: Lightning's name; any but auto, gpu and cuda means that no CUDA device is used.
+    """
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "32-true", "no CUDA device is used"
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    # torch.cuda.is_bf16_supported() says yes on a T4 too, where bf16 is emulated and slow.
+    if capability >= (8, 0):
+        return "bf16-mixed", f"{name} (compute capability {capability[0]}.{capability[1]}) computes in bfloat16"
+    return "16-mixed", f"{name} (compute capability {capability[0]}.{capability[1]}) has no bfloat16"
+
+
+def weights_dtype(precision: str) -> torch.dtype:
+    """What weights are kept in."""
+    return DTYPES[precision][0]
+
+
+def autocast(precision: str, device_type: str) -> AbstractContextManager:
+    """The context that a model runs in."""
+    dtype = DTYPES[precision][1]
+    return torch.autocast(device_type, dtype=dtype, enabled=dtype is not None)

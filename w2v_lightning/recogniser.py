@@ -1,0 +1,239 @@
+"""Speech to text by a CTC model, at the speed of the device: nothing waits for what it does not need.
+
+Loader processes read, decode and pad. Batches are of neighbours in duration, come in pinned memory, and are queued on
+the device; the text of one is put together while the device computes the next.
+
+Shapes: B utterances, T samples, F frames, V tokens.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+from w2v_lightning.data import checks, plan
+from w2v_lightning.data.batch import SAMPLE_RATE, Batch
+from w2v_lightning.data.loader import UtteranceDataset, batch_loader
+from w2v_lightning.data.manifest import Manifest
+from w2v_lightning.data.samplers import Slot
+from w2v_lightning.errors import InputError
+from w2v_lightning.model import wav2vec2
+from w2v_lightning.model.speed import Speed
+from w2v_lightning.precision import DTYPES, autocast, choose_precision, weights_dtype
+from w2v_lightning.text import Vocabulary
+
+# Utterances that are sorted by duration together. Texts come in the order of the input at the latest when a window is
+# done, and no more of them are held; the last batch of a window, which is seldom full, costs under 1 %.
+WINDOW = 10_000
+
+MAX_WORKERS = 8  # they deliver some 38,000 audio-seconds per second
+MAX_DEVICE_SECONDS = 800.0  # more per batch makes no GPU faster
+CPU_DEVICE_SECONDS = 15.0  # more per batch makes a CPU slower
+SHARE_OF_MEMORY = 0.8  # of what is free on the GPU
+# What the first convolution puts out, 3,200 frames of 512 channels per second, is by far the largest tensor of a batch
+# of ordinary utterances; its norm holds so many of it at once, in float32.
+LARGEST_TENSORS = 6
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The best token of each frame of a batch, on the CPU once `done` has happened (None: they are there)."""
+
+    best_BF: Tensor
+    num_frames_B: Tensor
+    done: torch.cuda.Event | None
+
+
+class Recogniser:
+    """A CTC model on a device, in a precision.
+
+    Args:
+        network: transformers' model; goes to the device, in evaluation mode.
+        vocabulary: what it puts out.
+        normalise: it hears each utterance with zero mean and unit variance.
+        device: such as "cuda"; by default the GPU if there is one.
+        precision: Lightning's name, or "auto": what suits the device.
+        speed: how the network is computed; by default the fastest ways.
+
+    Raises:
+        InputError: there is no such device or precision.
+    """
+
+    def __init__(
+        self,
+        network: Wav2Vec2ForCTC,
+        vocabulary: Vocabulary,
+        normalise: bool,
+        device: str | None = None,
+        precision: str = "auto",
+        speed: Speed | None = None,
+    ):
+        self.device = _device(device)
+        self.precision = choose_precision(self.device.type)[0] if precision == "auto" else precision
+        if self.precision not in DTYPES:
+            raise InputError(f"--precision: there is no {precision!r}; choose from auto, {', '.join(DTYPES)}.")
+        self.network = network.eval().to(self.device, weights_dtype(self.precision))
+        self.vocabulary = vocabulary
+        self.speed = speed or Speed()
+        self.spec = wav2vec2.input_spec(network.config, vocabulary, normalise)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str, device: str | None = None, precision: str = "auto", speed: Speed | None = None
+    ) -> "Recogniser":
+        """With a wav2vec2 CTC model by its Hugging Face name or folder.
+
+        Raises:
+            InputError: as above, or the model cannot be read.
+        """
+        return cls(*wav2vec2.from_pretrained(model, {}), device, precision, speed)
+
+    def transcribe(
+        self, manifest: Manifest, device_seconds: float | None = None, num_workers: int | None = None
+    ) -> Iterator[tuple[int, str]]:
+        """(position in the manifest, text) of each utterance, as batches are done; see `in_order`.
+
+        Every utterance is heard whole; what that takes grows faster than its duration.
+
+        Args:
+            manifest: the utterances; their texts are not looked at.
+            device_seconds: audio per batch, padding counted; by default what the device has memory for.
+            num_workers: loader processes; by default as many as pay, none for a single batch.
+
+        Raises:
+            InputError: an utterance is too short for one frame (before anything is heard), too long for the device's
+                memory, or cannot be read.
+        """
+        self._check_long_enough(manifest)
+        slots = self.slots(manifest, device_seconds)
+        return self._results(slots, self.loader(manifest, slots, num_workers))
+
+    # ---- the pieces ---------------------------------------------------------------------------------------------
+
+    def slots(self, manifest: Manifest, device_seconds: float | None = None) -> list[Slot]:
+        """Batches by duration: the longest of each window of the manifest first."""
+        if device_seconds is None:
+            device_seconds = default_device_seconds(self.network.config, self.device)
+        if not device_seconds > 0:
+            raise InputError(f"--device-seconds must be a positive number of seconds, found {device_seconds:g}.")
+        return [
+            Slot(start + positions)
+            for start in range(0, len(manifest), WINDOW)
+            for positions in plan.evaluation_batches(manifest.durations_s_N[start : start + WINDOW], device_seconds)
+        ]
+
+    def loader(self, manifest: Manifest, slots: list[Slot], num_workers: int | None = None) -> DataLoader:
+        """The batches of these slots, read ahead."""
+        if num_workers is None:
+            num_workers = min(default_workers(self.device), max(0, len(slots) - 1))  # a single batch needs none
+        if num_workers < 0:
+            raise InputError(f"--workers must be 0 or more, found {num_workers}.")
+        unread = replace(manifest, texts=[""] * len(manifest))  # the references may have characters without a token
+        return batch_loader(UtteranceDataset(unread, self.spec), slots, num_workers)
+
+    def hear(self, batch: Batch) -> Heard:
+        """Queue a batch on the device, without waiting for it.
+
+        Raises:
+            InputError: the device's memory is too small for it.
+        """
+        try:
+            best_BF = self._best(batch.to(self.device, non_blocking=True))
+        except torch.OutOfMemoryError:
+            raise InputError(_too_large(batch)) from None
+        done = None
+        if self.device.type == "cuda":
+            done = torch.cuda.Event(blocking=True)  # who waits for it leaves the core to a loader process
+            done.record(torch.cuda.current_stream(self.device))
+        return Heard(best_BF, batch.num_frames_B, done)
+
+    @torch.inference_mode()
+    def _best(self, batch: Batch) -> Tensor:
+        with autocast(self.precision, self.device.type):
+            waveforms_BT = batch.input_values().to(self.network.dtype)
+            logits_BFV = wav2vec2.ctc_logits(self.network, waveforms_BT, batch.num_samples_B, speed=self.speed)
+        return logits_BFV.argmax(dim=-1).to("cpu", non_blocking=True)  # into pinned memory, if it comes from a GPU
+
+    def texts(self, heard: Heard) -> list[str]:
+        """The texts of a batch, waiting for it if it is not done."""
+        if heard.done is not None:
+            heard.done.synchronize()
+        return [
+            self.vocabulary.decode(best_F[:num_frames].tolist())
+            for best_F, num_frames in zip(heard.best_BF.numpy(), heard.num_frames_B.tolist(), strict=True)
+        ]
+
+    def _results(self, slots: list[Slot], batches: Iterable[Batch]) -> Iterator[tuple[int, str]]:
+        before: tuple[Slot, Heard] | None = None
+        for slot, batch in zip(slots, batches, strict=True):
+            now = slot, self.hear(batch)
+            if before is not None:  # its texts are put together while the device computes `now`
+                yield from self._numbered(*before)
+            before = now
+        if before is not None:
+            yield from self._numbered(*before)
+
+    def _numbered(self, slot: Slot, heard: Heard) -> Iterator[tuple[int, str]]:
+        return zip(slot.positions.tolist(), self.texts(heard), strict=True)
+
+    def _check_long_enough(self, manifest: Manifest) -> None:
+        for i in checks.too_short(manifest, self.spec):
+            num_samples = round(manifest.durations_s_N[i] * SAMPLE_RATE)
+            raise InputError(
+                f"{manifest.audio(i)}: {num_samples} samples at 16 kHz, the model needs {self.spec.min_samples}."
+            )
+
+
+def in_order(results: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """The texts of (position, text) pairs by position, each as soon as all before it are there."""
+    text_of_position, following = {}, 0
+    for position, text in results:
+        text_of_position[position] = text
+        while following in text_of_position:
+            yield text_of_position.pop(following)
+            following += 1
+
+
+def default_device_seconds(config: Wav2Vec2Config, device: torch.device) -> float:
+    """Audio per batch that the device has memory for, weights already on it; more than pays is not asked for."""
+    if device.type != "cuda":
+        return CPU_DEVICE_SECONDS
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, and unused
+    numbers_per_s = config.conv_dim[0] * SAMPLE_RATE / config.conv_stride[0]
+    bytes_per_s = LARGEST_TENSORS * numbers_per_s * torch.float32.itemsize
+    return min(MAX_DEVICE_SECONDS, SHARE_OF_MEMORY * free_bytes / bytes_per_s)
+
+
+def default_workers(device: torch.device) -> int:
+    """Loader processes; none on a CPU, where reading is a thousandth of the work."""
+    if device.type != "cuda":
+        return 0
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(MAX_WORKERS, max(1, cores - 1))
+
+
+def _device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name}: cannot be used ({reason}); leave it out, or name another.") from None
+    return device
+
+
+def _too_large(batch: Batch) -> str:
+    longest_s = int(batch.num_samples_B.max()) / SAMPLE_RATE
+    if len(batch) == 1:
+        return f"{batch.ids[0]}: {longest_s:.0f} s are too long for the GPU's memory; cut it up, or use --device cpu."
+    return (
+        f"{len(batch)} utterances of up to {longest_s:.1f} s are too many for the GPU's memory; lower --device-seconds"
+        f" below {len(batch) * longest_s:.0f}."
+    )

@@ -1,0 +1,83 @@
+"""What there is to transcribe: audio files, folders of them and manifests, as one manifest."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from w2v_lightning.data import flac
+from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest, check_files
+from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.folder import walk
+from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES
+
+UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's word for it
+
+
+def recordings(sources: Sequence[str | Path]) -> Manifest:
+    """The utterances of all sources, in order; their durations by the manifests or by the headers of the files.
+
+    The id of a file that no manifest names is its path; its text is empty.
+
+    Args:
+        sources: audio files of any kind that libsndfile reads; folders, below which all such files count, sorted;
+            manifests (.jsonl, .jsonl.gz, .json), also URLs of them.
+
+    Raises:
+        InputError: a source is not there or holds no audio, a file cannot be read, or a manifest is wrong.
+    """
+    parts = []
+    for is_manifest, group in groupby(map(str, sources), key=lambda source: source.endswith(MANIFEST_SUFFIXES)):
+        if is_manifest:
+            parts += [_checked(source) for source in group]
+        else:
+            parts.append(_measured([path for source in group for path in _audio_files(source)]))
+    return Manifest.join(parts)
+
+
+def _checked(path: str) -> Manifest:
+    manifest = Manifest.load(path)
+    check_files(manifest, path)
+    return manifest
+
+
+def _audio_files(source: str) -> list[str]:
+    if not os.path.isdir(source):
+        return [source]
+    try:
+        names = [str(folder / name) for folder, names in walk(Path(source)) for name in names]
+    except OSError as error:
+        raise InputError(f"{error.filename}: the folder cannot be listed: {error.strerror}.") from None
+    found = [name for name in names if name.lower().endswith(AUDIO_SUFFIXES)]
+    if not found:
+        raise InputError(f"{source} holds no audio file ({', '.join(AUDIO_SUFFIXES)}); give a folder that does.")
+    return found
+
+
+def _measured(paths: list[str]) -> Manifest:
+    with ThreadPoolExecutor() as pool:  # the system and libsndfile work outside the interpreter lock
+        durations_s = list(pool.map(_duration_s, paths))
+    nothing = [""] * len(paths)
+    return Manifest(paths, paths, np.array(durations_s), texts=nothing, speakers=nothing)
+
+
+def _duration_s(path: str) -> float:
+    try:
+        with open(path, "rb") as file:
+            info = flac.stream_info(file.read(flac.HEADER_BYTES))
+        if info is not None and info.num_samples and info.sample_rate:  # a tenth of libsndfile's time
+            return info.num_samples / info.sample_rate
+        info = soundfile.info(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
+    except soundfile.SoundFileError as error:
+        raise InputError(f"{path}: cannot be read as audio: {error}") from None
+    if not info.frames:
+        raise InputError(f"{path}: there is no audio in it.")
+    if info.frames == UNKNOWN_LENGTH:
+        raise InputError(f"{path}: its header does not say how long it is; encode it once more, to a file, not a pipe.")
+    return info.frames / info.samplerate
