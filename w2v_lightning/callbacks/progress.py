@@ -12,6 +12,7 @@ from torch import Tensor
 
 BAR_EVERY_S = 0.25
 PLAIN_LINE_EVERY_S = 10.0
+WORTH_SAYING = 0.1  # share of the time that the loader keeps the device waiting; more loader workers would help
 
 
 class RunProgress(ProgressBar):
@@ -145,6 +146,8 @@ def metrics_line(metrics: Mapping[str, Tensor], seconds_left: float | None) -> s
             parts.append(f"{rate.upper()} {100 * value:.1f} %")
     if (rate := metrics.get("audio_s_per_s")) is not None:
         parts.append(f"{rate:,.0f} audio-s/s")
+    if (share := metrics.get("throughput/data_wait_share", 0)) > WORTH_SAYING:
+        parts.append(f"{100 * share:.0f} % waiting for data")
     if seconds_left is not None:
         minutes, seconds = divmod(int(seconds_left), 60)
         parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")

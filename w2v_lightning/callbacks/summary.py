@@ -60,9 +60,9 @@ class RunSummary(Callback):
     def _print_throughput(self, trainer: Trainer) -> None:
         throughput = _callback(trainer, Throughput)
         if throughput and throughput.train_seconds:
-            rate = throughput.audio_seconds * trainer.world_size / throughput.train_seconds
+            rate = throughput.audio_seconds / throughput.train_seconds
             self.console.print(
-                f"Trained on {throughput.audio_seconds * trainer.world_size / 3600:.2f} h of audio"
+                f"Trained on {throughput.audio_seconds / 3600:.2f} h of audio"
                 f" in {throughput.train_seconds / 60:.1f} min: {rate:,.0f} audio-s/s{_peak_memory()}",
                 highlight=False,
                 soft_wrap=True,

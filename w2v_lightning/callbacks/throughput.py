@@ -1,62 +1,245 @@
-"""Audio-seconds per second: how fast a run eats speech, whatever the batch size and the padding."""
+"""How fast a run eats speech, and where its time goes: audio-seconds per second, and shares of the time.
 
-import time
+Per logged window, and over the run in `throughput.json`:
 
+- `data_wait_share`: the device had nothing in hand and the next batch was being waited for.
+- `device_share`: the device had a micro-batch in hand. Gaps between its kernels count here. `gpu_utilisation`, the
+  share of the time in which a kernel ran, shows them: where it is much lower, the host launches too slowly.
+- `host_share`: the rest, between two micro-batches: copying a batch, logging, callbacks, writing a checkpoint.
+- `padding_share`: of the audio that the device computed on, what was not real.
+
+The first three make 1, by events on the device's own clock (`step_timer.py`). No device is waited for: what it has yet
+to finish counts in the next window. Validation is left out.
+"""
+
+import json
+import logging
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
-from w2v_lightning.data.batch import Batch
+from w2v_lightning.callbacks.gpu import GpuSampler, GpuUse
+from w2v_lightning.callbacks.measured import Measured, Tally, ratio
+from w2v_lightning.callbacks.step_timer import StepTimer, new_event
+from w2v_lightning.data.batch import SAMPLE_RATE, Batch
+from w2v_lightning.data.manifest import atomic_text_file
+from w2v_lightning.hardware import device_name, matrix_flops_per_s, versions
+from w2v_lightning.model.flops import training_flops
+
+log = logging.getLogger(__name__)
+
+MFU_FORMULA = (
+    "FLOPs of forward and backward of the real audio (w2v_lightning/model/flops.py, a multiply-add counts as two)"
+    " / (seconds x devices x matrix_flops_per_s, which was measured as the run began)"
+)
 
 
 class Throughput(Callback):
-    """Logs `audio_s_per_s` over all devices: real audio (padding does not count) over wall-clock time.
+    """Logs `audio_s_per_s` over all devices (real audio over wall-clock time) and `throughput/...`, see above.
 
-    A window runs from one logged step to the next, validation left out. No device is waited for: a window of many
-    steps ends when its steps have been handed to the device, which is never far behind.
+    At the end of a run, also of one that fails, LOG_DIR/throughput.json has the same over the whole run.
+
+    The plan gives every rank the same share, so in the log this rank's audio stands for the others'; the file has the
+    sum over all ranks.
     """
 
     def __init__(self) -> None:
-        self.audio_seconds = 0.0  # of the whole run, on this rank
-        self.train_seconds = 0.0
-        self._window_audio_s = 0.0
+        self.run = Measured()  # windows that are closed
+        self._tally = Tally()  # the open window
+        self._num_samples: list[Tensor] = []  # of its utterances
         self._window_start: float | None = None
+        self._timer: StepTimer | None = None
+        self._sampler: GpuSampler | None = None
+        self._device = torch.device("cpu")
+        self._folder: Path | None = None
+        self._waited_s = 0.0  # as the loader counts it, when the last micro-batch came
+        self._peak_flops_per_s: float | None = None
 
-    def state_dict(self) -> dict[str, float]:
-        return {"audio_seconds": self.audio_seconds, "train_seconds": self.train_seconds}
+    @property
+    def audio_seconds(self) -> float:
+        """Real audio trained on, over all devices, also before the run was resumed."""
+        return self.run.tally.audio_s
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.audio_seconds = state_dict["audio_seconds"]
-        self.train_seconds = state_dict["train_seconds"]
+    @property
+    def train_seconds(self) -> float:
+        """Wall-clock time of it."""
+        return self.run.tally.seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self.run + Measured(self._open_tally()))  # saved within a window, its steps are done
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        kinds = {field.name: field.type for field in fields(Measured)}
+        if set(state_dict) == set(kinds):  # else it is of an older version
+            self.run = Measured(**{name: kinds[name](**state_dict[name]) for name in kinds})
+
+    # ---- windows ------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._device = device = pl_module.device  # at the end of the run the model is on the CPU again
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        self._timer = StepTimer(lambda: new_event(device))
+        self._sampler = GpuSampler.of(device)
+        if self._sampler:
+            self._sampler.start()
+        self._world_size = trainer.world_size
+        self._model_config = getattr(getattr(pl_module, "model", None), "config", None)
+        self._trains_feature_encoder = any(
+            p.requires_grad for name, p in pl_module.named_parameters() if "feature_extractor" in name
+        )
+        if not trainer.fast_dev_run:
+            self._peak_flops_per_s = trainer.world_size * _matrix_flops_per_s(device, trainer.precision)
+        self._start_window(trainer)  # an epoch that is resumed in the middle does not start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_window()
+        self._start_window(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close_window()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_window()
+        self._start_window(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close_window()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx) -> None:
+        self._timer.start()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch: Batch, batch_idx
     ) -> None:
-        self._window_audio_s += batch.audio_seconds
+        waited_s = _waited_s(trainer)
+        self._timer.end(waited_s - self._waited_s)
+        self._waited_s = waited_s
+        self._count(batch, trainer.world_size)
         if batch.is_last_of_step and trainer.global_step % trainer.log_every_n_steps == 0:
-            rate = self._close_window()
-            # The plan gives every rank the same share, so this rank's audio stands for the others'.
-            pl_module.log("audio_s_per_s", rate * trainer.world_size)
-            self._start_window()
+            self._log(pl_module, self._close_window())
+            self._window_start = perf_counter()
 
-    def _start_window(self) -> None:
-        self._window_audio_s, self._window_start = 0.0, time.perf_counter()
+    def _count(self, batch: Batch, world_size: int) -> None:
+        """One micro-batch, from what lies on the CPU: the device is not asked."""
+        tally = self._tally
+        tally.steps += batch.is_last_of_step
+        tally.computed_s += batch.waveforms_BT.numel() / SAMPLE_RATE * world_size
+        if not batch.is_filler:
+            tally.audio_s += batch.audio_seconds * world_size
+            tally.utterances += len(batch) * world_size
+            self._num_samples.append(batch.num_samples_B)
 
-    def _close_window(self) -> float:
-        if self._window_start is None:
+    def _start_window(self, trainer: Trainer) -> None:
+        if self._timer is None:  # `validate`, or the validation before training
+            return
+        self._window_start = perf_counter()
+        self._waited_s = _waited_s(trainer)
+        self._timer.restart()
+        if self._sampler:
+            self._sampler.take()
+
+    def _open_tally(self) -> Tally:
+        """Of the open window, up to now; nothing where nothing was trained in it: a checkpoint was written, say."""
+        if self._window_start is None or not self._tally.computed_s:
+            return Tally()
+        return replace(self._tally, seconds=perf_counter() - self._window_start, flops=self._open_flops())
+
+    def _open_flops(self) -> float:
+        if self._model_config is None or not self._num_samples:
             return 0.0
-        seconds = time.perf_counter() - self._window_start
-        self.audio_seconds += self._window_audio_s
-        self.train_seconds += seconds
-        self._window_start = None
-        return self._window_audio_s / seconds
+        num_samples_B, trained = torch.cat(self._num_samples), self._trains_feature_encoder
+        return self._world_size * training_flops(self._model_config, num_samples_B, trains_feature_encoder=trained)
+
+    def _close_window(self) -> Measured:
+        """Add the open window, if there is one, to the run."""
+        window = Measured(self._open_tally())
+        if window.tally.seconds:
+            window.times = self._timer.take()
+            window.gpu = self._sampler.take() if self._sampler else GpuUse()
+        self.run += window
+        self._tally, self._num_samples, self._window_start = Tally(), [], None
+        return window
+
+    def _log(self, pl_module: LightningModule, window: Measured) -> None:
+        rates = window.rates(self._peak_flops_per_s)
+        for name, value in rates.items():
+            if value is not None:
+                # As a tensor on the CPU: Lightning would copy a float to the device, and wait for that.
+                pl_module.log(name if name == "audio_s_per_s" else f"throughput/{name}", torch.tensor(value))
+
+    # ---- the run ------------------------------------------------------------------------------------------------
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+        self.run.tally = _summed_over_ranks(self.run.tally, trainer)
+        self._write(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+        try:
+            self._write(trainer)
+        except Exception as error:  # what ended the run is the news, not this
+            log.warning("throughput.json could not be written: %s", error)
+
+    def _stop(self) -> None:
+        self._close_window()
+        if self._timer:
+            self.run.times += self._timer.take()  # the device is through with the last of them by now
+        if self._sampler:
+            self._sampler.stop()
+        self._timer = self._sampler = None
+
+    def _write(self, trainer: Trainer) -> None:
+        if self._folder and self.run.tally.steps and trainer.is_global_zero and not trainer.fast_dev_run:
+            with atomic_text_file(self._folder / "throughput.json") as file:
+                json.dump(self._report(trainer), file, indent=1)
+
+    def _report(self, trainer: Trainer) -> dict[str, Any]:
+        device = self._device
+        tally, power_w = self.run.tally, self.run.gpu.mean_power_w
+        energy_wh = power_w and power_w * trainer.world_size * tally.seconds / 3600
+        peak = self._peak_flops_per_s
+        return {
+            **self.run.rates(peak),
+            "energy_wh_per_audio_hour": energy_wh and ratio(energy_wh, tally.audio_s / 3600),
+            "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+            "audio_hours": tally.audio_s / 3600,
+            "utterances": tally.utterances,
+            "steps": tally.steps,
+            "train_seconds": tally.seconds,
+            "device": device_name(device),
+            "world_size": trainer.world_size,
+            "precision": str(trainer.precision),
+            "matrix_flops_per_s": peak and peak / trainer.world_size,
+            "mfu_formula": MFU_FORMULA,
+            "versions": versions(),
+        }
+
+
+def _waited_s(trainer: Trainer) -> float:
+    """For how long the training loader's batches were waited for; another loader's waiting counts as the host's."""
+    return getattr(trainer.train_dataloader, "waited_s", 0.0)
+
+
+def _matrix_flops_per_s(device: torch.device, precision: str) -> float:
+    """What one device reaches in the precision of the forward pass. The random numbers of training stay as they are."""
+    dtypes = {"bf16": torch.bfloat16, "16": torch.float16}
+    dtype = dtypes.get(str(precision).partition("-")[0], torch.float32)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        flops_per_s = matrix_flops_per_s(device, dtype)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # these matrices were not the model's
+    return flops_per_s
+
+
+def _summed_over_ranks(tally: Tally, trainer: Trainer) -> Tally:
+    """Each rank has counted its own audio as often as there are ranks: the mean is the sum of what they had."""
+    if trainer.world_size == 1:
+        return tally
+    device = trainer.strategy.root_device
+    sums = torch.tensor(list(asdict(tally).values()), dtype=torch.float64, device=device)
+    means = trainer.strategy.reduce(sums, reduce_op="mean").tolist()
+    return Tally(*(type(old)(round(new, 6)) for old, new in zip(asdict(tally).values(), means, strict=True)))

@@ -1,6 +1,7 @@
 """Read, decode, augment, mask and pad: from a slot of the plan to a Batch, inside a loader worker."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -129,11 +130,34 @@ class UtteranceDataset(Dataset):
         return {"masked_M": torch.from_numpy(masked_M), "negatives_MK": torch.from_numpy(negatives_MK)}
 
 
+class TimedLoader(DataLoader):
+    """Counts for how long (s) its batches were waited for, since it was made: a batch that lies ready costs nothing."""
+
+    waited_s = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        started = time.perf_counter()
+        batches = super().__iter__()  # starts the workers: not put off to the first batch
+        self.waited_s += time.perf_counter() - started
+        return self._timed(batches)
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.waited_s += time.perf_counter() - started
+            yield batch
+
+
 def batch_loader(
     dataset: UtteranceDataset, sampler: Sampler, num_workers: int, *, persistent: bool = False
-) -> DataLoader:
+) -> "TimedLoader":
     """The Batches of the sampler's slots, made by `num_workers` processes (0: by this one)."""
-    return DataLoader(
+    return TimedLoader(
         dataset,
         sampler=sampler,
         batch_size=None,  # the sampler's slots are whole micro-batches

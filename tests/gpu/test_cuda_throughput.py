@@ -1,0 +1,89 @@
+"""Throughput and profile on a CUDA device: `W2V_TEST_GPUS=0 pytest -n 0 -m gpu`."""
+
+import io
+import json
+
+import pytest
+import torch
+from corpus import random_texts, write_split
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
+from tiny import TINY_CONFIG
+
+from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
+from w2v_lightning.callbacks.gpu import GpuSampler
+from w2v_lightning.callbacks.profile import Profile
+from w2v_lightning.callbacks.throughput import Throughput
+
+pytestmark = pytest.mark.gpu
+
+
+class NeverWaits(Throughput):
+    """torch raises where one of its operations would wait for the device."""
+
+    def on_train_batch_start(self, *args):
+        with no_waiting():
+            super().on_train_batch_start(*args)
+
+    def on_train_batch_end(self, *args):
+        with no_waiting():
+            super().on_train_batch_end(*args)
+
+
+class no_waiting:  # noqa: N801
+    def __enter__(self):
+        torch.cuda.set_sync_debug_mode("error")
+
+    def __exit__(self, *_):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def fit(tmp_path, *callbacks):
+    assert torch.cuda.is_available(), "run with W2V_TEST_GPUS=0 on a machine with a GPU"
+    write_split(tmp_path / "corpus", "train", random_texts(40, seed=1), speaker="1")
+    write_split(tmp_path / "corpus", "dev", random_texts(4, seed=2), speaker="2")
+    data = LibriSpeechDataModule(
+        str(tmp_path / "corpus"), ["train"], ["dev"], batch_seconds=8, device_seconds=4, num_workers=1
+    )
+    trainer = Trainer(
+        max_epochs=4, accelerator="gpu", devices=1, precision="bf16-mixed", logger=CSVLogger(tmp_path),
+        callbacks=list(callbacks), log_every_n_steps=2, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Wav2Vec2CTC(None, TINY_CONFIG, freeze_feature_encoder=False), datamodule=data)
+    return trainer
+
+
+def test_a_run_is_measured_without_waiting_for_the_device(tmp_path):
+    trainer = fit(tmp_path, NeverWaits())
+    (path,) = tmp_path.rglob("throughput.json")
+    found = json.loads(path.read_text())
+    assert found["device_share"] + found["data_wait_share"] + found["host_share"] == pytest.approx(1)
+    assert 0 < found["device_share"] < 1
+    assert 0 < found["mfu"] < 1
+    assert found["matrix_flops_per_s"] > 1e12
+    assert found["peak_memory_gib"] > 0
+    assert found["device"] == torch.cuda.get_device_name()
+    logged = {name for name in trainer.callback_metrics if name.startswith("throughput/")}
+    assert {"throughput/device_share", "throughput/mfu"} <= logged
+    assert all(trainer.callback_metrics[name].device.type == "cpu" for name in logged)
+
+
+def test_the_gpu_is_found_and_says_something():
+    sampler = GpuSampler.of(torch.device("cuda", 0))
+    if sampler is None:
+        pytest.skip("NVML does not know this GPU")
+    sampler.sample()
+    assert sampler.take().most_memory_gib > 0
+
+
+def test_a_profile_gives_the_time_of_kernels_to_groups(tmp_path):
+    output = io.StringIO()
+    fit(tmp_path, Profile(Console(file=output, width=120)))
+    text = output.getvalue()
+    assert "ms a step (device)" in text
+    assert "The device was busy for " in text
+    groups = {line[:26].strip() for line in text.splitlines()}
+    assert {"feature encoder", "positional convolution", "CTC"} <= groups  # the ten costliest, in so small a model
+    assert list(tmp_path.rglob("trace.json.gz"))
