@@ -1,11 +1,12 @@
 """LibriSpeechDataModule: a LibriSpeech folder or manifests in, Batches by duration out."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from w2v_lightning.data import checks, resume
 from w2v_lightning.data.augment import Augmentation
 from w2v_lightning.data.batch import InputSpec
+from w2v_lightning.data.calibration import DEFAULT_DEVICE_SECONDS, calibrate
 from w2v_lightning.data.demo import make_demo_corpus
 from w2v_lightning.data.librispeech import load_split
 from w2v_lightning.data.loader import UtteranceDataset, batch_loader
@@ -20,6 +22,7 @@ from w2v_lightning.data.manifest import Manifest, check_files, find_manifest
 from w2v_lightning.data.plan import SPREAD
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import EvaluationSampler, TrainSampler
+from w2v_lightning.data.trial import NoiseDataset
 from w2v_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ class LibriSpeechDataModule(LightningDataModule):
         test_splits: for `test` and `predict`.
         batch_seconds: audio per optimiser step over all devices, padding counted. A hyper-parameter of the experiment.
         device_seconds: audio per device and forward pass that fits its memory. A property of the machine; Lightning's
-            accumulate_grad_batches follows from it.
+            accumulate_grad_batches follows from it. "auto" finds it by a few trial steps.
         max_seconds: utterances longer than this are left out of training.
         num_workers: loader processes per device; by default one per core that is left over, at most 8.
         seed: decides order and masks.
@@ -68,7 +71,7 @@ class LibriSpeechDataModule(LightningDataModule):
         val_splits: Sequence[str] = ("dev-clean", "dev-other"),
         test_splits: Sequence[str] = ("test-clean", "test-other"),
         batch_seconds: float = 1600.0,
-        device_seconds: float = 200.0,
+        device_seconds: float | Literal["auto"] = DEFAULT_DEVICE_SECONDS,
         max_seconds: float | None = None,
         num_workers: int | None = None,
         seed: int = 0,
@@ -82,8 +85,10 @@ class LibriSpeechDataModule(LightningDataModule):
         allow_changed_data: bool = False,
     ):
         super().__init__()
+        self._is_calibrated = device_seconds != "auto"  # until then, and to score without training, the default is used
+        device_seconds = device_seconds if self._is_calibrated else DEFAULT_DEVICE_SECONDS
         for name, seconds in (("batch_seconds", batch_seconds), ("device_seconds", device_seconds)):
-            if not seconds > 0:
+            if isinstance(seconds, str) or not seconds > 0:
                 raise InputError(f"data.{name} must be a positive number of seconds, found {seconds}.")
         if not duration_spread >= 1:
             raise InputError(f"data.duration_spread is longest over shortest: at least 1, found {duration_spread}.")
@@ -143,11 +148,14 @@ class LibriSpeechDataModule(LightningDataModule):
             masked=True,
             augmentation=self.augmentation,
         )
-        stretch = self.augmentation.longest_stretch if self.augmentation else 1.0
+        if self.trainer is not None and not self._is_calibrated:
+            noise = NoiseDataset(manifest, spec, self._longest_stretch)
+            self.device_seconds = calibrate(self.trainer, noise, self.batch_seconds)
+            self._is_calibrated = True
         self.train_sampler = TrainSampler(
             manifest.durations_s_N,
             batch_seconds=self.batch_seconds,
-            device_seconds=self.device_seconds / stretch,
+            device_seconds=self.device_seconds / self._longest_stretch,
             seed=self.seed,
             rank=self._rank,
             world_size=self._world_size,
@@ -171,6 +179,16 @@ class LibriSpeechDataModule(LightningDataModule):
                 " leave it out, it follows from the two."
             )
         trainer.accumulate_grad_batches = needed
+
+    @property
+    def least_device_seconds(self) -> float:
+        """What the longest training utterance, at its slowest, needs; known after `setup`."""
+        longest_s = float(self.train_sampler.durations_s_N.max()) * self._longest_stretch
+        return math.ceil(longest_s * 100) / 100  # not a rounding error below it
+
+    @property
+    def _longest_stretch(self) -> float:
+        return self.augmentation.longest_stretch if self.augmentation else 1.0
 
     # ---- where a run was interrupted ----------------------------------------------------------------------------
 

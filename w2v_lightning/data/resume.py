@@ -60,6 +60,7 @@ def align_progress(
     if not state["epoch_is_over"]:
         for counts in (loops["epoch_progress"]["current"], loops["epoch_progress"]["total"]):
             counts.update(processed=counts["started"] - 1, completed=counts["started"] - 1)
+    _restart_validation(loops["epoch_loop.val_loop.batch_progress"])
     current, total = loops["epoch_loop.batch_progress"]["current"], loops["epoch_loop.batch_progress"]["total"]
     done = 0 if from_start else state["steps_done"] * num_micro_batches
     # Saved from a hook at the end of a batch, Lightning has yet to count it as completed, and does so when it resumes.
@@ -68,3 +69,10 @@ def align_progress(
     added = done - current["processed"]
     for counts, processed in ((current, done), (total, total["processed"] + added)):
         counts.update(ready=processed, started=processed, processed=processed, completed=processed - uncounted)
+
+
+def _restart_validation(progress: dict[str, Any]) -> None:
+    """A validation that was interrupted begins anew: its batches, too, belong to the machine, and its sums are lost."""
+    if progress["total"]["processed"] == progress["total"]["started"] - 1:  # which Lightning takes for a sign of it
+        for counts in (progress["total"], progress["current"]):
+            counts.update(ready=1, started=1, processed=0, completed=0)
