@@ -195,3 +195,8 @@ def test_a_mask_probability_in_the_papers_unit_is_said_once(caplog):
     caplog.clear()
     tiny_module(mask_time_prob=0.65, mask_channel_prob=0.5)
     assert "start probability" not in caplog.text
+
+
+def test_models_that_hear_the_padding_get_no_more_of_it_than_needed():
+    assert Wav2Vec2CTC(None, TINY_CONFIG).input_spec.coarse_lengths
+    assert not Wav2Vec2CTC(None, TINY_CONFIG, hf_compat=True).input_spec.coarse_lengths

@@ -160,8 +160,8 @@ def test_real_speech_makes_batches_within_the_device(librispeech):
     batches = list(loader)
     assert len(ids(batches)) == len(set(ids(batches))) == len(data.datasets["dev-clean"])
     for batch in (next(iter(data.train_dataloader())), *batches):
-        assert batch.waveforms_BT.numel() <= 50 * SAMPLE_RATE
-        assert batch.waveforms_BT.shape[1] == batch.num_samples_B.max()
+        assert batch.waveforms_BT.numel() <= 1.016 * 50 * SAMPLE_RATE
+        assert batch.num_samples_B.max() <= batch.waveforms_BT.shape[1] < 1.016 * batch.num_samples_B.max()
         one_T = batch.input_values()[0, : batch.num_samples_B[0]]
         assert abs(one_T.mean()) < 1e-4
         assert one_T.std() == pytest.approx(1, abs=1e-3)

@@ -8,8 +8,8 @@ from corpus import SAMPLE_RATE, spell, write_split
 
 from w2v_lightning.data.batch import InputSpec, SpecAugment
 from w2v_lightning.data.librispeech import load_split
-from w2v_lightning.data.loader import UtteranceDataset
-from w2v_lightning.data.samplers import Slot
+from w2v_lightning.data.loader import UtteranceDataset, train_loader
+from w2v_lightning.data.samplers import Slot, TrainSampler
 from w2v_lightning.errors import InputError
 from w2v_lightning.text import Vocabulary
 
@@ -53,7 +53,7 @@ def test_batch_types_are_those_that_the_model_takes(manifest):
     assert batch.input_values().dtype == torch.float32
     assert {batch.labels_BU.dtype, batch.num_samples_B.dtype, batch.num_labels_B.dtype} == {torch.int64}
     assert (batch.time_mask_BF.dtype, batch.channel_mask_BC.dtype) == (torch.bool, torch.bool)
-    assert batch.time_mask_BF.shape == (2, batch.num_frames_B.max())
+    assert batch.time_mask_BF.shape == (2, MASKED.num_frames(batch.waveforms_BT.shape[1]))
     assert batch.channel_mask_BC.shape == (2, 768)
 
 
@@ -113,3 +113,50 @@ def test_recordings_of_several_kinds_share_a_batch(manifest, tmp_path):
     assert batch.waveforms_BT.dtype == torch.float32
     for row_T, text, level in zip(batch.waveforms_BT.numpy(), TEXTS, (1, 1.5, 1), strict=True):
         np.testing.assert_allclose(row_T[: len(text) * 1280], level * spell(text), atol=1 / 2**15)
+
+
+def test_a_batch_is_padded_to_one_of_few_lengths(manifest):
+    exact = replace(InputSpec(), coarse_lengths=False)
+    assert UtteranceDataset(manifest, exact)[slot(0)].waveforms_BT.shape[1] == 12 * 1280
+    lengths = [InputSpec().padded_length(longest) for longest in range(400, 600_000)]
+    assert all(longest <= length < 1.016 * longest for longest, length in enumerate(lengths, start=400))
+    assert len({length for length in lengths if 2**17 < length <= 2**18}) == 64
+    assert [exact.padded_length(n) for n in (400, 123_457)] == [400, 123_457]
+
+
+def places(batches) -> list[tuple[int, int]]:
+    return [(batch.global_step, batch.micro_batch) for batch in batches]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_epochs_follow_each_other_as_if_each_began_anew(manifest, num_workers):
+    def loader():
+        sampler = TrainSampler(
+            manifest.durations_s_N, batch_seconds=1.5, device_seconds=1.5, seed=0, rank=0, world_size=1
+        )
+        return sampler, train_loader(UtteranceDataset(manifest, InputSpec()), sampler, num_workers)
+
+    def epoch(sampler, batches, number, *, steps=None):
+        sampler.set_epoch(number)
+        return [batch.ids for _, batch in zip(range(steps or 99), batches, strict=False)]
+
+    expected = []
+    for number in range(6):
+        sampler, batches = loader()
+        expected.append(epoch(sampler, batches, number))
+    sampler, batches = loader()
+    assert epoch(sampler, batches, 0) == expected[0]
+    assert epoch(sampler, batches, 1) == expected[1]
+    assert epoch(sampler, batches, 2, steps=1) == expected[2][:1]  # the rest is given up
+    assert epoch(sampler, batches, 3) == expected[3]
+    assert epoch(sampler, batches, 5) == expected[5]  # one was skipped
+    assert len({str(ids) for ids in expected}) > 1
+
+
+def test_a_resumed_epoch_is_followed_by_a_whole_one(manifest):
+    sampler = TrainSampler(manifest.durations_s_N, batch_seconds=1.5, device_seconds=1.5, seed=0, rank=0, world_size=1)
+    sampler.resume(2, 1)
+    batches = train_loader(UtteranceDataset(manifest, InputSpec()), sampler, 0)
+    assert places(batches) == [(step, 0) for step in range(1, sampler.num_steps)]
+    sampler.set_epoch(3)
+    assert places(batches) == [(step, 0) for step in range(sampler.num_steps)]

@@ -39,7 +39,7 @@ class Kept(Wav2Vec2CTC):
 
 
 def curve(tmp_path, seed, speed):
-    """Mean loss of each stretch of WINDOW steps; frozen convolutions, masks, dropout and layer drop as in a real run."""
+    """Mean loss of each stretch of WINDOW steps; frozen convolutions, masks, dropout, layer drop as in a real run."""
     torch.manual_seed(seed)
     module = Kept(None, SMALL, learning_rate=1e-3, seed=seed, speed=speed)
     data = LibriSpeechDataModule(

@@ -65,7 +65,7 @@ def a_batch(model, num_samples=NUM_SAMPLES, time_prob=0.65) -> Batch:
     for row, mask in zip(time_mask_BF, masks, strict=True):
         row[: len(mask)] = torch.from_numpy(mask)
     rngs = [np.random.default_rng(100 + row) for row in range(len(masks))]
-    masked_M, negatives_MK = contrastive_indices(masks, model.config.num_negatives, rngs)
+    masked_M, negatives_MK = contrastive_indices(masks, max(map(len, masks)), model.config.num_negatives, rngs)
     generator = torch.Generator().manual_seed(1)
     waveforms_BT = torch.randn(len(masks), max(num_samples), generator=generator)
     return Batch(
@@ -220,7 +220,7 @@ def test_temperature_falls_exponentially_to_its_end(update, expected):
 
 def test_negatives_are_other_masked_frames_of_the_same_utterance():
     masks = [np.arange(50) % 3 == 0, np.zeros(20, dtype=bool), np.arange(40) > 30, np.arange(9) == 4]
-    masked_M, negatives_MK = contrastive_indices(masks, 30, [np.random.default_rng(i) for i in range(4)])
+    masked_M, negatives_MK = contrastive_indices(masks, 50, 30, [np.random.default_rng(i) for i in range(4)])
     expected = [50 * row + frame for row in (0, 2) for frame in np.flatnonzero(masks[row])]  # one frame alone: no task
     assert masked_M.tolist() == expected
     assert negatives_MK.shape == (len(expected), 30)

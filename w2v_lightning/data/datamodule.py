@@ -17,7 +17,7 @@ from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.calibration import DEFAULT_DEVICE_SECONDS, calibrate
 from w2v_lightning.data.demo import make_demo_corpus
 from w2v_lightning.data.librispeech import load_split
-from w2v_lightning.data.loader import UtteranceDataset, batch_loader
+from w2v_lightning.data.loader import UtteranceDataset, batch_loader, train_loader
 from w2v_lightning.data.manifest import Manifest, check_files, find_manifest
 from w2v_lightning.data.plan import SPREAD
 from w2v_lightning.data.reader import AudioReader
@@ -240,7 +240,7 @@ class LibriSpeechDataModule(LightningDataModule):
     # ---- loaders ------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
-        return batch_loader(self.train_dataset, self.train_sampler, self._num_workers(), persistent=True)
+        return train_loader(self.train_dataset, self.train_sampler, self._num_workers())
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._evaluation_loader(split) for split in self.val_splits]

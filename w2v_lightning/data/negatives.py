@@ -21,7 +21,7 @@ def draw_negatives(num_masked: int, num_negatives: int, rng: np.random.Generator
 
 
 def contrastive_indices(
-    time_masks: Sequence[np.ndarray], num_negatives: int, rngs: Sequence[np.random.Generator]
+    time_masks: Sequence[np.ndarray], num_frames: int, num_negatives: int, rngs: Sequence[np.random.Generator]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The masked frames of a batch and their negatives, as indices that a device gathers without counting anything.
 
@@ -29,19 +29,20 @@ def contrastive_indices(
 
     Args:
         time_masks: bool (F,) of each utterance.
+        num_frames: F of the padded batch.
         num_negatives: of each masked frame.
         rngs: of each utterance.
 
     Returns:
-        masked_M, int64: the masked frames in a batch of B x F frames that was flattened, F that of the longest.
+        masked_M, int64: the masked frames in a batch of B x F frames that was flattened.
         negatives_MK, int32: positions in `masked_M`.
     """
-    longest, start = max(map(len, time_masks)), 0
+    start = 0
     masked, negatives = [np.empty(0, np.int64)], [np.empty((0, num_negatives), np.int32)]
     for row, (time_mask_F, rng) in enumerate(zip(time_masks, rngs, strict=True)):
         frames = np.flatnonzero(time_mask_F)
         if len(frames) > 1:
-            masked.append(row * longest + frames)
+            masked.append(row * num_frames + frames)
             negatives.append(start + draw_negatives(len(frames), num_negatives, rng))
             start += len(frames)
     return np.concatenate(masked), np.concatenate(negatives)

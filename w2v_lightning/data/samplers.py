@@ -50,6 +50,7 @@ class TrainSampler(DistributedSampler):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.goes_on = False  # after the epoch's slots come those of the next, and so on: for TrainLoader
         self._resumed = 0, 0
         self.num_steps = plan.num_steps(durations_s_N, batch_seconds, spread)
         self.num_micro_batches = plan.micro_batches_per_rank(
@@ -61,16 +62,19 @@ class TrainSampler(DistributedSampler):
         self._resumed = epoch, global_step
         self.epoch = epoch  # loader workers are given their first slots before Lightning calls set_epoch
 
-    def _steps(self) -> list[np.ndarray]:
-        return plan.plan(self.durations_s_N, self.batch_seconds, self.seed, self.epoch, self.spread)
-
     def __len__(self) -> int:
         return self.num_steps * self.num_micro_batches
 
     def __iter__(self) -> Iterator[Slot]:
         epoch = self.epoch  # as it is at the first `next`: Lightning makes iterators before it calls set_epoch
+        yield from self._slots(epoch)
+        while self.goes_on:
+            epoch += 1
+            yield from self._slots(epoch)
+
+    def _slots(self, epoch: int) -> Iterator[Slot]:
         resumed_epoch, first_step = self._resumed
-        steps = list(enumerate(self._steps()))
+        steps = list(enumerate(plan.plan(self.durations_s_N, self.batch_seconds, self.seed, epoch, self.spread)))
         for global_step, step in steps[first_step if epoch == resumed_epoch else 0 :]:
             ranks = plan.split(self.durations_s_N, step, self.world_size, self.num_micro_batches)
             for micro_batch, positions in enumerate(ranks[self.rank]):
