@@ -4,11 +4,10 @@ import pickle
 import pytest
 import torch
 from corpus import random_texts, write_split
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from tiny import TINY_CONFIG
+from tiny import TINY_CONFIG, data, trainer, write_corpus
 
-from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
+from w2v_lightning import Wav2Vec2CTC
 from w2v_lightning.data.samplers import Slot
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.ctc import ctc_loss
@@ -23,20 +22,7 @@ def tiny_module(kind=Wav2Vec2CTC, **options):
 
 @pytest.fixture
 def corpus(tmp_path):
-    write_split(tmp_path / "corpus", "train", random_texts(24, seed=1), speaker="1")
-    write_split(tmp_path / "corpus", "dev", random_texts(6, seed=2), speaker="2")
-    write_split(tmp_path / "corpus", "dev2", random_texts(5, seed=3), speaker="3")
-    return tmp_path / "corpus"
-
-
-def data(corpus, **options):
-    settings = {"train_splits": ["train"], "val_splits": ["dev"], "test_splits": ["dev2"], "num_workers": 0}
-    return LibriSpeechDataModule(str(corpus), **{**settings, "batch_seconds": 20, "device_seconds": 20, **options})
-
-
-def trainer(tmp_path, **options):
-    settings = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    return Trainer(default_root_dir=tmp_path, **{**settings, "num_sanity_val_steps": 0, **options})
+    return write_corpus(tmp_path / "corpus")
 
 
 class Kept(Wav2Vec2CTC):

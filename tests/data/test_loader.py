@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from corpus import SAMPLE_RATE, spell, write_split
 
 from w2v_lightning.data.batch import InputSpec, SpecAugment
 from w2v_lightning.data.librispeech import load_split
-from w2v_lightning.data.loader import UtteranceDataset, train_loader
+from w2v_lightning.data.loader import TimedLoader, UtteranceDataset, train_loader
 from w2v_lightning.data.samplers import Slot, TrainSampler
 from w2v_lightning.errors import InputError
 from w2v_lightning.text import Vocabulary
@@ -151,6 +152,20 @@ def test_epochs_follow_each_other_as_if_each_began_anew(manifest, num_workers):
     assert epoch(sampler, batches, 3) == expected[3]
     assert epoch(sampler, batches, 5) == expected[5]  # one was skipped
     assert len({str(ids) for ids in expected}) > 1
+
+
+def test_workers_begin_once_whether_or_not_an_epoch_is_asked_for_its_end(manifest, monkeypatch):
+    begun = []
+    begin = TimedLoader.__iter__
+    monkeypatch.setattr(TimedLoader, "__iter__", lambda self: begun.append(1) or begin(self))
+    sampler = TrainSampler(manifest.durations_s_N, batch_seconds=1.5, device_seconds=1.5, seed=0, rank=0, world_size=1)
+    batches = train_loader(UtteranceDataset(manifest, InputSpec()), sampler, 0)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        assert len(list(islice(batches, len(batches)))) == len(batches)
+    sampler.set_epoch(3)
+    list(batches)
+    assert len(begun) == 1
 
 
 def test_a_resumed_epoch_is_followed_by_a_whole_one(manifest):

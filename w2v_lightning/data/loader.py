@@ -16,8 +16,9 @@ from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.masking import draw_masks
 from w2v_lightning.data.negatives import contrastive_indices
 from w2v_lightning.data.reader import AudioReader
-from w2v_lightning.data.samplers import Slot, TrainSampler
+from w2v_lightning.data.samplers import EndlessSampler, Slot, TrainSampler
 from w2v_lightning.errors import InputError
+from w2v_lightning.sigterm import heed_parent_only
 from w2v_lightning.text import count_repeats
 
 
@@ -165,13 +166,16 @@ class TrainLoader(TimedLoader):
     _ahead: tuple[int, Iterator[Batch]] | None = None  # an epoch, and its batches followed by those of all others
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, batches = self._take_ahead() or (self.sampler.epoch, None)
-        if batches is None or epoch != self.sampler.epoch:  # the first, or one was left in the middle
-            epoch, batches = self.sampler.epoch, super().__iter__()
+        wanted, num_steps = self.sampler.epochs.epoch, self.sampler.epochs.num_steps
+        epoch, batches = self._take_ahead() or (wanted, None)
+        if batches is None or epoch != wanted:  # the first, or one was left in the middle
+            batches = super().__iter__()
         for batch in batches:
+            is_last = batch.is_last_of_step and batch.global_step == num_steps - 1
+            if is_last:
+                self._ahead = wanted + 1, batches  # already: who knows the length does not ask once more
             yield batch
-            if batch.is_last_of_step and batch.global_step == self.sampler.num_steps - 1:
-                self._ahead = epoch + 1, batches
+            if is_last:
                 return
 
     def _take_ahead(self) -> tuple[int, Iterator[Batch]] | None:
@@ -181,8 +185,7 @@ class TrainLoader(TimedLoader):
 
 def train_loader(dataset: UtteranceDataset, sampler: TrainSampler, num_workers: int) -> TrainLoader:
     """The Batches of the sampler's epochs, made by `num_workers` processes (0: by this one)."""
-    sampler.goes_on = True
-    return TrainLoader(dataset, persistent_workers=num_workers > 0, **_options(sampler, num_workers))
+    return TrainLoader(dataset, persistent_workers=num_workers > 0, **_options(EndlessSampler(sampler), num_workers))
 
 
 def batch_loader(dataset: UtteranceDataset, sampler: Sampler, num_workers: int) -> TimedLoader:
@@ -196,6 +199,7 @@ def _options(sampler: Sampler, num_workers: int) -> dict[str, Any]:
         "batch_size": None,  # the sampler's slots are whole micro-batches
         "collate_fn": _as_it_is,
         "num_workers": num_workers,
+        "worker_init_fn": heed_parent_only,
         "pin_memory": torch.cuda.is_available(),
     }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from torch.utils.data import DistributedSampler
@@ -50,7 +51,6 @@ class TrainSampler(DistributedSampler):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self.goes_on = False  # after the epoch's slots come those of the next, and so on: for TrainLoader
         self._resumed = 0, 0
         self.num_steps = plan.num_steps(durations_s_N, batch_seconds, spread)
         self.num_micro_batches = plan.micro_batches_per_rank(
@@ -66,13 +66,11 @@ class TrainSampler(DistributedSampler):
         return self.num_steps * self.num_micro_batches
 
     def __iter__(self) -> Iterator[Slot]:
-        epoch = self.epoch  # as it is at the first `next`: Lightning makes iterators before it calls set_epoch
-        yield from self._slots(epoch)
-        while self.goes_on:
-            epoch += 1
-            yield from self._slots(epoch)
+        # The epoch as it is at the first `next`: Lightning makes iterators before it calls set_epoch.
+        yield from self.slots(self.epoch)
 
-    def _slots(self, epoch: int) -> Iterator[Slot]:
+    def slots(self, epoch: int) -> Iterator[Slot]:
+        """Those of any epoch."""
         resumed_epoch, first_step = self._resumed
         steps = list(enumerate(plan.plan(self.durations_s_N, self.batch_seconds, self.seed, epoch, self.spread)))
         for global_step, step in steps[first_step if epoch == resumed_epoch else 0 :]:
@@ -84,6 +82,23 @@ class TrainSampler(DistributedSampler):
                 else:  # every rank must take part in every micro-batch: it computes, and does not count
                     shortest = step[[self.durations_s_N[step].argmin()]]
                     yield Slot(shortest, *place, is_filler=True)
+
+
+class EndlessSampler(DistributedSampler):
+    """The slots of a TrainSampler's epoch, then those of the next one, and so on: for a loader that reads ahead."""
+
+    def __init__(self, epochs: TrainSampler):
+        self.epochs = epochs
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __iter__(self) -> Iterator[Slot]:
+        for epoch in count(self.epochs.epoch):
+            yield from self.epochs.slots(epoch)
 
 
 class EvaluationSampler(DistributedSampler):
