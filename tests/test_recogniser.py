@@ -180,7 +180,7 @@ def test_a_small_gpu_is_given_less_and_a_large_one_not_more_than_pays(monkeypatc
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free["T4"], free["T4"]))
     assert 200 < default_device_seconds(config, torch.device("cuda")) < 400
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free["H200"], free["H200"]))
-    assert default_device_seconds(config, torch.device("cuda")) == 1500
+    assert default_device_seconds(config, torch.device("cuda")) == 800
     assert default_device_seconds(config, torch.device("cpu")) < 100
 
 
