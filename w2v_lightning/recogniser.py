@@ -30,7 +30,7 @@ from w2v_lightning.text import Vocabulary
 # done, and no more of them are held; the last batch of a window, which is seldom full, costs under 1 %.
 WINDOW = 10_000
 
-MAX_WORKERS = 16  # they deliver some 30,000 audio-seconds per second
+MAX_WORKERS = 16  # half of them deliver 15,000 audio-seconds per second, an H200 hears 21,000 (docs/performance.md)
 MAX_DEVICE_SECONDS = 800.0  # more per batch makes no GPU faster
 CPU_DEVICE_SECONDS = 15.0  # more per batch makes a CPU slower
 SHARE_OF_MEMORY = 0.8  # of what is free on the GPU

@@ -134,7 +134,7 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
         type=float,
         help="audio per batch, padding counted; by default what the device has memory for, at most 800",
     )
-    parser.add_argument("--workers", type=int, help="loader processes; by default none for little audio, at most 8")
+    parser.add_argument("--workers", type=int, help="loader processes; by default none for little audio, at most 16")
     parser.add_argument(
         "--out",
         type=Path,

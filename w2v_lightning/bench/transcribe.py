@@ -52,7 +52,7 @@ def add_parser(benchmarks: argparse._SubParsersAction) -> None:
     add("--batch-sizes", default="1,8,32,64", help="of the pipeline (default %(default)s)")
     add("--dtypes", default=",".join(DTYPES), help="of the pipeline (default %(default)s)")
     add("--feeds", help=f"of the pipeline, any of {','.join(FEEDS)}; by default all that this machine has")
-    add("--workers", type=int, help="loader processes of ours and of the feed `loader`; by default at most 8")
+    add("--workers", type=int, help="loader processes of ours and of the feed `loader`; by default at most 16")
     add("--trial-seconds", type=float, default=3600.0, help="of audio, for each variant (default %(default)g)")
     add("--seconds", type=float, default=10.0, help="that a pass takes, about (default %(default)g)")
     add("--repetitions", type=int, default=5, help="passes of each side (default %(default)d)")

@@ -55,7 +55,7 @@ class InputSpec:
     def padded_length(self, longest: int) -> int:
         """Samples to pad a batch to whose longest utterance has `longest`: 64 lengths an octave, under 1.6 % more.
 
-        cuDNN and cuFFT make a plan for each new shape, which takes about as long as a tenth of a training step.
+        cuDNN and cuFFT make a plan for each new shape.
         """
         if not self.coarse_lengths:
             return longest

@@ -22,7 +22,7 @@ DRAWS = 1 << 16  # values of 16 random bits
 def _normal(x, IS_HALF: tl.constexpr):
     """Distribution function of the standard normal, and e^(-x^2 / 2).
 
-    In half precision by Abramowitz and Stegun 7.1.26, exact to 1.5e-7, at a third of the arithmetic of erf.
+    In half precision by Abramowitz and Stegun 7.1.26, exact to 1.5e-7: one exponential serves both.
     """
     bell = tl.exp(-0.5 * x * x)
     if IS_HALF:

@@ -1,7 +1,7 @@
 """The positional convolution of the transformer's input, by FFT where that is faster.
 
 Its kernel is 128 frames long and its channels come in 16 groups, for which cuDNN has no kernel that uses tensor cores:
-it takes a third of a training step. A product of spectra does the same in a ninth of the time (docs/performance.md).
+a product of spectra does the same in a fraction of the time.
 
 Shapes: B utterances, F frames, C channels, G groups of I input and O output channels, K taps, S frequencies.
 """
@@ -48,8 +48,7 @@ def positional(embedding: nn.Module, hidden_BFC: Tensor, way: str = "auto") -> T
 
 
 def weight(conv: nn.Module) -> Tensor:
-    """The weight (C, I, K), made of its two parts where it is a weight norm by tap; torch's own kernel for that takes
-    twenty times as long."""
+    """The weight (C, I, K), made of its two parts where it is a weight norm by tap: torch's own kernel for that is slow."""
     if not parametrize.is_parametrized(conv, "weight"):
         return conv.weight
     parts = conv.parametrizations.weight
