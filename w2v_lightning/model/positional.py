@@ -48,7 +48,7 @@ def positional(embedding: nn.Module, hidden_BFC: Tensor, way: str = "auto") -> T
 
 
 def weight(conv: nn.Module) -> Tensor:
-    """The weight (C, I, K), made of its two parts where it is a weight norm by tap: torch's own kernel for that is slow."""
+    """The weight (C, I, K), made of its two parts where it is a weight norm by tap: torch's kernel for that is slow."""
     if not parametrize.is_parametrized(conv, "weight"):
         return conv.weight
     parts = conv.parametrizations.weight
