@@ -1,5 +1,6 @@
 """What a measurement ran on: the device, what it computes at best, the versions of what computed."""
 
+import os
 import platform
 import statistics
 import time
@@ -40,6 +41,12 @@ def matrix_flops_per_s(device: torch.device | str, dtype: torch.dtype) -> float:
     while sum(seconds) < MEASURE_FOR_S and len(seconds) < MOST_PRODUCTS:
         seconds.append(_elapsed_s(lambda: torch.mm(left, right, out=product), device))
     return 2 * size**3 / statistics.median(seconds)
+
+
+def usable_cores() -> int:
+    """Of the CPU, by this process."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

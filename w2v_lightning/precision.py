@@ -34,6 +34,12 @@ def weights_dtype(precision: str) -> torch.dtype:
     return DTYPES[precision][0]
 
 
+def products_dtype(precision: str) -> torch.dtype:
+    """What matrix products are computed in; float32 for a name that is not among DTYPES."""
+    weights, computed = DTYPES.get(precision, DTYPES["32-true"])
+    return computed or weights
+
+
 def autocast(precision: str, device_type: str) -> AbstractContextManager:
     """The context that a model runs in."""
     dtype = DTYPES[precision][1]

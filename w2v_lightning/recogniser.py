@@ -6,7 +6,6 @@ the device; the text of one is put together while the device computes the next.
 Shapes: B utterances, T samples, F frames, V tokens.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -21,6 +20,7 @@ from w2v_lightning.data.loader import UtteranceDataset, batch_loader
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.samplers import Slot
 from w2v_lightning.errors import InputError
+from w2v_lightning.hardware import usable_cores
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.precision import DTYPES, autocast, choose_precision, weights_dtype
@@ -213,9 +213,7 @@ def default_workers(device: torch.device) -> int:
     """Loader processes; none on a CPU, where reading is a thousandth of the work."""
     if device.type != "cuda":
         return 0
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return min(MAX_WORKERS, max(1, cores - 1))
+    return min(MAX_WORKERS, max(1, usable_cores() - 1))
 
 
 def _device(name: str | None) -> torch.device:

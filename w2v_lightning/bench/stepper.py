@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.module import Wav2Vec2CTC
-from w2v_lightning.precision import DTYPES, autocast
+from w2v_lightning.precision import autocast, products_dtype
 
 CLIP_NORM = 5.0
 NUM_UPDATES = 1_000_000  # of the schedule: timing ends long before, in its warm-up
@@ -38,8 +38,7 @@ class Machine:
     @property
     def dtype(self) -> torch.dtype:
         """Of the matrix products."""
-        weights, computed = DTYPES[self.precision]
-        return computed or weights
+        return products_dtype(self.precision)
 
     def autocast(self) -> AbstractContextManager:
         return autocast(self.precision, self.device.type)

@@ -18,11 +18,11 @@ from w2v_lightning.data.checks import usable
 from w2v_lightning.data.loader import UtteranceDataset
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.samplers import Slot, TrainSampler
+from w2v_lightning.data.trial import NoiseDataset
 from w2v_lightning.errors import InputError
 
 NUM_UTTERANCES = 28_539  # of train-clean-100: a step's padding comes from how densely durations lie
 LETTERS_PER_SECOND = 14
-LOUDNESS = 3000  # of the noise, in int16
 SEED = 0
 
 
@@ -86,7 +86,7 @@ def workloads(
         InputError: an utterance is longer than `device_seconds`, or there are fewer steps than asked for.
     """
     manifest = usable(manifest, spec, split="--manifest", skip_unusable=True)
-    dataset = _NoiseDataset(manifest, spec, seed=SEED, masked=True)
+    dataset = NoiseDataset(manifest, spec)
     return {seconds: _workload(dataset, batch_seconds, seconds, num_steps, pin) for seconds in device_seconds}
 
 
@@ -132,17 +132,6 @@ def _batch(dataset: UtteranceDataset, slot: Slot, pin: bool) -> Batch:
 def _letters(spec: InputSpec) -> list[str]:
     vocabulary = spec.vocabulary
     return [t for t in vocabulary.tokens if len(t) == 1 and t not in (vocabulary.blank, vocabulary.word_delimiter)]
-
-
-class _NoiseDataset(UtteranceDataset):
-    """All that a loader worker does, only that the audio is noise of the right length."""
-
-    def _waveforms(self, slot: Slot, labels: list[np.ndarray]) -> list[np.ndarray]:
-        return [self._noise(i, int(self.manifest.durations_s_N[i] * SAMPLE_RATE)) for i in slot.positions]
-
-    def _noise(self, position: int, num_samples: int) -> np.ndarray:
-        rng = np.random.default_rng([SEED, position])  # an utterance's own, however the step is cut
-        return rng.integers(-LOUDNESS, LOUDNESS, num_samples, dtype=np.int16)
 
 
 def without_padding(batch: Batch) -> Batch:

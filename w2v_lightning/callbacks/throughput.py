@@ -30,6 +30,7 @@ from w2v_lightning.data.batch import SAMPLE_RATE, Batch
 from w2v_lightning.data.manifest import atomic_text_file
 from w2v_lightning.hardware import device_name, matrix_flops_per_s, versions
 from w2v_lightning.model.flops import training_flops
+from w2v_lightning.precision import products_dtype
 
 log = logging.getLogger(__name__)
 
@@ -226,10 +227,8 @@ def _waited_s(trainer: Trainer) -> float:
 
 def _matrix_flops_per_s(device: torch.device, precision: str) -> float:
     """What one device reaches in the precision of the forward pass. The random numbers of training stay as they are."""
-    dtypes = {"bf16": torch.bfloat16, "16": torch.float16}
-    dtype = dtypes.get(str(precision).partition("-")[0], torch.float32)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        flops_per_s = matrix_flops_per_s(device, dtype)
+        flops_per_s = matrix_flops_per_s(device, products_dtype(precision))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # these matrices were not the model's
     return flops_per_s

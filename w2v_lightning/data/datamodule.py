@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import EvaluationSampler, TrainSampler
 from w2v_lightning.data.trial import NoiseDataset
 from w2v_lightning.errors import InputError
+from w2v_lightning.hardware import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -264,9 +264,7 @@ class LibriSpeechDataModule(LightningDataModule):
     def _num_workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        return max(1, min(8, cores // (self.trainer.num_devices if self.trainer else 1) - 1))
+        return max(1, min(8, usable_cores() // (self.trainer.num_devices if self.trainer else 1) - 1))
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
         used = {"fit": self.train_splits + self.val_splits, "validate": self.val_splits}

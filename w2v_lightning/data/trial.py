@@ -17,21 +17,21 @@ from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.samplers import Slot
 
 TIMED_STEPS = 3
+LOUDNESS = 3000  # of the noise, in int16
 
 
 class NoiseDataset(UtteranceDataset):
     """Utterances of the manifest, their transcripts and masks; noise in the place of audio, which is not read.
 
     Args:
-        manifest: of the training data.
+        manifest: the utterances; their audio need not be there.
         spec: what the loader knows of the model.
         stretch: how much longer augmentation may make an utterance: all are as long as that.
     """
 
-    def __init__(self, manifest: Manifest, spec: InputSpec, stretch: float):
+    def __init__(self, manifest: Manifest, spec: InputSpec, stretch: float = 1.0):
         super().__init__(manifest, spec, masked=True)
         self.durations_s_N = manifest.durations_s_N * stretch
-        self.noise = np.random.default_rng(0)
 
     @property
     def longest_s(self) -> float:
@@ -55,8 +55,13 @@ class NoiseDataset(UtteranceDataset):
         return self[Slot(np.full(number, position), num_micro_batches=2)]
 
     def _waveforms(self, slot: Slot, labels: list[np.ndarray]) -> list[np.ndarray]:
-        sizes = np.maximum((self.durations_s_N[slot.positions] * SAMPLE_RATE).astype(int), self.spec.min_samples)
-        return [self.noise.integers(-3000, 3000, size, dtype=np.int16) for size in sizes]
+        return [self._noise(position) for position in slot.positions]
+
+    def _noise(self, position: int) -> np.ndarray:
+        """An utterance's own, however a step is cut."""
+        num_samples = max(int(self.durations_s_N[position] * SAMPLE_RATE), self.spec.min_samples)
+        rng = np.random.default_rng([self.seed, position])
+        return rng.integers(-LOUDNESS, LOUDNESS, num_samples, dtype=np.int16)
 
 
 class Trial:
