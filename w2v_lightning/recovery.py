@@ -47,7 +47,7 @@ def fit(
     """
     saved = f"{trainer.default_root_dir}/out-of-memory-{os.getpid()}.ckpt"
     watch = MemoryWatch(saved)
-    trainer.callbacks.insert(0, watch)
+    trainer.callbacks.append(watch)  # saves after others have undone what they had begun, such as a swap of weights
     try:
         while not _finishes(trainer, module, datamodule, ckpt_path, options):
             if trainer.world_size > 1:
