@@ -11,13 +11,13 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Data flows one way: a part may import from its own layer and from those before it.
 LAYERS = [
-    {"errors", "hardware", "precision"},
+    {"errors", "hardware", "precision", "sigterm"},
     {"text"},
     {"data", "evaluation"},
     {"model", "optim", "prepare", "recordings"},
     {"planned", "recogniser"},
     {"module", "pretraining"},
-    {"callbacks", "strategies", "transcribe", "check", "bench", "recovery"},
+    {"callbacks", "checkpoints", "strategies", "transcribe", "check", "bench", "recovery"},
     {"cli"},
     {"__main__"},
 ]

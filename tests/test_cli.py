@@ -157,7 +157,7 @@ def test_fit_then_test_then_predict_then_transcribe(tiny_config, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "test_wer" in again.stdout
 
-    done = run("predict", "--config", tiny_config, "--ckpt_path", model.parent / "checkpoints" / "best.ckpt")
+    done = run("predict", "--config", tiny_config, "--ckpt_path", tmp_path / "runs" / "checkpoints" / "best.ckpt")
     assert done.returncode == 0, done.stderr
     (predictions,) = (tmp_path / "runs").rglob("predictions.jsonl")
     rows = {row["id"]: row for row in map(json.loads, predictions.read_text().splitlines())}

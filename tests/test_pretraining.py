@@ -282,7 +282,7 @@ def test_pretrain_then_fine_tune_the_folder_that_it_ends_with(tiny_config, tmp_p
     assert "Validation accuracy: " in done.stdout
     assert f"--model.pretrained {folder}" in done.stdout
     model = Wav2Vec2ForPreTraining.from_pretrained(folder)
-    best = torch.load(folder.parent / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    best = torch.load(tmp_path / "runs" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(weight, best[f"model.{name}"]) for name, weight in model.state_dict().items())
     again = Wav2Vec2Pretraining(str(folder))
     assert again.normalise is False  # as it was trained

@@ -19,6 +19,7 @@ from tiny import TINY_CONFIG
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC, recovery
 from w2v_lightning.__main__ import main
 from w2v_lightning.callbacks.averaging import MovingAverage
+from w2v_lightning.checkpoints import files
 from w2v_lightning.data.batch import SAMPLE_RATE
 from w2v_lightning.errors import InputError
 
@@ -253,7 +254,9 @@ def test_on_the_command_line_an_automatic_run_gets_through(root, tmp_path, monke
     assert sum(message.startswith("data.device_seconds: 9 s on") for message in messages) == 1
     (version,) = (tmp_path / "runs" / "lightning_logs").iterdir()
     assert (version / "model" / "model.safetensors").exists()
-    assert sorted(path.name for path in (version / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    best, last = files.found_in(str(tmp_path / "runs" / "checkpoints"))
+    assert best.endswith("/best.ckpt")
+    assert files.global_step(last) == 10
 
 
 SCRIPT = """

@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from w2v_lightning.data.datamodule import LibriSpeechDataModule
     from w2v_lightning.module import Wav2Vec2CTC
     from w2v_lightning.pretraining import Wav2Vec2Pretraining
+    from w2v_lightning.strategies.smddp import SMDDPStrategy
 
 __version__ = "0.1.0"
-__all__ = ["LibriSpeechDataModule", "Wav2Vec2CTC", "Wav2Vec2Pretraining", "__version__"]
+__all__ = ["LibriSpeechDataModule", "SMDDPStrategy", "Wav2Vec2CTC", "Wav2Vec2Pretraining", "__version__"]
 
 # Resolved on first use: torch, lightning and transformers take seconds to import, `--help` should not.
 _HOME = {
     "LibriSpeechDataModule": "w2v_lightning.data.datamodule",
+    "SMDDPStrategy": "w2v_lightning.strategies.smddp",
     "Wav2Vec2CTC": "w2v_lightning.module",
     "Wav2Vec2Pretraining": "w2v_lightning.pretraining",
 }

@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from w2v_lightning import __version__
+from w2v_lightning import __version__, sigterm
 from w2v_lightning.errors import InputError
 
 # Each command names the module whose main(args) runs it; nothing heavy is imported before a command is known.
@@ -46,10 +46,13 @@ def main(args: list[str] | None = None) -> int:
         return _fail(f"there is no command {args[0]!r}{_nearest_command(args[0])}")
     module, _ = COMMANDS[args[0]]
     try:
+        if args[0] == "fit":
+            sigterm.watch.start()
         _check_torch_pair()
         status = import_module(module).main(args if module == "w2v_lightning.cli" else args[1:])
     except InputError as error:
         return _fail(_without_worker_traceback(str(error)))
+    sigterm.watch.stop()  # not after an exception: until the process has ended, SIGTERM means what it meant
     return status or 0
 
 

@@ -14,9 +14,11 @@ from typing import Any, Literal, NoReturn
 import transformers
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from w2v_lightning import recovery
@@ -24,15 +26,22 @@ from w2v_lightning.callbacks.averaging import AverageBest
 from w2v_lightning.callbacks.diagnosis import Diagnosis
 from w2v_lightning.callbacks.export import ExportBest
 from w2v_lightning.callbacks.predictions import PredictionWriter
+from w2v_lightning.callbacks.preemption import Preemption, preemptible
 from w2v_lightning.callbacks.profile import Profile
 from w2v_lightning.callbacks.progress import RunProgress
 from w2v_lightning.callbacks.summary import RunSummary
 from w2v_lightning.callbacks.throughput import Throughput
+from w2v_lightning.checkpoints import command
+from w2v_lightning.checkpoints.recent import drain
+from w2v_lightning.checkpoints.writer import BackgroundCheckpointIO
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.errors import InputError
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.precision import choose_precision
 from w2v_lightning.pretraining import Wav2Vec2Pretraining
+from w2v_lightning.strategies.launcher import launched
+from w2v_lightning.strategies.sagemaker_environment import devices_and_hosts
+from w2v_lightning.strategies.smddp import SMDDPStrategy
 from w2v_lightning.text import BUILT_VOCABULARIES, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -122,11 +131,12 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--profile", type=bool, nargs="?", const=True, default=False, help="of fit: what a few steps spend time on"
         )
+        command.add_options(parser)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": monitor,
-                "checkpoint.save_last": True,
+                "checkpoint.save_last": False,  # RecentCheckpoints keeps the last ones
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
             }
@@ -134,7 +144,18 @@ class CLI(LightningCLI):
 
     def fit(self, model: LightningModule, datamodule: LibriSpeechDataModule, **options: Any) -> None:
         """What the sub-command runs in the place of `trainer.fit`."""
-        recovery.fit(self.trainer, model, datamodule, **options)
+        if options.get("ckpt_path") in (None, "last") and not self.trainer.fast_dev_run:
+            is_left, options["ckpt_path"] = command.begin(self.trainer, model, self._options)
+            if not is_left:
+                return
+        with preemptible(self.trainer):
+            recovery.fit(self.trainer, model, datamodule, **options)
+        drain(self.trainer)
+
+    @property
+    def _options(self) -> Namespace:
+        """All those of the sub-command."""
+        return self.config.get(str(self.subcommand), self.config)
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
@@ -142,6 +163,7 @@ class CLI(LightningCLI):
         if trainer.precision is None:
             trainer.precision, reason = choose_precision(trainer.accelerator)
             log.info("Precision %s: %s.", trainer.precision, reason)
+        _distribute(trainer)
         checkpoint = self._get(self.config, "checkpoint")
         if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == "best":
             checkpoint.filename = "best-{step}"  # under one name each would replace the last
@@ -166,7 +188,20 @@ class CLI(LightningCLI):
             own.append(Profile())
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
-        return super()._instantiate_trainer(config, own + callbacks)
+        else:
+            callbacks = self._checkpointing(callbacks)
+        trainer = super()._instantiate_trainer(config, own + callbacks + [Preemption()])
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin that the config names
+            trainer.strategy.checkpoint_io = BackgroundCheckpointIO()
+        return trainer
+
+    def _checkpointing(self, best: list) -> list:
+        """All that writes checkpoints: with what keeps the best one, what keeps the newest, in one folder."""
+        for callback in best:
+            if isinstance(callback, ModelCheckpoint):
+                callback.dirpath = command.run_folder(self._options)
+        resolved = self._parser(self.subcommand).dump(self._options, skip_none=False)
+        return best + command.callbacks(self._options, resolved)
 
 
 def one_line(message: str) -> str:
@@ -187,6 +222,22 @@ def _demo_config() -> Path:
     return installed if installed.exists() else package.parent / "configs" / "demo.yaml"
 
 
+def _distribute(trainer: Namespace) -> None:
+    """As many devices as the launcher has started processes; over several, gradients travel by what suits the host."""
+    per_host, num_hosts = devices_and_hosts()
+    if trainer.devices == "auto" and per_host:
+        trainer.devices = per_host
+    if trainer.num_nodes == 1:
+        trainer.num_nodes = num_hosts
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(trainer.strategy, str) and trainer.strategy.lower() not in known:
+        advice = did_you_mean(trainer.strategy, known) or "; choose auto, ddp or smddp."
+        raise InputError(f"trainer.strategy: there is no {trainer.strategy!r}{advice}")
+    # "ddp" is also what Lightning makes of "auto" on several devices.
+    backend = "nccl" if trainer.strategy == "ddp" else "auto"
+    StrategyRegistry.register("ddp", SMDDPStrategy, override=True, backend=backend)
+
+
 def _check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -201,13 +252,14 @@ def _check_writable(folder: Path) -> None:
 def _quiet_libraries() -> None:
     """Our own log at INFO, from the first process; from the libraries only what a user can act on."""
     logging.basicConfig(format="%(message)s")
-    is_first = getattr(rank_zero_only, "rank", 0) == 0
+    is_first = (launched("global_rank") or getattr(rank_zero_only, "rank", 0)) == 0  # Lightning does not know mpirun's
     logging.getLogger("w2v_lightning").setLevel(logging.INFO if is_first else logging.WARNING)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     harmless = (
+        ".*Checkpoint directory .* exists and is not empty.*",  # the run goes on
         ".*does not have many workers.*",
         ".*LeafSpec.*is deprecated.*",
         ".*overridden `transfer_batch_to_device`.*",  # so that it does not wait

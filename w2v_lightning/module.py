@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 from transformers import Wav2Vec2ForCTC
 
 from w2v_lightning.data.batch import Batch, InputSpec
@@ -138,8 +137,8 @@ class Wav2Vec2CTC(PlannedModule):
             self.hparams.lora = asdict(lora)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.counts = nn.ModuleList()  # one ErrorCounts per validation or test split
-        self.eval_loss = MeanMetric()  # mean over utterances
+        self.counts: list[ErrorCounts] = []  # this rank's, of each validation or test split
+        self._eval_loss = torch.zeros(2, dtype=torch.float64)  # this rank's sum, and its number of utterances
         self.pairs: list[Pair] = []  # this rank's utterances of the last validation or test
         self.register_buffer("_step_sums", torch.zeros(2), persistent=False)  # loss and characters of the global step
 
@@ -203,15 +202,15 @@ class Wav2Vec2CTC(PlannedModule):
         return self._transcribe(self(batch), batch)
 
     def _start_scoring(self, num_loaders: int) -> None:
-        self.counts = nn.ModuleList(ErrorCounts() for _ in range(num_loaders)).to(self.device)
-        self.eval_loss.reset()
+        self.counts = [ErrorCounts() for _ in range(num_loaders)]
+        self._eval_loss.zero_()
         self.pairs = []
 
     def _score(self, batch: Batch, dataloader_idx: int) -> None:
         logits_BFV = self(batch)
         pairs = self._transcribe(logits_BFV, batch)
         self.counts[dataloader_idx].update([p.hypothesis for p in pairs], [p.reference for p in pairs])
-        self.eval_loss.update(self._ctc(logits_BFV, batch))
+        self._eval_loss += torch.tensor([float(self._ctc(logits_BFV, batch).sum()), len(batch)])
         self.pairs += pairs
 
     def _transcribe(self, logits_BFV: Tensor, batch: Batch) -> list[Pair]:
@@ -224,14 +223,22 @@ class Wav2Vec2CTC(PlannedModule):
 
     def _log_scores(self, stage: str, loaders: Sequence[Any]) -> None:
         """`val_wer` over all splits together, and `val_wer/dev-clean` by split where there are several."""
-        counts = [split_counts.compute() for split_counts in self.counts]
-        scores = {f"{stage}_{name}": rate for name, rate in error_rates(sum(counts)).items()}
-        if len(counts) > 1:
-            for loader, split_counts in zip(loaders, counts, strict=True):
+        counts_S4, (loss, num_utterances) = self._scores_of_all_ranks()
+        scores = {f"{stage}_{name}": rate for name, rate in error_rates(counts_S4.sum(dim=0)).items()}
+        if len(counts_S4) > 1:
+            for loader, split_counts in zip(loaders, counts_S4, strict=True):
                 split = loader.dataset.split
                 scores |= {f"{stage}_{name}/{split}": rate for name, rate in error_rates(split_counts).items()}
-        scores[f"{stage}_loss"] = self.eval_loss.compute()
+        scores[f"{stage}_loss"] = float(loss / num_utterances)
         self.log_dict(scores, rank_zero_only=False)
+
+    def _scores_of_all_ranks(self) -> tuple[Tensor, Tensor]:
+        """ErrorCounts of each split (S, 4); the sum of losses and the number of utterances. All in one exchange, of
+        float64, which holds counts exactly."""
+        sums = torch.cat([*(split_counts.sums for split_counts in self.counts), self._eval_loss])
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
+        return sums[:-2].view(-1, 4), sums[-2:]
 
     # ---- the pieces ---------------------------------------------------------------------------------------------
 

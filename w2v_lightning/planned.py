@@ -1,13 +1,15 @@
 """What fine-tuning and pre-training share: scoring by split, layer drop by step, resuming on another machine."""
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 
 from w2v_lightning.data.batch import Batch
-from w2v_lightning.data.draw import draw_dropped_layers
+from w2v_lightning.data.draw import draw_dropped_layers, dropout_seed
 from w2v_lightning.optim import parameter_groups
 
 
@@ -25,6 +27,16 @@ class PlannedModule(LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Without waiting: the loader pins batches. Lightning would wait for each."""
         return batch.to(device, non_blocking=True)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout, and what else a step may draw, belongs to (seed, global step, rank, micro-batch).
+
+        No checkpoint needs to hold what generators have come to; in the middle of a step that would say nothing.
+        """
+        seed = dropout_seed(self.hparams.seed, self.trainer.global_step, self.global_rank, batch.micro_batch)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
     def on_validation_epoch_start(self) -> None:
         self._start_scoring(len(self.trainer.val_dataloaders))

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 class Wav2Vec2Pretraining(PlannedModule):
     """transformers' Wav2Vec2ForPreTraining under Lightning. The defaults are fairseq's wav2vec2_base_librispeech.
 
-    Masks and negatives belong to (seed, epoch, utterance), layer drop to (seed, global step). Gumbel noise and dropout
-    come from torch's generator.
+    Masks and negatives belong to (seed, epoch, utterance), layer drop to (seed, global step), Gumbel noise
+    and dropout to (seed, global step, rank, micro-batch).
 
     Args:
         pretrained: go on with a model on the Hugging Face hub or in a folder; null starts from random weights.

@@ -86,7 +86,7 @@ def _write(path: Path, manifest: Manifest, results: Iterable[tuple[int, str]], v
         f" ({audio_s / elapsed_s:,.0f} audio-s/s)"
     )
     if any(manifest.texts):
-        rates = error_rates(counts.compute())
+        rates = error_rates(counts.sums)
         print(f"WER {rates['wer']:.2%}, CER {rates['cer']:.2%}")
 
 

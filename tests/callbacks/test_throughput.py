@@ -229,6 +229,7 @@ def test_the_file_has_the_audio_of_all_ranks(tmp_path, corpus):
     assert found["audio_hours"] * 3600 == pytest.approx(2 * AUDIO_S)
     assert found["utterances"] == 2 * len(TEXTS)
     assert found["world_size"] == 2
+    assert found["communication"]["steps"] == found["steps"]
 
 
 class SaveEach(Callback):

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from w2v_lightning.bench import loader, step, transcribe
+from w2v_lightning.bench import allreduce, loader, scaling, step, transcribe
 
 
 def main(args: Sequence[str]) -> None:
@@ -13,5 +13,7 @@ def main(args: Sequence[str]) -> None:
     loader.add_parser(benchmarks)
     step.add_parser(benchmarks)
     transcribe.add_parser(benchmarks)
+    allreduce.add_parser(benchmarks)
+    scaling.add_parser(benchmarks)
     options = parser.parse_args(args)
     options.run(options)

@@ -35,7 +35,7 @@ def agreements(
         counts = ErrorCounts()
         counts.update(texts, expected)
         equal = sum(a == b for a, b in zip(texts, expected, strict=True)) / len(expected)
-        found.append(Agreement(way, equal, error_rates(counts.compute())["cer"]))
+        found.append(Agreement(way, equal, error_rates(counts.sums)["cer"]))
     return found
 
 

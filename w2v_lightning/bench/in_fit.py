@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
 from rich.console import Console
 
 from w2v_lightning.bench.side import Passes
@@ -73,15 +74,26 @@ class PassClock(Callback):
         self.passes.warm_up_s = time.perf_counter() - self._start_s
 
 
-def fit(module: Wav2Vec2CTC, passes: Passes, repetitions: int, others: Callable[[], None]) -> None:
-    """Train `module` for warm-up and `repetitions` timed passes; `others` is called after each of the latter."""
+def fit(
+    module: Wav2Vec2CTC,
+    passes: Passes,
+    repetitions: int,
+    others: Callable[[], None] = lambda: None,
+    devices: int = 1,
+    strategy: Strategy | str = "auto",
+) -> Throughput:
+    """Train `module` for warm-up and `repetitions` timed passes; `others` is called after each of the latter.
+
+    On several `devices` each has its own share of the workload. What the callback has measured is returned.
+    """
     machine, workload = passes.memory.machine, passes.workload
     num_passes = WARM_UP_PASSES + repetitions
-    silent = Console(file=io.StringIO())
+    silent, throughput = Console(file=io.StringIO()), Throughput()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator=machine.accelerator,
-            devices=1,
+            devices=devices,
+            strategy=strategy,
             precision=machine.precision,
             max_epochs=1,
             max_steps=num_passes * len(workload.steps),
@@ -89,7 +101,7 @@ def fit(module: Wav2Vec2CTC, passes: Passes, repetitions: int, others: Callable[
             gradient_clip_val=CLIP_NORM,
             log_every_n_steps=LOG_EVERY_N_STEPS,
             # The clock comes last: what the other callbacks do after a batch counts.
-            callbacks=[Diagnosis(), Throughput(), RunProgress(silent), PassClock(passes, others)],
+            callbacks=[Diagnosis(), throughput, RunProgress(silent), PassClock(passes, others)],
             logger=True,
             limit_val_batches=0,
             enable_checkpointing=False,
@@ -97,3 +109,4 @@ def fit(module: Wav2Vec2CTC, passes: Passes, repetitions: int, others: Callable[
             default_root_dir=folder,
         )
         trainer.fit(module, PreparedLoader(workload, num_passes))
+    return throughput

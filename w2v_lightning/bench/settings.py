@@ -50,7 +50,7 @@ class Settings:
     def build(self, off: Sequence[str] = (), **options: object) -> Wav2Vec2CTC:
         """The module as a user gets it, from the same weights every time."""
         torch.manual_seed(0)
-        pretrained, config = _model(self.model)
+        pretrained, config = weights_and_config(self.model)
         return Wav2Vec2CTC(pretrained, config, speed=speed_without([*self.off, *off]), **options)
 
 
@@ -107,7 +107,7 @@ def speed_without(off: Sequence[str]) -> Speed:
     return Speed(**{name: get_args(ways)[-1] for name, ways in get_type_hints(Speed).items() if name in off})
 
 
-def _model(name: str) -> tuple[str | None, dict]:
+def weights_and_config(name: str) -> tuple[str | None, dict]:
     """What Wav2Vec2CTC takes: a folder of weights, or a config for random ones."""
     if name in CONFIGS:
         return None, CONFIGS[name]

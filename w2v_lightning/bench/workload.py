@@ -79,25 +79,33 @@ def workloads(
     device_seconds: Sequence[float],
     num_steps: int,
     pin: bool,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> dict[float, Workload]:
-    """The same `num_steps` global steps, from short to long utterances, cut for each of `device_seconds`.
+    """A rank's share of the same `num_steps` global steps, from short to long utterances, cut for each of
+    `device_seconds`.
 
     Raises:
         InputError: an utterance is longer than `device_seconds`, or there are fewer steps than asked for.
     """
     manifest = usable(manifest, spec, split="--manifest", skip_unusable=True)
     dataset = NoiseDataset(manifest, spec)
-    return {seconds: _workload(dataset, batch_seconds, seconds, num_steps, pin) for seconds in device_seconds}
+    return {s: _workload(dataset, batch_seconds, s, num_steps, pin, rank, world_size) for s in device_seconds}
 
 
 def _workload(
-    dataset: UtteranceDataset, batch_seconds: float, device_seconds: float, num_steps: int, pin: bool
+    dataset: UtteranceDataset,
+    batch_seconds: float,
+    device_seconds: float,
+    num_steps: int,
+    pin: bool,
+    rank: int,
+    world_size: int,
 ) -> Workload:
     durations_s_N = dataset.manifest.durations_s_N
     _check_fits(durations_s_N, batch_seconds, device_seconds)
-    sampler = TrainSampler(
-        durations_s_N, batch_seconds=batch_seconds, device_seconds=device_seconds, seed=SEED, rank=0, world_size=1
-    )
+    cut = {"device_seconds": device_seconds, "rank": rank, "world_size": world_size}
+    sampler = TrainSampler(durations_s_N, batch_seconds=batch_seconds, seed=SEED, **cut)
     slots: dict[int, list[Slot]] = {}
     for slot in sampler:
         slots.setdefault(slot.global_step, []).append(slot)

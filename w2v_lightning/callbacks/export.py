@@ -1,9 +1,14 @@
 """At the end of a run, the best model as a Hugging Face folder beside the logs."""
 
+import logging
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from w2v_lightning.checkpoints import files
+from w2v_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class ExportBest(Callback):
@@ -21,8 +26,15 @@ class ExportBest(Callback):
             return
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if best:
-            checkpoint = torch.load(best, map_location="cpu", weights_only=True)
-            pl_module.load_state_dict(checkpoint["state_dict"])
+            _load_weights(pl_module, best)
         self.folder = Path(log_dir, "model")
         if trainer.is_global_zero:
             pl_module.save_pretrained(self.folder)
+
+
+def _load_weights(module: LightningModule, path: str) -> None:
+    """Of the best checkpoint; where that could not be written, or not be read, what was trained is not to be lost."""
+    try:
+        module.load_state_dict(files.load(path)["state_dict"])
+    except (InputError, OSError) as error:
+        log.warning("The best checkpoint cannot be read, so the last weights are exported: %s", error)

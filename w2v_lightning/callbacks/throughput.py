@@ -23,6 +23,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from w2v_lightning.callbacks.communication import ExposedTime, Traffic
 from w2v_lightning.callbacks.gpu import GpuSampler, GpuUse
 from w2v_lightning.callbacks.measured import Measured, Tally, ratio
 from w2v_lightning.callbacks.step_timer import StepTimer, new_event
@@ -45,6 +46,8 @@ class Throughput(Callback):
 
     At the end of a run, also of one that fails, LOG_DIR/throughput.json has the same over the whole run.
 
+    On several devices the file also has `communication` (communication.py), of the steps since this process started.
+
     The plan gives every rank the same share, so in the log this rank's audio stands for the others'; the file has the
     sum over all ranks.
     """
@@ -56,6 +59,9 @@ class Throughput(Callback):
         self._window_start: float | None = None
         self._timer: StepTimer | None = None
         self._sampler: GpuSampler | None = None
+        self._exposed: ExposedTime | None = None
+        self.communication: dict[str, Any] | None = None  # of the run, once it is over
+        self._traffic: Traffic | None = None  # as training began
         self._device = torch.device("cpu")
         self._folder: Path | None = None
         self._waited_s = 0.0  # as the loader counts it, when the last micro-batch came
@@ -85,6 +91,7 @@ class Throughput(Callback):
         self._device = device = pl_module.device  # at the end of the run the model is on the CPU again
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
         self._timer = StepTimer(lambda: new_event(device))
+        self._exposed, self.communication, self._traffic = ExposedTime(device), None, Traffic.now()
         self._sampler = GpuSampler.of(device)
         if self._sampler:
             self._sampler.start()
@@ -111,6 +118,12 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx) -> None:
         self._timer.start()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._exposed.before_backward(trainer.strategy, loss)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._exposed.after_backward()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch: Batch, batch_idx
@@ -176,6 +189,7 @@ class Throughput(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
         self.run.tally = _summed_over_ranks(self.run.tally, trainer)
+        self.communication = self._exposed and self._exposed.report(trainer.strategy)
         self._write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -207,17 +221,26 @@ class Throughput(Callback):
             **self.run.rates(peak),
             "energy_wh_per_audio_hour": energy_wh and ratio(energy_wh, tally.audio_s / 3600),
             "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+            "communication": self.communication,
+            **self._network_rates(),
             "audio_hours": tally.audio_s / 3600,
             "utterances": tally.utterances,
             "steps": tally.steps,
             "train_seconds": tally.seconds,
             "device": device_name(device),
             "world_size": trainer.world_size,
+            "backend": getattr(trainer.strategy, "process_group_backend", None),
+            "backend_reason": getattr(trainer.strategy, "backend_reason", None),
             "precision": str(trainer.precision),
             "matrix_flops_per_s": peak and peak / trainer.world_size,
             "mfu_formula": MFU_FORMULA,
             "versions": versions(),
         }
+
+    def _network_rates(self) -> dict[str, float]:
+        """Of the first process's host, from the start of training to now."""
+        now = Traffic.now()
+        return self._traffic.rates_until(now) if self._traffic and now else {}
 
 
 def _waited_s(trainer: Trainer) -> float:

@@ -18,6 +18,7 @@ from w2v_lightning.data.negatives import contrastive_indices
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import EndlessSampler, Slot, TrainSampler
 from w2v_lightning.errors import InputError
+from w2v_lightning.sigterm import heed_parent_only
 from w2v_lightning.text import count_repeats
 
 
@@ -198,6 +199,7 @@ def _options(sampler: Sampler, num_workers: int) -> dict[str, Any]:
         "batch_size": None,  # the sampler's slots are whole micro-batches
         "collate_fn": _as_it_is,
         "num_workers": num_workers,
+        "worker_init_fn": heed_parent_only,
         "pin_memory": torch.cuda.is_available(),
     }
 

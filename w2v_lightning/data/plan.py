@@ -150,12 +150,16 @@ def _largest_steps(durations_s_N: np.ndarray, batch_seconds: float, spread: floa
         yield max(_step_sizes(pool_s, batch_seconds)), float(pool_s.max())
 
 
-def evaluation_batches(durations_s_N: np.ndarray, device_seconds: float) -> list[np.ndarray]:
-    """All utterances, longest first, in batches whose padded cost is at most `device_seconds`; each exactly once."""
+def evaluation_batches(durations_s_N: np.ndarray, device_seconds: float, world_size: int = 1) -> list[np.ndarray]:
+    """All utterances, longest first, in batches whose padded cost is at most `device_seconds`; each exactly once.
+
+    At least `world_size` batches, if there are as many utterances: Lightning wants one for every device.
+    """
     order_N = np.argsort(-durations_s_N, kind="stable")
+    most = len(order_N) // world_size
     batches, start = [], 0
     while start < len(order_N):
-        size = max(1, int(device_seconds / durations_s_N[order_N[start]]))
+        size = max(1, min(most, int(device_seconds / durations_s_N[order_N[start]])))
         batches.append(order_N[start : start + size])
         start += size
     return batches

@@ -71,8 +71,18 @@ def align_progress(
         counts.update(ready=processed, started=processed, processed=processed, completed=processed - uncounted)
 
 
+def restart_validation(checkpoint: dict[str, Any]) -> None:
+    """In a checkpoint from the middle of a validation: it is done again as a whole, even if only its sum is missing."""
+    _begin_anew(checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"])
+
+
 def _restart_validation(progress: dict[str, Any]) -> None:
     """A validation that was interrupted begins anew: its batches, too, belong to the machine, and its sums are lost."""
     if progress["total"]["processed"] == progress["total"]["started"] - 1:  # which Lightning takes for a sign of it
-        for counts in (progress["total"], progress["current"]):
-            counts.update(ready=1, started=1, processed=0, completed=0)
+        _begin_anew(progress)
+
+
+def _begin_anew(validation: dict[str, Any]) -> None:
+    for counts in (validation["total"], validation["current"]):
+        counts.update(ready=1, started=1, processed=0, completed=0)
+    validation["is_last_batch"] = False

@@ -105,7 +105,7 @@ class EvaluationSampler(DistributedSampler):
     """This rank's share of all utterances, each exactly once over the ranks; shares may differ by one batch."""
 
     def __init__(self, durations_s_N: np.ndarray, *, device_seconds: float, rank: int, world_size: int):
-        batches = plan.evaluation_batches(durations_s_N, device_seconds)
+        batches = plan.evaluation_batches(durations_s_N, device_seconds, world_size)
         self.slots = [Slot(positions) for positions in batches[rank::world_size]]
 
     def set_epoch(self, epoch: int) -> None:

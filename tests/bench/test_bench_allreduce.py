@@ -1,0 +1,152 @@
+"""`bench allreduce`: between processes of this machine, and between namespaces whose link tc has made slow."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from w2v_lightning.__main__ import main
+from w2v_lightning.bench.allreduce import Exchange, gradient_buckets
+from w2v_lightning.bench.settings import CONFIGS
+from w2v_lightning.module import Wav2Vec2CTC
+
+LIMIT_S = 120
+PORT = 29600 + os.getpid() % 1000
+
+
+def test_bandwidths_are_those_of_nccl_tests():
+    found = Exchange("4 MB", 4_000_000, 1, seconds=0.002, world_size=4)
+    assert found.algorithm_bytes_per_s == pytest.approx(2e9)
+    assert found.bus_bytes_per_s == pytest.approx(3e9)
+
+
+def test_buckets_hold_all_gradients_and_the_first_one_is_small():
+    buckets = gradient_buckets(CONFIGS["base"])
+    trained = sum(p.numel() for p in Wav2Vec2CTC(None).parameters() if p.requires_grad)
+    assert sum(buckets) == 4 * trained
+    assert 2**20 <= buckets[0] < 16 * 2**20
+    assert 25 * 2**20 <= buckets[1] < 40 * 2**20
+
+
+def test_alone_it_says_how_to_start_it(capsys):
+    assert main(["bench", "allreduce"]) == 2
+    assert "torchrun --nproc_per_node 2 -m w2v_lightning bench allreduce" in capsys.readouterr().err
+
+
+def launch(*options, before=(), **environment):
+    """torchrun of `bench allreduce`; the names of models are to follow, none for messages alone."""
+    command = [*before, sys.executable, "-m", "torch.distributed.run", *options]
+    command += ["-m", "w2v_lightning", "bench", "allreduce", "--backend", "gloo", "--models"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return command, environment
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_host(tmp_path):
+    path = tmp_path / "allreduce.json"
+    command, environment = launch("--standalone", "--nproc_per_node", "2")
+    command += ["base", "--max-mib", "1", "--repetitions", "2", "--json", str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    assert "2 ranks over gloo" in done.stdout
+    assert done.stdout.count("1 MiB") == 1  # one rank prints
+    report = json.loads(path.read_text())
+    assert [found["what"] for found in report["exchanges"]] == [
+        *("4 KiB", "8 KiB", "16 KiB", "32 KiB", "64 KiB", "128 KiB", "256 KiB", "512 KiB", "1 MiB"),
+        "gradients of base",
+    ]
+    assert all(found["seconds"] > 0 and found["world_size"] == 2 for found in report["exchanges"])
+    assert report["exchanges"][-1]["num_messages"] == len(gradient_buckets(CONFIGS["base"]))
+
+
+# ---- two hosts ------------------------------------------------------------------------------------------------------
+
+
+def run(*command):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=30)
+
+
+class Hosts:
+    """Two network namespaces, joined by a virtual cable."""
+
+    def __init__(self):
+        self.names = [f"w2v{os.getpid()}{end}" for end in "ab"]
+        self.addresses = ["10.213.7.1", "10.213.7.2"]
+
+    def __enter__(self):
+        a, b = self.names
+        steps = [("ip", "netns", "add", name) for name in self.names]
+        steps.append(("ip", "-n", a, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", b))
+        for name, address in zip(self.names, self.addresses, strict=True):
+            steps += [("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "cable")]
+            steps += [("ip", "-n", name, "link", "set", device, "up") for device in ("lo", "cable")]
+        for step in steps:
+            done = run(*step)
+            if done.returncode:
+                self.__exit__()
+                pytest.skip(f"no network namespaces here: {' '.join(step)}: {done.stderr.strip()}")
+        return self
+
+    def __exit__(self, *_):
+        for name in self.names:
+            run("ip", "netns", "del", name)
+
+    def shape(self, *discipline):
+        for name in self.names:
+            done = run("tc", "-n", name, "qdisc", "replace", "dev", "cable", "root", *discipline)
+            if done.returncode:
+                pytest.skip(f"tc cannot set {discipline[0]} here: {done.stderr.strip()}")
+
+    def allreduce(self, path):
+        """The exchanges that the first host reports, by message."""
+        processes = []
+        try:
+            for rank, name in enumerate(self.names):
+                rendezvous = ("--master_addr", self.addresses[0], "--master_port", str(PORT))
+                command, environment = launch(
+                    *("--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank), *rendezvous),
+                    before=("ip", "netns", "exec", name),
+                    GLOO_SOCKET_IFNAME="cable",
+                )
+                command += ["--max-mib", "1", "--repetitions", "1", "--json", str(path)]
+                output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+                processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **output))
+            for process in processes:
+                _, errors = process.communicate(timeout=LIMIT_S)
+                assert process.returncode == 0, errors
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, 9)
+        return {found["what"]: found for found in json.loads(path.read_text())["exchanges"]}
+
+
+@pytest.fixture
+def hosts():
+    if os.name != "posix" or os.geteuid() or not (shutil.which("ip") and shutil.which("tc")):
+        pytest.skip("namespaces need root, ip and tc")
+    with Hosts() as hosts:
+        yield hosts
+
+
+@pytest.mark.slow
+def test_bandwidth_between_hosts_follows_the_rate_of_their_link(hosts, tmp_path):
+    for mbit in (100, 400):
+        hosts.shape("tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "400ms")
+        found = hosts.allreduce(tmp_path / f"{mbit}.json")["1 MiB"]
+        link_bytes_per_s = mbit * 1e6 / 8
+        assert 0.6 * link_bytes_per_s < found["bus_bytes_per_s"] < 1.1 * link_bytes_per_s
+
+
+@pytest.mark.slow
+def test_latency_between_hosts_follows_the_delay_of_their_link(hosts, tmp_path):
+    latencies_ms = []
+    for delay_ms in (4, 12):
+        hosts.shape("netem", "delay", f"{delay_ms}ms")
+        latencies_ms.append(1000 * hosts.allreduce(tmp_path / f"{delay_ms}.json")["4 KiB"]["seconds"])
+    assert latencies_ms[0] > 4
+    # So many times the one-way delay as messages follow on each other, the same number each time.
+    assert (latencies_ms[1] - latencies_ms[0]) / 8 == pytest.approx(latencies_ms[0] / 4, rel=0.5)

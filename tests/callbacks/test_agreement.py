@@ -1,0 +1,89 @@
+"""All ranks stop at the same gate: ranks as threads, with pauses of their own and a barrier behind some gates."""
+
+import random
+import threading
+import time
+
+import pytest
+from torch.distributed import HashStore
+
+from w2v_lightning.callbacks import agreement
+from w2v_lightning.callbacks.agreement import Agreement
+
+LIMIT_S = 30
+
+
+@pytest.fixture(autouse=True)
+def asks_often(monkeypatch):
+    monkeypatch.setattr(agreement, "ASK_EVERY_S", 0.01)
+
+
+def leave(why):
+    raise AssertionError(why)
+
+
+def work(own, rank, meeting, micro_batches, stopped, seed):
+    """Micro-batches, the last of each step with an all-reduce, for which every rank has to come."""
+    random_ = random.Random(seed)
+    for gate in range(100_000):
+        time.sleep(random_.uniform(0, 0.002))
+        if not own.passes_gate():
+            stopped[rank] = gate
+            return
+        if gate % micro_batches == micro_batches - 1:
+            meeting.wait(LIMIT_S)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (2, 1), (2, 4), (4, 3)])
+def test_all_ranks_stop_at_the_same_gate(ranks, micro_batches, seed):
+    random_ = random.Random(seed)
+    store, meeting, stopped = HashStore(), threading.Barrier(ranks), {}
+    owns = [Agreement(store, rank, ranks, leave) for rank in range(ranks)]
+    threads = [
+        threading.Thread(target=work, args=(own, rank, meeting, micro_batches, stopped, seed + rank), daemon=True)
+        for rank, own in enumerate(owns)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(random_.uniform(0.01, 0.05))
+    for own in random_.sample(owns, random_.randint(1, ranks)):
+        own.request()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    assert len(stopped) == ranks
+    assert len(set(stopped.values())) == 1
+    assert stopped[0] > 0
+    assert all(own.may_stop_here for own in owns)
+
+
+def test_before_the_first_gate_everybody_leaves():
+    store, left = HashStore(), []
+    owns = [Agreement(store, rank, 2, left.append) for rank in range(2)]
+    owns[1].request()
+    wait_for(lambda: len(left) == 2)
+    assert all("nothing to save" in why for why in left)
+
+
+def test_a_rank_that_is_gone_is_not_waited_for_long(monkeypatch):
+    monkeypatch.setattr(agreement, "ANSWER_WITHIN_S", 0.1)
+    left = []
+    own = Agreement(HashStore(), 0, 2, left.append)
+    assert own.passes_gate()
+    own.request()
+    wait_for(lambda: left)
+    assert "another process did not answer" in left[0]
+
+
+def test_a_closed_one_ends_its_thread():
+    own = Agreement(HashStore(), 0, 1, leave)
+    own.close()
+    own._thread.join(LIMIT_S)
+    assert not own._thread.is_alive()
+
+
+def wait_for(condition):
+    give_up_at = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)

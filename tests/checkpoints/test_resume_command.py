@@ -1,0 +1,247 @@
+"""The same `fit` command, started again: where it goes on, and where it refuses to."""
+
+import json
+import logging
+import os
+import shutil
+
+import pytest
+import torch
+import yaml
+from tiny import TINY_CONFIG, write_corpus
+
+from w2v_lightning import Wav2Vec2CTC
+from w2v_lightning.__main__ import main
+from w2v_lightning.checkpoints import files, history
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = {
+        "model": {"pretrained": None, "config": TINY_CONFIG, "freeze_feature_encoder": False, "learning_rate": 1e-3},
+        "data": {"root": str(write_corpus(folder / "corpus")), "train_splits": ["train"], "val_splits": ["dev"],
+                 "batch_seconds": 14, "device_seconds": 14, "num_workers": 0},
+        "trainer": {"max_steps": STEPS, "max_epochs": -1, "accelerator": "cpu", "enable_progress_bar": False,
+                    "num_sanity_val_steps": 0},
+        "checkpoint_every": "1 steps",
+        "checkpoint_keep": 3,
+    }  # fmt: skip
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def fit(config, root, *options):
+    """Exit status of `fit` into a folder."""
+    try:
+        return main(["fit", "--config", str(config), "--trainer.default_root_dir", str(root), *map(str, options)])
+    except SystemExit as exit_:
+        return exit_.code
+
+
+def first_steps(root):
+    return [segment["first_step"] for segment in json.loads((root / "checkpoints" / "run_history.json").read_text())]
+
+
+def weights(root):
+    return torch.load(root / "checkpoints" / f"step-{STEPS:08}.ckpt", weights_only=True)["state_dict"]
+
+
+def power_cut_at(step, monkeypatch):
+    training_step = Wav2Vec2CTC.training_step
+
+    def until(module, batch, batch_idx):
+        if module.global_step == step:
+            raise KeyError("power cut")
+        return training_step(module, batch, batch_idx)
+
+    monkeypatch.setattr(Wav2Vec2CTC, "training_step", until)
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    assert fit(config, root) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def interrupted_once(config, tmp_path_factory):
+    root = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        power_cut_at(5, patch)
+        with pytest.raises(KeyError, match="power cut"):
+            fit(config, root)
+    assert [files.global_step(path) for path in files.found_in(str(root / "checkpoints"))] == [3, 3, 4, 5]
+    return root
+
+
+@pytest.fixture
+def interrupted(interrupted_once, tmp_path):
+    """The folder of a run that ended in its sixth step: best.ckpt, and those after steps 3, 4 and 5."""
+    return shutil.copytree(interrupted_once, tmp_path / "interrupted")
+
+
+def test_the_same_command_goes_on_and_ends_as_if_nothing_had_happened(config, whole, interrupted, caplog):
+    with caplog.at_level(logging.INFO, "w2v_lightning"):
+        assert fit(config, interrupted) == 0
+    assert f"Going on from {interrupted}/checkpoints/step-00000005.ckpt" in caplog.messages
+    assert first_steps(interrupted) == [0, 5]
+    expected, found = weights(whole), weights(interrupted)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert list(interrupted.rglob("model.safetensors"))
+
+
+def test_a_run_that_has_ended_says_so_and_trains_on_if_asked_to(config, whole, tmp_path, caplog):
+    root = shutil.copytree(whole, tmp_path / "whole")
+    with caplog.at_level(logging.INFO, "w2v_lightning"):
+        assert fit(config, root) == 0
+    assert any(message.startswith(f"This run has ended, at step {STEPS}: {whole}") for message in caplog.messages)
+    assert first_steps(root) == [0]
+    assert fit(config, root, "--trainer.max_steps", STEPS + 1) == 0
+    assert first_steps(root) == [0, STEPS]
+
+
+def test_a_run_that_was_killed_before_its_model_was_written_writes_it(config, whole, tmp_path):
+    root = shutil.copytree(whole, tmp_path / "whole")
+    history = root / "checkpoints" / "run_history.json"
+    history.write_text(history.read_text().replace('"finished"', '"running"'))
+    shutil.rmtree(root / "lightning_logs")
+    assert fit(config, root) == 0
+    assert list(root.rglob("model.safetensors"))
+    assert fit(config, root) == 0
+    assert first_steps(root) == [0, STEPS]
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+DAMAGES = {"truncated": cut_off, "flipped": flip, "empty": lambda path: path.write_bytes(b""), "missing": os.remove}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_one_is_named_and_the_one_before_is_taken(config, interrupted, damage, caplog):
+    newest = interrupted / "checkpoints" / "step-00000005.ckpt"
+    DAMAGES[damage](newest)
+    assert fit(config, interrupted) == 0
+    assert first_steps(interrupted) == [0, 4]
+    named = [message for message in caplog.messages if f"{newest} is not gone on from" in message]
+    assert len(named) == (damage != "missing")
+
+
+def test_where_all_are_damaged_auto_begins_anew_and_must_does_not(config, interrupted, capsys, caplog):
+    for path in (interrupted / "checkpoints").glob("*.ckpt"):
+        flip(path)
+    assert fit(config, interrupted, "--resume", "must") == 2
+    assert "holds no complete checkpoint" in capsys.readouterr().err
+    assert fit(config, interrupted) == 0
+    assert first_steps(interrupted) == [0, 0]
+    assert sum("is not gone on from" in message for message in caplog.messages) == 2 * 4
+
+
+def test_must_goes_on(config, interrupted, tmp_path, capsys):
+    assert fit(config, tmp_path / "empty", "--resume", "must") == 2
+    assert "resume=must" in capsys.readouterr().err
+    assert fit(config, interrupted, "--resume", "must") == 0
+    assert first_steps(interrupted) == [0, 5]
+
+
+def test_never_begins_anew_and_loses_nothing(config, interrupted):
+    assert fit(config, interrupted, "--resume", "never", "--trainer.max_steps", 2) == 0
+    assert first_steps(interrupted) == [0]
+    assert [files.global_step(path) for path in files.found_in(str(interrupted / "checkpoints"))] == [1, 2]
+    aside = sorted(path.name for path in (interrupted / "checkpoints").glob("*.set-aside"))
+    steps = [f"step-0000000{step}.ckpt.set-aside" for step in (3, 4, 5)]
+    assert aside == ["best.ckpt.set-aside", "run_history.json.set-aside", *steps]
+
+
+@pytest.mark.parametrize("option", ["--resume", "--ckpt_path"])
+def test_from_a_path_also_of_another_run(config, interrupted, tmp_path, option):
+    path = interrupted / "checkpoints" / "step-00000004.ckpt"
+    assert fit(config, tmp_path / "other", option, path, "--model.learning_rate", "0.01") == 0
+    assert first_steps(tmp_path / "other")[-1] == 4
+
+
+def test_a_run_that_has_ended_goes_back_to_a_path(config, whole, tmp_path):
+    root = shutil.copytree(whole, tmp_path / "whole")
+    assert fit(config, root, "--resume", root / "checkpoints" / "step-00000004.ckpt") == 0
+    assert first_steps(root) == [0, 4]
+
+
+@pytest.mark.parametrize("option", ["--resume", "--ckpt_path"])
+def test_a_path_that_is_damaged_ends_in_one_line(config, interrupted, option, capsys):
+    path = interrupted / "checkpoints" / "step-00000004.ckpt"
+    flip(path)
+    assert fit(config, interrupted, option, path) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert str(path) in error
+    assert "SHA-256" in error
+
+
+def test_another_experiment_in_the_same_folder_is_refused_by_name(config, interrupted, capsys):
+    before = sorted((interrupted / "checkpoints").iterdir())
+    assert fit(config, interrupted, "--model.learning_rate", "0.5") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is of another run: model.learning_rate was 0.001, is 0.5." in error
+    assert "trainer.default_root_dir" in error
+    assert fit(config, interrupted, "--data.batch_seconds", "10") == 2
+    assert "made with other data: data.batch_seconds (was 14.0, is 10.0)" in capsys.readouterr().err
+    assert sorted((interrupted / "checkpoints").iterdir()) == before
+
+
+def test_another_machine_is_no_other_experiment(config, interrupted):
+    options = ["--data.device_seconds", "5", "--model.gradient_checkpointing", "true", "--data.num_workers", "1"]
+    assert fit(config, interrupted, *options) == 0
+    assert first_steps(interrupted) == [0, 5]
+
+
+def test_a_checkpoint_of_weights_alone_is_passed_over(config, interrupted):
+    path = str(interrupted / "checkpoints" / "step-00000005.ckpt")
+    files.save({"global_step": 5, "state_dict": files.load(path)["state_dict"]}, path)
+    assert fit(config, interrupted) == 0
+    assert first_steps(interrupted) == [0, 4]
+
+
+def test_checkpoints_may_lie_elsewhere(config, tmp_path):
+    options = ["--checkpoint.dirpath", tmp_path / "there", "--trainer.max_steps", "2"]
+    assert fit(config, tmp_path / "run", *options) == 0
+    assert len(files.found_in(str(tmp_path / "there"))) == 2
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_checkpoints_may_lie_at_a_url(config, tmp_path):
+    options = ["--checkpoint.dirpath", "memory://bucket/run", "--trainer.max_steps"]
+    assert fit(config, tmp_path, *options, "2") == 0
+    assert fit(config, tmp_path, *options, "4") == 0
+    assert [files.global_step(path) for path in files.found_in("memory://bucket/run")] == [3, 2, 3, 4]
+    assert [segment["first_step"] for segment in history.read("memory://bucket/run")] == [0, 2]
+
+
+def test_wrong_options_are_named(config, tmp_path, capsys):
+    assert fit(config, tmp_path, "--checkpoint_every", "often") == 2
+    assert "checkpoint_every" in capsys.readouterr().err
+    assert fit(config, tmp_path, "--resume", tmp_path / "none.ckpt") == 2
+    assert "it is missing" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_does_not_end_in_silence(config, interrupted, monkeypatch, capsys, caplog):
+    def full(checkpoint, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "_write", full)
+    assert fit(config, interrupted) == 2
+    assert "No space left on device" in caplog.text
+    assert "error: The last checkpoint" in capsys.readouterr().err
+    assert [files.global_step(path) for path in files.found_in(str(interrupted / "checkpoints"))] == [3, 3, 4, 5]
+    assert list(interrupted.rglob("model.safetensors"))  # what was trained is there

@@ -1,0 +1,147 @@
+"""SIGTERM at chosen moments of a run, on one process and on two: what was lost is nothing.
+
+Runs have dropout and an average of weights; a resumed one ends with the weights of the uninterrupted one, bit for bit.
+"""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import preempted
+import pytest
+import torch
+from corpus import random_texts, write_split
+from lightning.pytorch import Trainer
+
+from w2v_lightning import sigterm
+from w2v_lightning.callbacks.preemption import Preemption
+from w2v_lightning.checkpoints import files
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("corpus")
+    write_split(root, "train", random_texts(30, seed=1), speaker="1")
+    write_split(root, "dev", random_texts(9, seed=3), speaker="3")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """The folders of uninterrupted runs, by their number of ranks."""
+    results = {}
+
+    def of(ranks):
+        if ranks not in results:
+            folder = tmp_path_factory.mktemp(f"whole{ranks}")
+            assert preempted.ended(preempted.start(root, folder, ranks=ranks), folder) == [0] * ranks
+            results[ranks] = folder
+        return results[ranks]
+
+    return of
+
+
+def check_same_end(folder, whole):
+    found, expected = preempted.weights(folder), preempted.weights(whole)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+
+
+def checkpoints(folder):
+    paths = files.found_in(str(folder / "checkpoints"))
+    assert [path for path in paths if files.damage(path)] == []
+    return [os.path.basename(path) for path in paths]
+
+
+PLACES = {  # where the signal comes, and how many steps have been made by then
+    "starting": 0,
+    "step 0, micro-batch 0": 0,
+    "step 1, micro-batch 0": 1,
+    "step 2, micro-batch 1": 2,
+    "validation after 5, batch 1": 5,
+    "sums of validation after 5": 5,
+    "saving": 3,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_to_the_only_process(root, whole, place, tmp_path):
+    check_preempted(root, whole, place, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hit", [0, 1])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_to_one_of_two_processes(root, whole, place, hit, tmp_path):
+    """Rank 0 is held; the signal comes to it, or to the other, which runs ahead as far as it can."""
+    check_preempted(root, whole, place, tmp_path, ranks=2, hit=hit)
+
+
+def check_preempted(root, whole, place, folder, ranks=1, hit=0):
+    processes = preempted.start(root, folder, place, ranks)
+    preempted.wait_until_here(folder, processes)
+    began = time.monotonic()
+    os.kill(processes[hit].pid, signal.SIGTERM)
+    assert preempted.ended(processes, folder) == [sigterm.PREEMPTED] * ranks, preempted.logs(folder)
+    assert time.monotonic() - began < 30
+    log = (folder / "log0").read_text()
+    assert "The same command goes on" in log
+    found = re.search(r"Preempted at step (\d+)\. Saved.*?: (.+)", log)
+    step = int(found[1]) if found else 0
+    assert step in (PLACES[place], PLACES[place] + (ranks - 1))
+    assert checkpoints(folder)[-1:] == ([os.path.basename(found[2])] if found else [])
+
+    processes = preempted.start(root, folder, ranks=ranks)
+    assert preempted.ended(processes, folder) == [0] * ranks, preempted.logs(folder)
+    check_same_end(folder, whole(ranks))
+    assert preempted.validated(folder) == preempted.validated(whole(ranks)) != []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_second_signal_leaves_at_once_with_what_is_complete(root, whole, ranks, tmp_path):
+    processes = preempted.start(root, tmp_path, "step 4, micro-batch 0", ranks, for_ever=True)
+    preempted.wait_until_here(tmp_path, processes)
+    for _ in range(2):
+        os.kill(processes[0].pid, signal.SIGTERM)
+        time.sleep(1.5 * sigterm.SAME_SIGNAL_S)  # one that comes sooner is the same, on another way
+    assert not processes[0].is_alive()
+    assert processes[0].exitcode == sigterm.PREEMPTED
+    for process in processes:
+        process.kill()
+    assert checkpoints(tmp_path) == ["step-00000003.ckpt"]
+    processes = preempted.start(root, tmp_path, ranks=ranks)
+    assert preempted.ended(processes, tmp_path) == [0] * ranks
+    check_same_end(tmp_path, whole(ranks))
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_both_groups(root, whole, tmp_path):
+    """As torchrun sends it: loader workers hear it too, and ranks twice. Nobody is lost, nobody leaves early."""
+    processes = preempted.start(root, tmp_path, "step 2, micro-batch 0", ranks=2)
+    preempted.wait_until_here(tmp_path, processes)
+    for process in processes:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert children
+        for pid in (process.pid, *map(int, children), process.pid):
+            os.kill(pid, signal.SIGTERM)
+    assert preempted.ended(processes, tmp_path) == [sigterm.PREEMPTED] * 2, preempted.logs(tmp_path)
+    processes = preempted.start(root, tmp_path, ranks=2)
+    assert preempted.ended(processes, tmp_path) == [0, 0]
+    check_same_end(tmp_path, whole(2))
+
+
+def test_lightnings_own_broadcast_in_every_micro_batch_is_switched_off(tmp_path):
+    trainer = Trainer(default_root_dir=tmp_path, logger=False, enable_checkpointing=False, accelerator="cpu")
+    loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector
+    places = (loop, "_broadcast_sigterm_tensor"), (connector, "_sigterm_notifier_fn")
+    assert all(callable(getattr(type(owner), name)) for owner, name in places)  # else Lightning has changed its way
+    preemption = Preemption()
+    preemption.setup(trainer, None, "fit")
+    try:
+        assert all(getattr(owner, name)() is None and name in vars(owner) for owner, name in places)
+    finally:
+        preemption.teardown(trainer, None, "fit")

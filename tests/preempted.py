@@ -1,0 +1,179 @@
+"""A training run in a process of its own, which a test sends signals to; forked from a server, it starts at once."""
+
+import multiprocessing
+import os
+import re
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from tiny import TINY_CONFIG
+
+from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC, recovery, sigterm
+from w2v_lightning.callbacks.averaging import MovingAverage
+from w2v_lightning.callbacks.preemption import Preemption
+from w2v_lightning.checkpoints import files
+from w2v_lightning.checkpoints.recent import Interval, RecentCheckpoints
+from w2v_lightning.checkpoints.writer import BackgroundCheckpointIO
+
+LIMIT_S = 60
+
+
+class Holds(Callback):
+    """Says where the run is, by a file, and stays there until all ranks know where to stop (or for ever)."""
+
+    def __init__(self, folder: Path, place: str | None, preemption: Preemption, for_ever: bool):
+        self.folder, self.place, self.preemption, self.for_ever = folder, place, preemption, for_ever
+
+    def at(self, place: str) -> None:
+        if place != self.place:
+            return
+        (self.folder / "here").touch()
+        give_up_at = time.monotonic() + LIMIT_S
+        while self.for_ever or self.preemption._agreement.last_gate is None:
+            assert time.monotonic() < give_up_at, "no signal came"
+            time.sleep(0.01)
+        self.place = None
+
+    def on_sanity_check_start(self, trainer, module):
+        self.at("starting")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.at(f"step {trainer.global_step}, micro-batch {batch.micro_batch}")
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        if not trainer.sanity_checking:
+            self.at(f"validation after {trainer.global_step}, batch {batch_idx}")
+
+    def on_validation_epoch_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            self.at(f"sums of validation after {trainer.global_step}")
+
+    def on_validation_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            print("VALIDATED", trainer.global_step, flush=True)
+
+
+class Recorded(Wav2Vec2CTC):
+    """Keeps the loss of each step."""
+
+    def log(self, name, value, *args, **kwargs):
+        if name == "train_loss":
+            print("LOSS", self.trainer.global_step, float(value), flush=True)
+        super().log(name, value, *args, **kwargs)
+
+
+def run(root, folder, place=None, ranks=1, rank=0, port=0, holds_on=0, for_ever=False, options=None):
+    """Train to the end, from the newest checkpoint on; leave the weights in FOLDER/end.pt."""
+    settings = {"max_steps": 8, "every": "3 steps", "dropout": 0.1, "device_seconds": 3.3, **(options or {})}
+    _log_to(folder / f"log{rank}")
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as it would be without the server
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(ranks))
+    os.environ.update(LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    sigterm.watch.start()
+    seed_everything(1)
+    dropout = {"activation_dropout": settings["dropout"], "hidden_dropout": settings["dropout"]}
+    module = Recorded(None, TINY_CONFIG, freeze_feature_encoder=False, learning_rate=1e-3, layerdrop=0.2, **dropout)
+    device_seconds = settings["device_seconds"]
+    data = LibriSpeechDataModule(
+        str(root), ["train"], ["dev"], batch_seconds=9, device_seconds=device_seconds, num_workers=1
+    )
+    preemption = Preemption()
+    holds = Holds(folder, place if rank == holds_on else None, preemption, for_ever)
+    recent = RecentCheckpoints(str(folder / "checkpoints"), Interval.parse(settings["every"]))
+    found = [path for path in files.found_in(recent.folder) if files.damage(path) is None]
+    trainer = Trainer(
+        strategy=DDPStrategy(cluster_environment=TorchElasticEnvironment(), process_group_backend="gloo")
+        if ranks > 1
+        else "auto",
+        callbacks=[holds, MovingAverage(0.8), preemption, recent],
+        plugins=[BackgroundCheckpointIO(save=_saver(holds, place))],
+        **{"devices": ranks, "accelerator": "cpu", "max_steps": settings["max_steps"], "default_root_dir": folder},
+        **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),
+        num_sanity_val_steps=-1,
+        log_every_n_steps=1,
+    )
+    recovery.fit(trainer, module, data, ckpt_path=found[-1] if found else None)
+    if rank == 0:
+        torch.save(module.state_dict(), folder / "end.pt")
+
+
+def _saver(holds, place):
+    def save(checkpoint, path):
+        if place == "saving":
+            holds.at("saving")
+        files.save(checkpoint, path)
+
+    return save
+
+
+def _log_to(path):
+    with path.open("ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+
+
+def start(root, folder, place=None, ranks=1, **options):
+    """The processes of a run: one for each rank, as a launcher starts them."""
+    folder.mkdir(exist_ok=True)
+    (folder / "here").unlink(missing_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        server().Process(target=run, args=(root, folder, place, ranks, rank, port), kwargs=options)
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def server():
+    """It imports what a run needs once, and forks."""
+    context = multiprocessing.get_context("forkserver")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    context.set_forkserver_preload(["preempted"])
+    return context
+
+
+def wait_until_here(folder, processes):
+    give_up_at = time.monotonic() + LIMIT_S
+    while not (folder / "here").exists():
+        assert all(process.is_alive() for process in processes), logs(folder)
+        assert time.monotonic() < give_up_at, logs(folder)
+        time.sleep(0.01)
+
+
+def ended(processes, folder):
+    """Exit statuses; what has not ended in time is killed."""
+    for process in processes:
+        process.join(LIMIT_S)
+    late = [process for process in processes if process.is_alive()]
+    for process in late:
+        process.kill()
+    assert not late, logs(folder)
+    return [process.exitcode for process in processes]
+
+
+def logs(folder, rank="*"):
+    return "\n".join(path.read_text() for path in sorted(folder.glob(f"log{rank}")))
+
+
+def weights(folder):
+    return torch.load(folder / "end.pt", weights_only=True)
+
+
+def validated(folder):
+    """After which steps a validation was completed, in all starts of the run."""
+    return re.findall(r"^VALIDATED (\d+)$", logs(folder, rank=0), re.MULTILINE)
+
+
+def losses(folder):
+    """Of each step, as it was computed last."""
+    return {int(s): float(x) for s, x in re.findall(r"^LOSS (\d+) (\S+)$", logs(folder, rank=0), re.MULTILINE)}

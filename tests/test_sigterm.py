@@ -1,0 +1,91 @@
+"""What SIGTERM does to a process before it trains: at once, with the status that means "start me again"."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from w2v_lightning import sigterm
+
+WAITS_IN_C = """
+import ctypes, sys
+from w2v_lightning import sigterm
+sigterm.watch.start()
+{react}
+print("here", flush=True)
+for _ in range(9):  # a signal ends one of them
+    ctypes.CDLL(None).sleep(60)
+"""
+WORKER = """
+import multiprocessing, os, signal, time
+from w2v_lightning import sigterm
+
+def work(pipe):
+    sigterm.heed_parent_only()
+    pipe.send(os.getpid())
+    pipe.recv()
+    while signal.SIGTERM in signal.sigpending():  # two that wait would become one
+        time.sleep(0.01)
+    pipe.send("still here")
+    pipe.recv()
+
+if __name__ == "__main__":
+    ours, its = multiprocessing.Pipe()
+    worker = multiprocessing.get_context({method!r}).Process(target=work, args=(its,))
+    worker.start()
+    os.system(f"kill {{ours.recv()}}")
+    ours.send("")
+    print(ours.recv() if ours.poll(20) else "gone")
+    worker.terminate()
+    worker.join(20)
+    print(worker.exitcode, flush=True)
+    worker.kill()
+"""
+
+
+def start(code):
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+def test_it_is_heard_where_the_main_thread_waits_in_c():
+    with start(WAITS_IN_C.format(react="")) as process:
+        assert process.stdout.readline() == "here\n"
+        process.terminate()
+        assert process.wait(20) == sigterm.PREEMPTED == os.EX_TEMPFAIL
+        assert "nothing to save. The same command goes on" in process.stderr.read()
+
+
+def test_what_comes_by_two_ways_is_one_signal():
+    react = "sigterm.watch.react = lambda: print('heard', flush=True)"
+    with start(WAITS_IN_C.format(react=react)) as process:
+        assert process.stdout.readline() == "here\n"
+        process.terminate()
+        assert process.stdout.readline() == "heard\n"
+        process.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5 * sigterm.SAME_SIGNAL_S)
+        process.kill()
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="SIGTERM's sender is not known on this system")
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_worker_heeds_its_parent_only(method, tmp_path):
+    (tmp_path / "script.py").write_text(WORKER.format(method=method))
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False, timeout=90
+    )
+    assert done.stdout.split("\n")[:2] == ["still here", "0"], done.stderr
+
+
+def test_stopping_leaves_everything_as_it_was():
+    before = signal.getsignal(signal.SIGTERM)
+    assert sigterm.watch.start()
+    assert not sigterm.watch.start()
+    assert signal.getsignal(signal.SIGTERM) is not before
+    sigterm.watch.stop()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(-1) == -1

@@ -1,0 +1,176 @@
+"""SIGTERM: all ranks stop at the same place, save, and leave with a status that says "start me again".
+
+Lightning's own way would broadcast a flag before every micro-batch and wait for it, and broadcast within the signal's
+handler, wherever the other ranks are.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from signal import SIGTERM
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from lightning.pytorch.trainer.call import _interrupt
+from torch.multiprocessing import ProcessExitedException
+
+from w2v_lightning import sigterm
+from w2v_lightning.callbacks.agreement import Agreement
+from w2v_lightning.checkpoints.recent import checkpoint_path, drain
+from w2v_lightning.data import resume
+from w2v_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_number_of_fit = count()  # the same on all ranks: keys of one fit of a process are not those of the next
+
+
+class Preempted(SystemExit):
+    """Ends `trainer.fit` after SIGTERM, once the checkpoint is complete. Its code is the status of the process."""
+
+
+class Preemption(Callback):
+    """On SIGTERM to any rank, all ranks stop before the next micro-batch, save a checkpoint and leave with status 75.
+
+    A validation, or half an optimiser step, is given up: the run that resumes does it again as a whole. Before the
+    first step there is nothing to save. A second SIGTERM leaves at once, with the last complete checkpoint. See
+    agreement.py for why all ranks stop at the same place.
+    """
+
+    def __init__(self) -> None:
+        self._agreement: Agreement | None = None
+        self._began_listening = False
+        self._first_step = 0
+        self._asked_at = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._close()
+        self._began_listening |= sigterm.watch.start()
+        sigterm.watch.status = _status(trainer)
+        sigterm.watch.end_others = getattr(trainer.strategy.launcher, "kill", None)
+        self._agreement = Agreement(_store(), trainer.global_rank, trainer.world_size, sigterm.watch.leave)
+        sigterm.watch.react = self._react
+        _silence_lightning(trainer)
+
+    def _react(self) -> None:
+        self._asked_at = time.monotonic()
+        self._agreement.request()
+
+    # ---- where to stop ------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._pass_gate(trainer)
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if self._is_in_training(trainer) and self._agreement.may_stop_here:
+            _stop(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_in_training(trainer):
+            self._pass_gate(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._agreement.end()
+
+    def _pass_gate(self, trainer: Trainer) -> None:
+        if not self._agreement.passes_gate():
+            _stop(trainer)
+
+    def _is_in_training(self, trainer: Trainer) -> bool:
+        return self._agreement is not None and not trainer.sanity_checking
+
+    # ---- what to save -------------------------------------------------------------------------------------------
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Preempted):
+            self._save(trainer)
+        self._close()
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._first_step:
+            log.warning("Preempted before the first step was complete: nothing new to save.")
+        else:
+            self._save_now(trainer)
+        log.warning("%s (exit status %d).", sigterm.HOW_TO_GO_ON, sigterm.PREEMPTED)
+
+    def _save_now(self, trainer: Trainer) -> None:
+        path = checkpoint_path(trainer)
+        trainer.save_checkpoint(path)
+        try:
+            drain(trainer)
+            after_s = f", {time.monotonic() - self._asked_at:.1f} s after SIGTERM" if self._asked_at else ""
+            log.warning("Preempted at step %d. Saved%s: %s", trainer.global_step, after_s, path)
+        except InputError as error:
+            log.error("Preempted at step %d. %s", trainer.global_step, error)
+        trainer.strategy.barrier("preempted")  # torchrun ends all processes as soon as one has left
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.interrupted and trainer.validating:
+            resume.restart_validation(checkpoint)
+
+    # ---- afterwards ---------------------------------------------------------------------------------------------
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+        if self._began_listening:
+            sigterm.watch.stop()
+            self._began_listening = False
+
+    def _close(self) -> None:
+        if self._agreement:
+            self._agreement.close()
+
+
+def _stop(trainer: Trainer) -> NoReturn:
+    preempted = Preempted(_status(trainer))
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        _interrupt(trainer, preempted)  # in the processes that it forks, Lightning calls no on_exception
+    raise preempted
+
+
+@contextmanager
+def preemptible(trainer: Trainer) -> Iterator[None]:
+    """Around `trainer.fit`, for the process that starts the others: they hear a SIGTERM before they are set up, too.
+
+    Where it only waits for them, as with `ddp_fork`, it ends with their status.
+    """
+    launcher = trainer.strategy.launcher
+    sigterm.watch.end_others = getattr(launcher, "kill", None)
+    if isinstance(launcher, _MultiProcessingLauncher):
+        sigterm.watch.react = lambda: launcher.kill(SIGTERM) if launcher.procs else sigterm.watch.leave_early()
+    try:
+        yield
+    except ProcessExitedException as error:
+        if error.exit_code in (sigterm.PREEMPTED, -SIGTERM):  # the latter before it was set up
+            raise Preempted(sigterm.PREEMPTED) from None
+        raise
+
+
+def _store() -> dist.Store:
+    """On a connection of its own: the thread must not wait for what the main thread asks, nor the other way round."""
+    store = dist.distributed_c10d._get_default_store().clone() if dist.is_initialized() else dist.HashStore()
+    return dist.PrefixStore(f"preemption/{next(_number_of_fit)}", store)
+
+
+def _status(trainer: Trainer) -> int:
+    """Lightning kills the process that has started the others as soon as one of those ends with anything but 0."""
+    launcher = trainer.strategy.launcher
+    is_child = isinstance(launcher, _SubprocessScriptLauncher) and trainer.local_rank > 0
+    return 0 if is_child and not launcher.cluster_environment.creates_processes_externally else sigterm.PREEMPTED
+
+
+def _silence_lightning(trainer: Trainer) -> None:
+    trainer._signal_connector._sigterm_notifier_fn = _nothing
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+
+
+def _nothing(*_: Any) -> None: ...

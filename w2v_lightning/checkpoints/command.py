@@ -1,0 +1,64 @@
+"""The options of `fit` that checkpoints have, and what follows from them."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from w2v_lightning.checkpoints.history import RunHistory, finished
+from w2v_lightning.checkpoints.recent import Interval, RecentCheckpoints
+from w2v_lightning.checkpoints.resume import choose
+
+log = logging.getLogger(__name__)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    every, keep = "such as 90s, 15m, '500 steps', never", "how many of the newest checkpoints"
+    resume = "go on from the newest checkpoint? auto, must, never, or the PATH of one"
+    parser.add_argument("--resume", type=str, default="auto", help=f"of fit: {resume}")
+    parser.add_argument("--checkpoint_every", type=str, default="15m", help=f"of fit: {every}")
+    parser.add_argument("--checkpoint_keep", type=int, default=2, help=f"of fit: {keep}")
+
+
+def run_folder(options: Namespace) -> str:
+    """Where a run's checkpoints lie: the same at every start, as the loggers' folders are not."""
+    return str(options.checkpoint.dirpath or Path(options.trainer.default_root_dir, "checkpoints").absolute())
+
+
+def callbacks(options: Namespace, resolved: str) -> list[Callback]:
+    """What keeps the newest checkpoints and the record of the run; `resolved` is its whole config.
+
+    Raises:
+        InputError: `checkpoint_every` or `checkpoint_keep` make no sense.
+    """
+    folder, every = run_folder(options), Interval.parse(options.checkpoint_every)
+    recent = RecentCheckpoints(folder, every, options.checkpoint_keep)
+    return [RunHistory(folder, resolved, _limits(options)), recent]
+
+
+def begin(trainer: Trainer, module: LightningModule, options: Namespace) -> tuple[bool, str | None]:
+    """Whether there is anything left to train, and the checkpoint to go on from; None: begin at step 0.
+
+    Raises:
+        InputError: see `choose`.
+    """
+    resume, folder = options.resume, run_folder(options)
+    chosen = choose(resume, folder, module.hparams)
+    for callback in trainer.callbacks:
+        if isinstance(callback, RecentCheckpoints):
+            callback.goes_on_from = chosen
+        if isinstance(callback, RunHistory):
+            callback.begins_anew = resume == "never"
+    last = finished(folder, _limits(options)) if chosen and resume in ("auto", "must") else None
+    if last:
+        log.info("This run has ended, at step %d: %s", last["last_step"], last["log_dir"] or folder)
+        log.info("To train on, raise trainer.max_steps or trainer.max_epochs; to begin anew, --resume never.")
+    elif chosen:
+        log.info("Going on from %s", chosen)
+    return last is None, chosen
+
+
+def _limits(options: Namespace) -> dict[str, Any]:
+    return {name: str(options.trainer[name]) for name in ("max_steps", "max_epochs", "max_time")}

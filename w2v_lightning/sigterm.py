@@ -1,0 +1,115 @@
+"""SIGTERM, heard at once: also where the main thread waits within C code, as in a collective operation.
+
+Python runs a signal's handler only between two instructions of the main thread. But its C part writes a byte into a
+pipe first (`signal.set_wakeup_fd`), and a thread reads that.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: what failed may succeed when it is started again
+# One SIGTERM may come by several ways, such as to the process group and from torchrun: within this time it is the same.
+SAME_SIGNAL_S = 2.0
+HOW_TO_GO_ON = "The same command goes on from there"
+
+
+class SigtermWatch:
+    """Calls `react` on the first SIGTERM and leaves the process at once on a second. There is one a process: `watch`.
+
+    `react` runs in a thread and must not wait. Until somebody sets it, there is nothing to save, and the first SIGTERM
+    leaves, too.
+    """
+
+    def __init__(self) -> None:
+        self.status = PREEMPTED  # of a process that leaves at once
+        self.end_others: Callable[[int], None] | None = None  # a launcher's `kill`: signals those that it has started
+        self.react = self.leave_early
+        self._stop: Callable[[], None] | None = None
+        self._process = 0  # the one that listens
+        self._first_at: float | None = None
+
+    def start(self) -> bool:
+        """Listen from now on; False where that is so already, or not possible: outside the main thread."""
+        if self._process or threading.current_thread() is not threading.main_thread():
+            return False
+        self._first_at = None
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        handler = signal.signal(signal.SIGTERM, lambda *_: None)  # without one, C's would end the process
+        wakeup_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(reader,), name="sigterm", daemon=True).start()
+
+        def stop() -> None:
+            signal.set_wakeup_fd(wakeup_fd)
+            signal.signal(signal.SIGTERM, handler)
+            os.write(writer, b"\0")  # ends the thread
+            os.close(writer)
+
+        self._stop, self._process = stop, os.getpid()
+        return True
+
+    def stop(self) -> None:
+        """Be as before `start`."""
+        if self._stop:
+            self._stop()
+        self._stop, self._process, self.react, self.end_others = None, 0, self.leave_early, None
+
+    def after_fork(self) -> None:
+        """In a fork, such as a loader worker: the pipe is the parent's, and SIGTERM what it is to any process."""
+        if self._process:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._stop = None
+            self.stop()
+
+    def leave(self, why: str) -> NoReturn:
+        """End this process now, whatever it is doing, and those that it has started; `why` is printed."""
+        text = f"{why} {HOW_TO_GO_ON} (exit status {PREEMPTED}).\n"
+        os.write(2, text.encode())  # not by print: another thread may hold the lock of the stream
+        if self.end_others:
+            self.end_others(signal.SIGTERM)
+        os._exit(self.status)
+
+    def leave_early(self) -> NoReturn:
+        self.leave("SIGTERM before training: nothing to save.")
+
+    def _listen(self, reader: int) -> None:
+        while b"\0" not in (signals := os.read(reader, 64)):
+            if signal.SIGTERM in signals:
+                self._heard()
+        os.close(reader)
+
+    def _heard(self) -> None:
+        now = time.monotonic()
+        if self._first_at is None:
+            self._first_at = now
+            self.react()
+        elif now - self._first_at > SAME_SIGNAL_S:
+            self.leave("A second SIGTERM: left at once, with the last complete checkpoint.")
+
+
+watch = SigtermWatch()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=watch.after_fork)
+
+
+def heed_parent_only(_worker_id: int = 0) -> None:
+    """To be called in a loader worker: SIGTERM ends it only where it comes from the process that has started it.
+
+    torchrun and SLURM send theirs to all processes; one whose loader workers are gone could not finish its step.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_parent_says, daemon=True).start()
+
+
+def _end_when_parent_says() -> None:
+    parent = multiprocessing.parent_process()  # not getppid, which may be a server that forks
+    while parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)

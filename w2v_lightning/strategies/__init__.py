@@ -1,0 +1,1 @@
+"""How processes are started and talk to each other: DDP, SMDDP, SageMaker."""
