@@ -185,15 +185,17 @@ def test_it_can_be_measured_where_nothing_is_trained():
 
 def test_packed_frames_come_back_where_they_were():
     hidden_BFC = torch.randn(3, 7, 2)
-    packing = Packing.of(torch.tensor([7, 1, 4]), 7, hidden_BFC.device)
+    num_frames_B = torch.tensor([7, 1, 4])
+    packing = Packing.of(num_frames_B, num_frames_B, 7)
     packed_NC = packing.pack(hidden_BFC)
     assert packing.bounds.starts_B.tolist() == [0, 7, 8, 12]
     assert packing.bounds.longest == 7
     assert torch.equal(packed_NC, torch.cat([hidden_BFC[0], hidden_BFC[1, :1], hidden_BFC[2, :4]]))
     again_BFC = packing.unpack(packed_NC)
-    is_real_BF1 = (torch.arange(7) < torch.tensor([7, 1, 4])[:, None])[..., None]
+    is_real_BF1 = (torch.arange(7) < num_frames_B[:, None])[..., None]
     assert torch.equal(again_BFC, hidden_BFC * is_real_BF1)
-    assert Packing.of(torch.tensor([7, 7, 7]), 7, hidden_BFC.device).positions_N is None
+    num_frames_B = torch.tensor([7, 7, 7])
+    assert Packing.of(num_frames_B, num_frames_B, 7).positions_N is None
 
 
 def test_what_a_device_cannot_do_is_refused_and_auto_goes_round_it():

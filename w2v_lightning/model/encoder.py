@@ -62,9 +62,9 @@ def contextualise(
     num_frames = hidden_BFC.shape[1]
     if num_frames_B is None:
         num_frames_B = torch.full((len(hidden_BFC),), num_frames)
-    mask_B11F = None
+    counts_B, mask_B11F = to_device(num_frames_B, hidden_BFC.device), None
     if bool((num_frames_B < num_frames).any()):
-        is_real_BF = to_device(torch.arange(num_frames) < num_frames_B[:, None], hidden_BFC.device)
+        is_real_BF = torch.arange(num_frames, device=hidden_BFC.device) < counts_B[:, None]
         # Behind an utterance the positional convolution finds zeros, as behind one that is alone.
         hidden_BFC = hidden_BFC.masked_fill(~is_real_BF[..., None], 0.0)
         mask_B11F = is_real_BF[:, None, None]
@@ -72,7 +72,7 @@ def contextualise(
         hidden_BFC = hidden_BFC + positional(encoder.pos_conv_embed, hidden_BFC, speed.positional_convolution)
     hidden_BFC = encoder.dropout(hidden_BFC if is_pre_norm else layer_norm(encoder.layer_norm, hidden_BFC))
     if speed.packs(hidden_BFC.device, hidden_BFC.dtype, encoder):
-        packing = Packing.of(num_frames_B, num_frames, hidden_BFC.device)
+        packing = Packing.of(num_frames_B, counts_B, num_frames)
         hidden_NC = _layers(encoder, packing.pack(hidden_BFC), packing.bounds, dropped_layers, speed)
         hidden_BFC = packing.unpack(hidden_NC)
     else:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.wav2vec2 import modeling_wav2vec2
 
 from w2v_lightning.model.features import is_gelu, layer_norm
-from w2v_lightning.model.speed import Speed, compiled, to_device, varlen_attn
+from w2v_lightning.model.speed import Speed, compiled, varlen_attn
 
 
 class Bounds(NamedTuple):
@@ -103,14 +103,20 @@ class Packing(NamedTuple):
     shape: tuple[int, int]  # B, F of the padded batch
 
     @classmethod
-    def of(cls, num_frames_B: Tensor, longest: int, device: torch.device) -> "Packing":
-        """For utterances of `num_frames_B` frames (int64, on the CPU) padded to `longest`."""
-        starts_B = functional.pad(num_frames_B.cumsum(0), (1, 0)).int()
-        bounds = Bounds(starts_B=to_device(starts_B, device), longest=int(num_frames_B.max()))
+    def of(cls, num_frames_B: Tensor, counts_B: Tensor, longest: int) -> "Packing":
+        """For utterances of `num_frames_B` frames (int64, on the CPU; `counts_B`: on the device) padded to `longest`.
+
+        Sizes come from the CPU, so that nobody waits for the device; the rest is made there. On the CPU torch would
+        spread it over all cores, and wait for each of them, while loader processes keep them busy.
+        """
+        starts_B = functional.pad(counts_B.cumsum(0), (1, 0))
+        bounds = Bounds(starts_B=starts_B.int(), longest=int(num_frames_B.max()))
         positions_N = None
         if bool((num_frames_B < longest).any()):
-            is_real_BF = torch.arange(longest) < num_frames_B[:, None]
-            positions_N = to_device(is_real_BF.flatten().nonzero()[:, 0], device)
+            num_packed, batch_size = int(num_frames_B.sum()), len(num_frames_B)
+            padding_before_B = torch.arange(batch_size, device=counts_B.device) * longest - starts_B[:-1]
+            padding_before_N = padding_before_B.repeat_interleave(counts_B, output_size=num_packed)
+            positions_N = torch.arange(num_packed, device=counts_B.device) + padding_before_N
         return cls(bounds, positions_N, (len(num_frames_B), longest))
 
     def pack(self, hidden_BFC: Tensor) -> Tensor:
