@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -12,6 +13,13 @@ if "W2V_TEST_GPUS" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels then run on the CPU
 
 LIBRISPEECH = Path(os.environ.get("LIBRISPEECH", Path(__file__).parents[2] / "shared" / "LibriSpeech"))
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """Lightning's launchers leave variables behind; a run that a later test starts would take itself for a rank."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(autouse=True)
