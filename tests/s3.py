@@ -174,12 +174,15 @@ def use_credentials(monkeypatch: pytest.MonkeyPatch, key: str = "key", secret: s
 @pytest.fixture
 def store(moto, monkeypatch) -> Iterator[Store]:
     """A new bucket behind a new proxy, and short delays between attempts."""
+    import s3fs
+
     use_credentials(monkeypatch)
     address = urlsplit(moto.meta.endpoint_url)
     proxy = Proxy((address.hostname, address.port))
     threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
     monkeypatch.setattr(remote, "FIRST_DELAY_S", 0.01)
+    s3fs.S3FileSystem.clear_instance_cache()  # those of an earlier test know its proxy
     yield Store(moto, proxy)
     proxy.shutdown()
     proxy.server_close()
