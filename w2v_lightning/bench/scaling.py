@@ -44,6 +44,11 @@ class Turn:
     audio_s_per_s: float  # median over its passes
     communication: dict[str, Any] | None  # as throughput.json has it
 
+    def __str__(self) -> str:
+        found = self.communication
+        waits = ", {exposed_ms_median:.2f} ms exposed, {waiting_ms_median:.2f} waiting".format(**found) if found else ""
+        return f"{self.devices} devices: {self.audio_s_per_s:,.0f} audio-s/s{waits}"
+
 
 def add_parser(benchmarks: argparse._SubParsersAction) -> None:
     parser = benchmarks.add_parser("scaling", help="audio-seconds per second on one and on several devices")
@@ -75,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     for _ in range(options.repetitions):
         for devices in options.devices:
             turns.append(_turn(options, devices))
-            print(f"{devices} devices: {turns[-1].audio_s_per_s:,.0f} audio-s/s", flush=True)
+            print(turns[-1], flush=True)
     _show(turns)
     if options.json:
         _write(options, turns)

@@ -1,7 +1,7 @@
 """What an epoch trains on, decided from durations alone: two pure functions that never touch audio.
 
     plan(durations, batch_seconds, seed, epoch)              -> global step 0, 1, 2 ...: a set of utterances each
-    split(durations, step, world_size, num_micro_batches)    -> world_size x num_micro_batches sets of neighbours
+    split(durations, step, world_size, num_micro_batches)    -> world_size x num_micro_batches sets, alike by rank
 
 `batch_seconds` belongs to the experiment: how much audio one optimiser step sees, padding counted. `device_seconds` and
 the world size belong to the machine, and change only how a step is cut up. So the steps of an epoch, their number and
@@ -107,13 +107,14 @@ def split(
 ) -> list[list[np.ndarray]]:
     """Cut one global step for a machine: `split(...)[rank][micro_batch]` are positions into `durations_s_N`.
 
-    Micro-batches are runs of the step sorted by duration and differ by one utterance at most, the shorter ones having
-    more; those that run at the same time on different ranks are neighbours, so that no rank waits long for another. A
-    step of fewer utterances than there are micro-batches leaves the first ones empty.
+    Of the step sorted by duration, each run of neighbours makes one micro-batch on every rank, dealt to them one by one:
+    so it is as large and as long on all ranks, and none waits for another. Micro-batches differ by one utterance at
+    most, those of shorter ones having more. A step of fewer utterances than that leaves some of the first ones empty.
     """
     by_duration = step[np.argsort(durations_s_N[step], kind="stable")]
-    pieces = np.array_split(by_duration, world_size * num_micro_batches)[::-1]
-    return [pieces[rank::world_size] for rank in range(world_size)]
+    pieces = np.array_split(by_duration, world_size * num_micro_batches)
+    runs = [np.concatenate(pieces[i : i + world_size]) for i in range(0, len(pieces), world_size)][::-1]
+    return [[run[rank::world_size] for run in runs] for rank in range(world_size)]
 
 
 def micro_batches_per_rank(
