@@ -107,9 +107,10 @@ def split(
 ) -> list[list[np.ndarray]]:
     """Cut one global step for a machine: `split(...)[rank][micro_batch]` are positions into `durations_s_N`.
 
-    Of the step sorted by duration, each run of neighbours makes one micro-batch on every rank, dealt to them one by one:
-    so it is as large and as long on all ranks, and none waits for another. Micro-batches differ by one utterance at
-    most, those of shorter ones having more. A step of fewer utterances than that leaves some of the first ones empty.
+    Of the step sorted by duration, each run of neighbours makes one micro-batch on every rank, dealt to them one by
+    one: so it is as large and as long on all ranks, and none waits for another. Micro-batches differ by one utterance
+    at most, those of shorter ones having more. A step of fewer utterances than that leaves some of the first ones
+    empty.
     """
     by_duration = step[np.argsort(durations_s_N[step], kind="stable")]
     pieces = np.array_split(by_duration, world_size * num_micro_batches)
