@@ -43,7 +43,8 @@ def test_both_numbers_train_on_all_of_the_audio(tmp_path, monkeypatch, weak):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.json").write_text(json.dumps(TINY_CONFIG))
     options = ["--model", "tiny.json", "--precision", "32-true", "--batch-seconds", "60", "--device-seconds", "40"]
-    options += ["--steps", "2", "--passes", "2", "--repetitions", "1", "--json", "scaling.json"] + ["--weak"] * weak
+    options += ["--steps", "2", "--passes", "2", "--repetitions", "1", "--json", "scaling.json"]
+    options += ["--weak", "--sigterm", "lightning"] * weak
     assert main(["bench", "scaling", *options]) == 0
     one, two = json.loads((tmp_path / "scaling.json").read_text())["rows"]
     assert (one["devices"], two["devices"]) == (1, 2)

@@ -18,6 +18,7 @@ from w2v_lightning.bench.side import Passes
 from w2v_lightning.bench.stepper import CLIP_NORM
 from w2v_lightning.bench.workload import Workload
 from w2v_lightning.callbacks.diagnosis import Diagnosis
+from w2v_lightning.callbacks.preemption import Preemption
 from w2v_lightning.callbacks.progress import RunProgress
 from w2v_lightning.callbacks.throughput import Throughput
 from w2v_lightning.data.batch import Batch
@@ -81,14 +82,18 @@ def fit(
     others: Callable[[], None] = lambda: None,
     devices: int = 1,
     strategy: Strategy | str = "auto",
+    is_sigterm_lightnings: bool = False,
 ) -> Throughput:
     """Train `module` for warm-up and `repetitions` timed passes; `others` is called after each of the latter.
 
     On several `devices` each has its own share of the workload. What the callback has measured is returned.
+
+    With `is_sigterm_lightnings` ranks agree on a SIGTERM in Lightning's way: by a broadcast before each micro-batch.
     """
     machine, workload = passes.memory.machine, passes.workload
     num_passes = WARM_UP_PASSES + repetitions
     silent, throughput = Console(file=io.StringIO()), Throughput()
+    preemption = [] if is_sigterm_lightnings else [Preemption()]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator=machine.accelerator,
@@ -101,7 +106,7 @@ def fit(
             gradient_clip_val=CLIP_NORM,
             log_every_n_steps=LOG_EVERY_N_STEPS,
             # The clock comes last: what the other callbacks do after a batch counts.
-            callbacks=[Diagnosis(), throughput, RunProgress(silent), PassClock(passes, others)],
+            callbacks=[*preemption, Diagnosis(), throughput, RunProgress(silent), PassClock(passes, others)],
             logger=True,
             limit_val_batches=0,
             enable_checkpointing=False,
