@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.data.draw import draw_dropped_layers, dropout_seed
+from w2v_lightning.model.sharding import shard
 from w2v_lightning.optim import parameter_groups
 
 
@@ -18,6 +19,11 @@ class PlannedModule(LightningModule):
 
     A subclass scores with `_start_scoring`, `_score` and `_log_scores`.
     """
+
+    def configure_model(self) -> None:
+        """Under a strategy that shares out weights, such as `fsdp2`, this is done here; else nothing is."""
+        if self.device_mesh is not None:
+            shard(self, self.model.wav2vec2.encoder.layers, self.device_mesh["data_parallel"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint from another number of devices: its data module makes Lightning's counts fit this one."""

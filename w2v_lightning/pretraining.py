@@ -17,6 +17,7 @@ from w2v_lightning.data.batch import Batch, InputSpec
 from w2v_lightning.data.masking import warn_of_start_probability
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import pretraining, wav2vec2
+from w2v_lightning.model.sharding import total_norm
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.optim import num_updates_of, polynomial_decay
 from w2v_lightning.planned import PlannedModule
@@ -165,7 +166,7 @@ class Wav2Vec2Pretraining(PlannedModule):
         num_masked = sums[4].clamp(min=1)
         torch._foreach_mul_(gradients, self._num_utterances_in_step / num_masked)
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            self._log_training(sums / num_masked, torch.nn.utils.get_total_norm(gradients))
+            self._log_training(sums / num_masked, total_norm(gradients))
 
     def on_fit_start(self) -> None:
         log.info("Model: %.1f M parameters.", sum(p.numel() for p in self.model.parameters()) / 1e6)

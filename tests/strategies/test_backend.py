@@ -3,7 +3,7 @@
 import pytest
 
 from w2v_lightning.strategies.backend import choose_backend, has_smddp
-from w2v_lightning.strategies.launcher import launched, launcher_of
+from w2v_lightning.strategies.launcher import launched, launcher_of, obstacle_to_restarts
 
 P4D, G4DN = "ml.p4d.24xlarge", "ml.g4dn.12xlarge"
 
@@ -63,6 +63,15 @@ def test_what_lightning_sets_for_its_own_processes_is_no_launchers():
     environ = {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "NODE_RANK": "0"}
     assert launcher_of(environ) == "none"
     assert launched("world_size", environ) is launched("local_rank", environ) is None
+
+
+def test_restarts_for_which_torchrun_needs_a_setting():
+    elastic = {"TORCHELASTIC_MAX_RESTARTS": "3", "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in obstacle_to_restarts(elastic)
+    for name, value in (("USE_AGENT_STORE", "False"), ("MAX_RESTARTS", "0")):
+        assert obstacle_to_restarts(elastic | {f"TORCHELASTIC_{name}": value}) is None
+    assert obstacle_to_restarts(elastic | {"WORLD_SIZE": "1"}) is None
+    assert obstacle_to_restarts({}) is None
 
 
 def test_the_library_is_found_without_being_imported(monkeypatch, pytestconfig):

@@ -2,15 +2,18 @@
 
 import copy
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from w2v_lightning.errors import InputError
+from w2v_lightning.strategies.fsdp2 import whole_module
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,15 @@ class MovingAverage(EMAWeightAveraging):
         super().__init__(decay=decay)
         self._is_swapped = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise InputError(
+                "MovingAverage needs all weights on each device, which fsdp2 shares out: leave it out, or use ddp."
+            )
+        with warnings.catch_warnings():  # a module that could share itself out, and does not
+            warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that")
+            super().setup(trainer, pl_module, stage)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)
         self._is_swapped = True
@@ -56,11 +68,14 @@ class AverageBest(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # asks all ranks
         scores = getattr(trainer.checkpoint_callback, "best_k_models", {})
-        if trainer.fast_dev_run or log_dir is None or len(scores) < 2 or not trainer.is_global_zero:
+        if trainer.fast_dev_run or log_dir is None or len(scores) < 2:
+            return
+        whole = whole_module(trainer)  # asks all ranks
+        if not trainer.is_global_zero:
             return
         is_lower_better = trainer.checkpoint_callback.mode == "min"
         paths = sorted(scores, key=lambda path: float(scores[path]), reverse=not is_lower_better)
-        averaged = copy.deepcopy(pl_module).cpu()
+        averaged = copy.deepcopy(whole).cpu()
         averaged.load_state_dict(average_weights(paths))
         folder = Path(log_dir, "model-average")
         averaged.save_pretrained(folder)

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import listed
+from w2v_lightning.model.sharding import total_norm
 from w2v_lightning.text import UNKNOWN, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -105,9 +106,12 @@ class Diagnosis(Callback):
             self._look_at_targets(batch, self._vocabulary)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self._watched is not None and trainer.is_global_zero:
+        if self._watched is None:
+            return
+        norm = total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])  # may ask all ranks
+        if trainer.is_global_zero:
             self._look_at_learning_rate(trainer.global_step + 1, optimizer)
-            self._look_at_gradient(trainer.global_step + 1, optimizer)
+            self._look_at_gradient(trainer.global_step + 1, float(norm))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Mapping[str, Any], batch: Batch, batch_idx: int
@@ -149,9 +153,7 @@ class Diagnosis(Callback):
         if update > 1 and self._highest_lr == 0:  # a warm-up may start at zero, but not stay there
             self._say("lr", update=update)
 
-    def _look_at_gradient(self, update: int, optimizer: Optimizer) -> None:
-        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+    def _look_at_gradient(self, update: int, norm: float) -> None:
         if not math.isfinite(norm):
             return  # the loss or the loss scale tells why
         usual = median(self._norms) if self._norms else 0.0

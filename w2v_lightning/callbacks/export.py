@@ -4,9 +4,11 @@ import logging
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from w2v_lightning.checkpoints import files
 from w2v_lightning.errors import InputError
+from w2v_lightning.strategies.fsdp2 import whole_module
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +28,17 @@ class ExportBest(Callback):
             return
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if best:
-            _load_weights(pl_module, best)
+            _load_weights(trainer, best)
         self.folder = Path(log_dir, "model")
+        module = whole_module(trainer)  # asks all ranks
         if trainer.is_global_zero:
-            pl_module.save_pretrained(self.folder)
+            module.save_pretrained(self.folder)
 
 
-def _load_weights(module: LightningModule, path: str) -> None:
+def _load_weights(trainer: Trainer, path: str) -> None:
     """Of the best checkpoint; where that could not be written, or not be read, what was trained is not to be lost."""
     try:
-        module.load_state_dict(files.load(path)["state_dict"])
+        trainer.strategy.load_model_state_dict(files.load(path))
     except (InputError, OSError) as error:
-        log.warning("The best checkpoint cannot be read, so the last weights are exported: %s", error)
+        message = "The best checkpoint cannot be read, so the last weights are exported: %s"
+        rank_zero_only(log.warning)(message, error)  # another host has not the files that this rank does not write

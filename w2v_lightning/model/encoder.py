@@ -22,8 +22,9 @@ from torch.profiler import record_function
 from transformers import Wav2Vec2Model
 
 from w2v_lightning.model.features import layer_norm
-from w2v_lightning.model.layers import Bounds, Packing, transformer_layer
+from w2v_lightning.model.layers import Bounds, Packing
 from w2v_lightning.model.positional import positional
+from w2v_lightning.model.sharding import gathered_layer
 from w2v_lightning.model.speed import Speed, to_device
 
 
@@ -87,7 +88,7 @@ def _layers(
         if number in dropped_layers:
             hidden_XC = with_zero_gradients(hidden_XC, layer)
         else:
-            hidden_XC = transformer_layer(layer, hidden_XC, bounds, speed)
+            hidden_XC = gathered_layer(layer, hidden_XC, bounds, speed)
     return hidden_XC
 
 

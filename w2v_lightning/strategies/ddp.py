@@ -1,8 +1,10 @@
 """DDP for a module that follows the plan: every parameter has a gradient in every step, buffers are each rank's own."""
 
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed import ReduceOp
@@ -30,19 +32,22 @@ class PlannedDDPStrategy(DDPStrategy):
     Args:
         gradient_compression: gradients travel in half precision: half the bytes, but what is summed is rounded, so that
             results depend on the number of devices. fp16 may overflow.
+        timeout: after which ranks end that wait in vain for another one, where NCCL does not notice by itself.
         options: as for Lightning's DDPStrategy; those of torch's DistributedDataParallel too.
 
     Raises:
         InputError: there is no such compression.
     """
 
-    def __init__(self, gradient_compression: Compression = "none", **options: Any) -> None:
+    def __init__(
+        self, gradient_compression: Compression = "none", timeout: timedelta = default_pg_timeout, **options: Any
+    ) -> None:
         if gradient_compression not in HOOKS:
             raise InputError(
                 f"trainer.strategy: gradient_compression is {gradient_compression!r}; choose from {', '.join(HOOKS)}."
             )
         settings = {"gradient_as_bucket_view": True, "broadcast_buffers": False, "find_unused_parameters": False}
-        super().__init__(ddp_comm_hook=HOOKS[gradient_compression], **(settings | options))
+        super().__init__(ddp_comm_hook=HOOKS[gradient_compression], timeout=timeout, **(settings | options))
 
     def configure_ddp(self) -> None:
         # Layers are compiled one by one (model/layers.py): dynamo need not cut them at the bounds of buckets.
