@@ -51,7 +51,7 @@ def main(args: list[str] | None = None) -> int:
         _check_torch_pair()
         status = import_module(module).main(args if module == "w2v_lightning.cli" else args[1:])
     except InputError as error:
-        return _fail(_without_worker_traceback(str(error)))
+        return _fail(error.line)
     sigterm.watch.stop()  # not after an exception: until the process has ended, SIGTERM means what it meant
     return status or 0
 
@@ -77,13 +77,6 @@ def _check_torch_pair() -> None:
             f"torch {torch} and torchaudio {torchaudio} are not of one release; run: pip install"
             f" 'torchaudio=={'.'.join(torch.split('.')[:2])}.*', or give both the same version."
         )
-
-
-def _without_worker_traceback(message: str) -> str:
-    """torch hands on what a loader worker raised as the text of its traceback; its last line is the message."""
-    if not message.startswith("Caught InputError in DataLoader worker"):
-        return message
-    return message.rstrip().rpartition("w2v_lightning.errors.InputError: ")[2]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
+import w2v_lightning.strategies.fsdp2  # noqa: F401  which makes trainer.strategy=fsdp2 known
 from w2v_lightning import recovery
 from w2v_lightning.callbacks.averaging import AverageBest
 from w2v_lightning.callbacks.diagnosis import Diagnosis
@@ -39,7 +40,7 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.precision import choose_precision
 from w2v_lightning.pretraining import Wav2Vec2Pretraining
-from w2v_lightning.strategies.launcher import launched
+from w2v_lightning.strategies.launcher import launched, obstacle_to_restarts
 from w2v_lightning.strategies.sagemaker_environment import devices_and_hosts
 from w2v_lightning.strategies.smddp import SMDDPStrategy
 from w2v_lightning.text import BUILT_VOCABULARIES, Vocabulary
@@ -107,8 +108,7 @@ class Parser(LightningArgumentParser):
     """Says in one line what is wrong with an option and what would be right."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"error: {one_line(message)}{self._nearest(message)}", file=sys.stderr)
-        sys.exit(2)
+        raise InputError(f"{one_line(message)}{self._nearest(message)}") from ex
 
     def _nearest(self, message: str) -> str:
         unknown = re.search(r"(?:[Uu]nrecognized arguments: --|[Kk]ey ['\"]|[Oo]ption ['\"])([\w.-]+)", message)
@@ -224,6 +224,8 @@ def _demo_config() -> Path:
 
 def _distribute(trainer: Namespace) -> None:
     """As many devices as the launcher has started processes; over several, gradients travel by what suits the host."""
+    if obstacle := obstacle_to_restarts():
+        rank_zero_only(log.warning)(obstacle)
     per_host, num_hosts = devices_and_hosts()
     if trainer.devices == "auto" and per_host:
         trainer.devices = per_host
@@ -231,7 +233,7 @@ def _distribute(trainer: Namespace) -> None:
         trainer.num_nodes = num_hosts
     known = ["auto", *StrategyRegistry.available_strategies()]
     if isinstance(trainer.strategy, str) and trainer.strategy.lower() not in known:
-        advice = did_you_mean(trainer.strategy, known) or "; choose auto, ddp or smddp."
+        advice = did_you_mean(trainer.strategy, known) or "; choose auto, ddp, smddp or fsdp2."
         raise InputError(f"trainer.strategy: there is no {trainer.strategy!r}{advice}")
     # "ddp" is also what Lightning makes of "auto" on several devices.
     backend = "nccl" if trainer.strategy == "ddp" else "auto"

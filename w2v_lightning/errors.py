@@ -8,6 +8,14 @@ class InputError(ValueError):
     traceback; in a script it is an ordinary ValueError.
     """
 
+    @property
+    def line(self) -> str:
+        """The message, also of one that torch hands on from a loader worker as the text of its traceback."""
+        text = str(self)
+        if not text.startswith("Caught InputError in DataLoader worker"):
+            return text
+        return text.rstrip().rpartition("w2v_lightning.errors.InputError: ")[2]
+
 
 MAX_LISTED = 10  # examples in a message; the count is always given
 

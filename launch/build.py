@@ -1,0 +1,79 @@
+"""Whether a config builds: its module and data module, without weights, network or GPU."""
+
+import argparse
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from launch.job import CHANNEL
+from w2v_lightning.errors import InputError
+
+CONTAINER_DATA = f"/opt/ml/input/data/{CHANNEL}"
+FOLDERS = ("model.pretrained", "model.vocabulary", "data.augmentation.noise_folder")  # options that may name one
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Build what `fit` would.
+
+    Args:
+        config: all options of `fit`, resolved.
+
+    Raises:
+        InputError: an option has a value that cannot be, or names a folder that the container does not have.
+    """
+    check_folders(config)
+    check_checkpoints(config)
+    build(config)
+
+
+def check_folders(config: Mapping[str, Any]) -> None:
+    for option in FOLDERS:
+        folder = reduce(
+            lambda part, key: part.get(key) if isinstance(part, Mapping) else None, option.split("."), config
+        )
+        if isinstance(folder, str) and not folder.startswith("/opt/ml/") and _is_local(folder):
+            hub = " or give a name on the Hugging Face hub," if option == "model.pretrained" else ""
+            raise InputError(
+                f"{option}: {folder} is a folder of this machine, which the container does not have;{hub} or upload it"
+                f" below --data and name it {CONTAINER_DATA}/{Path(folder).name}."
+            )
+
+
+def _is_local(folder: str) -> bool:
+    return folder.startswith(("/", "~", "./", "../")) or Path(folder).is_dir()
+
+
+def check_checkpoints(config: Mapping[str, Any]) -> None:
+    from w2v_lightning.checkpoints.recent import Interval, RecentCheckpoints  # slow to import
+
+    RecentCheckpoints("checkpoints", Interval.parse(config["checkpoint_every"]), config["checkpoint_keep"])
+
+
+def build(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The module on torch's meta device, where a model has shapes and no weights, and the data module.
+
+    A pretrained model is not fetched: one of wav2vec2-base's shape stands in for it.
+
+    Raises:
+        InputError: an option has a value that cannot be.
+    """
+    import torch  # slow to import, as those below
+    from jsonargparse import ArgumentParser
+
+    from w2v_lightning.cli import TASKS, one_line
+    from w2v_lightning.data.datamodule import LibriSpeechDataModule
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TASKS[config["task"]][0], "model")
+    parser.add_class_arguments(LibriSpeechDataModule, "data")
+    stand_in = {"pretrained": None} | (
+        {"vocabulary": None} if isinstance(config["model"].get("vocabulary"), str) else {}
+    )
+    try:
+        options = parser.parse_object({"model": {**config["model"], **stand_in}, "data": config["data"]})
+        with torch.device("meta"):
+            parts = parser.instantiate_classes(options)
+    except (argparse.ArgumentError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"The config does not build: {one_line(str(error))}") from error
+    return parts.model, parts.data

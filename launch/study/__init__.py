@@ -1,0 +1,1 @@
+"""What training costs: prices as data with their dates, cost as a pure function."""
