@@ -63,6 +63,7 @@ def test_learns_to_read_tones_and_plain_transformers_reads_the_same(tmp_path, co
     assert right >= 12
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_epoch(tmp_path, corpus):
     """DDP works as Lightning's users start it: nothing to switch off, no sampler to replace."""
     wer, accumulation = run_script(tmp_path, corpus, devices=2, epochs=1)
