@@ -108,11 +108,10 @@ def resume(config: Mapping[str, Any], folder: Path) -> str:
     """The newest checkpoint where the run has ended but its container was lost with the model: then that is exported
     again. Otherwise "auto", under which such a run would only say that it has ended.
     """
-    from w2v_lightning.checkpoints.history import finished
+    from w2v_lightning.checkpoints.history import finished, limits_of
     from w2v_lightning.checkpoints.resume import choose
 
-    limits = {name: str(config["trainer"].get(name)) for name in ("max_steps", "max_epochs", "max_time")}
-    has_ended = finished(str(folder), limits)
+    has_ended = finished(str(folder), limits_of(config["trainer"]))
     return (has_ended and choose("auto", str(folder), {})) or "auto"
 
 

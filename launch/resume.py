@@ -7,14 +7,15 @@ from launch.guards import split_uri
 from launch.job import Job
 from launch.request import RECORD
 from launch.training_job import TrainingJob, describe
+from w2v_lightning.checkpoints.history import limits_of
 from w2v_lightning.errors import InputError
 
 if TYPE_CHECKING:
     import boto3
 
 
-def previous_job(boto: "boto3.Session", name: str) -> Job:
-    """What `name`, a run or one of its jobs, was submitted as.
+def previous_job(boto: "boto3.Session", name: str) -> tuple[Job, bool]:
+    """What `name`, a run or one of its jobs, was submitted as, and whether it has completed.
 
     Raises:
         InputError: there is no such job, it still runs, or it was not submitted from here.
@@ -32,9 +33,24 @@ def previous_job(boto: "boto3.Session", name: str) -> Job:
     except s3.exceptions.NoSuchKey:
         raise InputError(f"{job.name}: its code in s3://{bucket}/{key} has no {RECORD}: submit the run anew.") from None
     try:
-        return Job(**json.loads(record))
+        return Job(**json.loads(record)), job.status == "Completed"
     except TypeError:
         raise InputError(f"{job.name} was submitted by another version of this package: go on with that one.") from None
+
+
+def check_trains_on(completed: Job, job: Job) -> None:
+    """Of a run whose last job has completed: there is something left for the next one.
+
+    Raises:
+        InputError: training would end where it has ended.
+    """
+    limits = limits_of(completed.config["trainer"])
+    if limits_of(job.config["trainer"]) == limits:
+        found = ", ".join(f"trainer.{name} {value}" for name, value in limits.items() if value != "None")
+        raise InputError(
+            f"{job.run} has trained to its end ({found}): `python -m launch download {job.run}` fetches the model. To"
+            " train on, give a later end, such as --trainer.max_steps."
+        )
 
 
 def check_is_new(boto: "boto3.Session", run: Job) -> None:

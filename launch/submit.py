@@ -21,7 +21,7 @@ from launch.images import image_uri
 from launch.instances import instance
 from launch.job import InputMode, Job
 from launch.request import create_training_job
-from launch.resume import check_is_new, previous_job
+from launch.resume import check_is_new, check_trains_on, previous_job
 from w2v_lightning.errors import InputError
 
 RUN_NAME = re.compile(r"[a-zA-Z0-9](-?[a-zA-Z0-9])*")
@@ -91,8 +91,11 @@ def submit(options: argparse.Namespace) -> int:
 
 def resubmit(options: argparse.Namespace) -> int:
     """Go on with one."""
-    previous = previous_job(session.boto_session(options.region), options.name)
-    return _start(changed_job(previous, options), options)
+    previous, is_complete = previous_job(session.boto_session(options.region), options.name)
+    job = changed_job(previous, options)
+    if is_complete:
+        check_trains_on(previous, job)
+    return _start(job, options)
 
 
 def new_job(options: argparse.Namespace) -> Job:

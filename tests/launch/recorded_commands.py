@@ -78,7 +78,8 @@ def run_all_commands(recorder: Recorder, capsys: pytest.CaptureFixture) -> str:
         succeed(*command, "--region", REGION)
     succeed("download", name, "--checkpoints", "--to", "fetched", "--region", REGION)
     succeed("status", "base", "--region", REGION)  # of the run: its jobs are listed
-    succeed("resubmit", "base", "--instance-type", "ml.g5.xlarge", "--count", "1", "--region", REGION)
+    longer = "--trainer.max_steps", "900000"
+    succeed("resubmit", "base", "--instance-type", "ml.g5.xlarge", "--count", "1", "--region", REGION, *longer)
     recorder.answers = {"DescribeTrainingJob": _running_job(name), "StopTrainingJob": {}}
     succeed("stop", name, "--region", REGION)
     printed = capsys.readouterr()

@@ -94,7 +94,8 @@ def test_a_spot_job_from_its_submission_over_two_interruptions_to_its_model(acco
     assert main(["cost", "e2e"]) == 0
     assert re.search(r" 70% +2 +8\.15\n", capsys.readouterr().out)  # 3,000 s x 2 x $4.89 an hour
 
-    assert main(["resubmit", "e2e", "--instance-type", "ml.g5.xlarge", "--count", "1"]) == 0
+    on_another_type = "--instance-type", "ml.g5.xlarge", "--count", "1"
+    assert main(["resubmit", "e2e", *on_another_type, "--trainer.max_steps", "900000"]) == 0
     again = account.job(capsys.readouterr().out.split()[0])
     assert again["CheckpointConfig"] == account.job(name)["CheckpointConfig"]
     assert again["ResourceConfig"]["InstanceType"] == "ml.g5.xlarge"

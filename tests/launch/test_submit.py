@@ -219,11 +219,13 @@ def aws(monkeypatch):
 @pytest.mark.slow
 def test_submitted_and_resubmitted_on_another_type(aws, capsys):
     assert main(["submit", *NEEDED, "--count", "2", "--spot", "--name", "first-try", "--data.root", "speech"]) == 0
-    assert (
-        main(["resubmit", "first-try", "--instance-type", "ml.g5.xlarge", "--count", "1", "--data.batch_seconds", "9"])
-        == 0
-    )
-    first, second = (aws.describe_training_job(TrainingJobName=name) for name in capsys.readouterr().out.split())
+    name = capsys.readouterr().out.strip()
+    assert main(["resubmit", "first-try"]) == 2
+    assert "first-try has trained to its end" in capsys.readouterr().err.splitlines()[-1]
+    changes = ["--instance-type", "ml.g5.xlarge", "--count", "1", "--data.batch_seconds", "9"]
+    assert main(["resubmit", "first-try", *changes, "--trainer.max_steps", "900000"]) == 0
+    names = name, capsys.readouterr().out.strip()
+    first, second = (aws.describe_training_job(TrainingJobName=name) for name in names)
     assert first["ResourceConfig"]["InstanceType"] == "ml.g4dn.12xlarge"
     assert second["ResourceConfig"] == {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 100}
     assert second["CheckpointConfig"] == first["CheckpointConfig"]

@@ -2,12 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from w2v_lightning.checkpoints.history import RunHistory, finished
+from w2v_lightning.checkpoints.history import RunHistory, finished, limits_of
 from w2v_lightning.checkpoints.recent import Interval, RecentCheckpoints
 from w2v_lightning.checkpoints.resume import choose
 
@@ -35,7 +34,7 @@ def callbacks(options: Namespace, resolved: str) -> list[Callback]:
     """
     folder, every = run_folder(options), Interval.parse(options.checkpoint_every)
     recent = RecentCheckpoints(folder, every, options.checkpoint_keep)
-    return [RunHistory(folder, resolved, _limits(options)), recent]
+    return [RunHistory(folder, resolved, limits_of(options.trainer)), recent]
 
 
 def begin(trainer: Trainer, module: LightningModule, options: Namespace) -> tuple[bool, str | None]:
@@ -51,14 +50,10 @@ def begin(trainer: Trainer, module: LightningModule, options: Namespace) -> tupl
             callback.goes_on_from = chosen
         if isinstance(callback, RunHistory):
             callback.begins_anew = resume == "never"
-    last = finished(folder, _limits(options)) if chosen and resume in ("auto", "must") else None
+    last = finished(folder, limits_of(options.trainer)) if chosen and resume in ("auto", "must") else None
     if last:
         log.info("This run has ended, at step %d: %s", last["last_step"], last["log_dir"] or folder)
         log.info("To train on, raise trainer.max_steps or trainer.max_epochs; to begin anew, --resume never.")
     elif chosen:
         log.info("Going on from %s", chosen)
     return last is None, chosen
-
-
-def _limits(options: Namespace) -> dict[str, Any]:
-    return {name: str(options.trainer[name]) for name in ("max_steps", "max_epochs", "max_time")}

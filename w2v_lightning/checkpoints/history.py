@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from w2v_lightning.strategies.sagemaker_environment import find_hosts
 log = logging.getLogger(__name__)
 
 FILE = "run_history.json"
+LIMITS = ("max_steps", "max_epochs", "max_time")  # of the trainer: where training ends
 
 
 class RunHistory(Callback):
@@ -101,6 +103,11 @@ def read(folder: str) -> list[dict[str, Any]]:
         log.warning("%s in %s cannot be read (%s): a new one is begun.", FILE, folder, error)
         return []
     return segments
+
+
+def limits_of(trainer: Mapping[str, Any]) -> dict[str, str]:
+    """LIMITS, as a run history has them, from the trainer's options."""
+    return {name: str(trainer.get(name)) for name in LIMITS}
 
 
 def finished(folder: str, limits: dict[str, Any]) -> dict[str, Any] | None:
