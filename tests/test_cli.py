@@ -169,6 +169,7 @@ def test_fit_then_test_then_predict_then_transcribe(tiny_config, tmp_path):
     assert done.stdout == "".join(f"{file}\t{rows[file.stem]['hypothesis']}\n" for file in files)
 
 
+@pytest.mark.slow
 def test_two_processes_train_score_and_export_one_model(tiny_config, tmp_path):
     options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.device_seconds", "5"]
     done = run("fit", "--config", tiny_config, *options)
