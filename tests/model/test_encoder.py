@@ -45,7 +45,9 @@ def speech(*num_samples: int, padded_to: int | None = None) -> tuple[torch.Tenso
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ["base", "tiny group", "tiny layer", pytest.param("large-lv60", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "architecture", ["base", "tiny group", "tiny layer", pytest.param("large-lv60", marks=pytest.mark.slow)]
+)
 def test_alone_an_utterance_gives_what_transformers_gives(architecture):
     model = build(architecture)
     for number in NUM_SAMPLES:
