@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed.fsdp import FSDPModule
 
 from w2v_lightning.checkpoints import files
 from w2v_lightning.errors import InputError
@@ -16,7 +17,8 @@ log = logging.getLogger(__name__)
 class ExportBest(Callback):
     """Writes LOG_DIR/model from the best checkpoint, or from the last weights where no checkpoint was kept.
 
-    transformers and `model.pretrained` load that folder. The module is left with the weights that were written.
+    transformers and `model.pretrained` load that folder. The module is left with the weights that were written;
+    one whose weights are shared out keeps its last ones.
     """
 
     def __init__(self) -> None:
@@ -27,18 +29,18 @@ class ExportBest(Callback):
         if trainer.fast_dev_run or log_dir is None:
             return
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            _load_weights(trainer, best)
         self.folder = Path(log_dir, "model")
         module = whole_module(trainer)  # asks all ranks
+        if best and (trainer.is_global_zero or not isinstance(module, FSDPModule)):
+            _load_weights(module, best)
         if trainer.is_global_zero:
             module.save_pretrained(self.folder)
 
 
-def _load_weights(trainer: Trainer, path: str) -> None:
+def _load_weights(module: LightningModule, path: str) -> None:
     """Of the best checkpoint; where that could not be written, or not be read, what was trained is not to be lost."""
     try:
-        trainer.strategy.load_model_state_dict(files.load(path))
+        module.load_state_dict(files.load(path)["state_dict"])
     except (InputError, OSError) as error:
         message = "The best checkpoint cannot be read, so the last weights are exported: %s"
         rank_zero_only(log.warning)(message, error)  # another host has not the files that this rank does not write
