@@ -14,7 +14,8 @@ DEFAULT_CHECKPOINT_EVERY = "15m"  # of `fit`
 def resolve(files: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
     """All options of `fit`, as `--print_config` prints them: those of the files, then the overrides, then defaults.
 
-    A wrong one ends the process with status 2 and one line on standard error, as in `fit`.
+    Raises:
+        InputError: one of them is wrong.
     """
     from w2v_lightning import cli  # imports torch and Lightning
 

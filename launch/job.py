@@ -9,6 +9,8 @@ InputMode = Literal["FastFile", "File", "stream"]
 
 CHANNEL = "data"  # of the training data, where it is mounted or copied: SM_CHANNEL_DATA in the container
 
+PROJECT = {"project": "w2v_lightning"}  # the tag of all jobs that were submitted from here
+
 # What the first rank prints as NAME=VALUE, for SageMaker's regular expressions.
 METRICS = ("val_wer", "val_cer", "val_loss", "val_accuracy", "train_loss_per_char", "audio_s_per_s")
 
@@ -67,7 +69,7 @@ class Job:
     @property
     def tags(self) -> dict[str, str]:
         """What `list` and `cost` find the run's jobs by, and bills can be split by."""
-        return {"project": "w2v_lightning", "run": self.run}
+        return PROJECT | {"run": self.run}
 
     @property
     def uses_mpirun(self) -> bool:

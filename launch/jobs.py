@@ -8,10 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from launch import bill, download, logs, session
+from launch.job import PROJECT
 from launch.show import coloured_status, duration, instances, local_time, show
 from launch.training_job import add_options, add_region_option, describe, key_and_value, search
-
-ALL_JOBS = [("project", "w2v_lightning")]
 
 
 def add_parser(commands: Any) -> None:
@@ -24,7 +23,7 @@ def add_parser(commands: Any) -> None:
     add_options(stop)
     stop.set_defaults(run=_stop)
     of_all = commands.add_parser("list", help="the newest jobs")
-    tags = " ".join(f"{key}={value}" for key, value in ALL_JOBS)
+    tags = " ".join(f"{key}={value}" for key, value in PROJECT.items())
     of_all.add_argument("--tag", action="append", type=key_and_value, metavar="KEY=VALUE", help=f"default: {tags}")
     of_all.add_argument("--last", type=_positive, default=20, metavar="N", help="how many at most; default: 20")
     add_region_option(of_all)
@@ -51,7 +50,7 @@ def _stop(options: argparse.Namespace) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     sagemaker = session.boto_session(options.region).client("sagemaker")
-    tags = dict(options.tag or ALL_JOBS)
+    tags = dict(options.tag or PROJECT)
     jobs = list(islice(search(sagemaker, tags), options.last))
     if not jobs:
         print(f"{sagemaker.meta.region_name} has no jobs with {tags}; --region looks elsewhere.")
