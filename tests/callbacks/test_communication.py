@@ -51,7 +51,11 @@ def test_the_slow_rank_is_the_one_that_never_waits(tmp_path):
     command = [sys.executable, script, tmp_path / "corpus", tmp_path, json.dumps(TINY_CONFIG)]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "throughput.json").read_text())["communication"]
+    report = json.loads((tmp_path / "throughput.json").read_text())
+    found, alone = report["communication"], report["all_reduce"]
+    assert alone["gradient_bytes"] == report["workload"]["gradient_bytes"] > 4096
+    assert 0 < alone["latency_ms"] < alone["gradients_ms"] < 1000
+    assert (report["host"]["hosts"], report["host"]["devices_per_host"]) == (1, 2)
     assert found["steps"] == 5  # of two micro-batches each, of which the second one exchanges
     first, second = found["waiting_ms_per_step_of_ranks"]
     assert second < 100 < first < 1000

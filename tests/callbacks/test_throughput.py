@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from tiny import TINY_CONFIG
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.callbacks import throughput as throughput_module
 from w2v_lightning.callbacks.gpu import GpuUse
-from w2v_lightning.callbacks.measured import Measured, Tally
+from w2v_lightning.callbacks.measured import Measured, Tally, condensed
 from w2v_lightning.callbacks.step_timer import StepTimer, Times
 from w2v_lightning.callbacks.throughput import Throughput
 from w2v_lightning.data.loader import TimedLoader
+from w2v_lightning.hardware import usable_cores
 
 TEXTS = random_texts(12, seed=1)
 AUDIO_S = sum(len(spell(text)) for text in TEXTS) / 16_000
@@ -85,6 +87,50 @@ def test_the_file_of_a_run_is_plausible(tmp_path, corpus):
     assert found["versions"]["torch"] == torch.__version__
     assert found["world_size"] == 1
     assert found["matrix_flops_per_s"] == 1e12
+
+
+def test_the_file_has_the_windows_and_what_explains_them(tmp_path, corpus):
+    fit(tmp_path, corpus)
+    found = report(tmp_path)
+    windows = found["windows"]
+    assert [window["steps"] for window in windows] == [2, 2, 1, 1, 2, 2]  # logged every two; an epoch ends after five
+    for name, whole in (("steps", "steps"), ("utterances", "utterances"), ("seconds", "train_seconds")):
+        assert sum(window[name] for window in windows) == pytest.approx(found[whole]), name
+    assert sum(window["audio_s"] for window in windows) == pytest.approx(2 * AUDIO_S)
+    assert all(window["total_s"] >= window["device_s"] > 0 for window in windows)
+    workload = found["workload"]
+    assert (workload["batch_seconds"], workload["device_seconds"]) == (4, 2)
+    assert workload["steps_per_epoch"] * 2 == found["steps"]
+    assert workload["audio_s_per_epoch"] == pytest.approx(AUDIO_S)
+    assert workload["utterances_per_epoch"] == len(TEXTS)
+    assert workload["loader_workers"] == 0
+    parameters = list(Wav2Vec2CTC(None, TINY_CONFIG, freeze_feature_encoder=False).parameters())
+    assert workload["parameters"] == sum(p.numel() for p in parameters)
+    assert workload["gradient_bytes"] == sum(4 * p.numel() for p in parameters if p.requires_grad)
+    assert workload["gradient_buckets"] >= 1
+    computed = found["mfu"] * found["matrix_flops_per_s"] * found["train_seconds"]
+    assert workload["flops_per_audio_s"] == pytest.approx(computed / (2 * AUDIO_S))
+    host = {"hosts": 1, "devices_per_host": 1, "cores": usable_cores(), "threads": torch.get_num_threads()}
+    assert found["host"] == host
+    assert found["all_reduce"] is None  # there is nobody to exchange with
+    assert found["startup_s"] > 0
+    assert found["validation"]["count"] == 2  # one an epoch; the one before training is none
+    assert found["validation"]["seconds"] > 0
+
+
+def test_many_windows_become_fewer_and_nothing_is_lost():
+    windows = [Measured(Tally(steps=1, seconds=float(i))) for i in range(9)]
+    few = condensed(windows, 4)
+    assert [window.tally.steps for window in few] == [4, 4, 1]
+    assert [window.tally.seconds for window in few] == [0 + 1 + 2 + 3, 4 + 5 + 6 + 7, 8]
+    assert condensed(windows, 9) == windows
+
+
+def test_the_age_of_a_process_is_that_of_the_process():
+    code = "import time; from w2v_lightning.callbacks.circumstances import process_age_s as age; print(age())"
+    started = time.perf_counter()
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert 0.2 < float(found.stdout) < time.perf_counter() - started + 0.1
 
 
 def test_the_log_has_the_window(tmp_path, corpus):

@@ -4,16 +4,14 @@
 
 As nccl-tests has it: the algorithm bandwidth of a message of B bytes that takes t seconds is B / t. Each of n ranks
 sends and receives 2 (n - 1) / n of it, so the bus bandwidth, B / t x 2 (n - 1) / n, is to be compared with the
-hardware's, on any number of ranks. A message's time is the median over repetitions on the slowest rank.
+hardware's, on any number of ranks.
 """
 
 import argparse
 import json
 import os
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from w2v_lightning.bench.settings import CONFIGS
-from w2v_lightning.callbacks.step_timer import new_event
+from w2v_lightning.callbacks.all_reduce import LEAST_BYTES, bucket_bytes, exchange_s
 from w2v_lightning.data.manifest import atomic_text_file
 from w2v_lightning.errors import InputError
 from w2v_lightning.hardware import device_name, versions
 from w2v_lightning.module import Wav2Vec2CTC
-
-LEAST_BYTES = 4 * 2**10
-BUCKET_BYTES = 25 * 2**20  # torch's default, which PlannedDDPStrategy keeps
-WARM_UP = 3
-# A repetition is so many in a row, as in nccl-tests, that the clock sees more than itself; large ones need no company.
-MOST_IN_A_ROW, BYTES_IN_A_ROW = 20, 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -100,10 +92,7 @@ def gradient_buckets(config: dict[str, Any]) -> list[int]:
     """Bytes of each of the buckets in which DDP sends the gradients, float32, of a model as `fit` trains it."""
     with torch.device("meta"):
         module = Wav2Vec2CTC(None, config)
-    gradients = [p for p in reversed(list(module.parameters())) if p.requires_grad]
-    limits = [dist._DEFAULT_FIRST_BUCKET_BYTES, BUCKET_BYTES]
-    buckets, _ = dist._compute_bucket_assignment_by_size(gradients, limits)
-    return [sum(gradients[i].numel() * gradients[i].element_size() for i in bucket) for bucket in buckets]
+    return bucket_bytes(module.parameters())
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -132,30 +121,8 @@ def _join(backend: str | None) -> torch.device:
 
 
 def _exchange(what: str, messages: list[int], device: torch.device, repetitions: int) -> Exchange:
-    tensors = [torch.zeros(num_bytes // 4, device=device) for num_bytes in messages]
-    in_a_row = max(1, min(MOST_IN_A_ROW, BYTES_IN_A_ROW // sum(messages)))
-
-    def exchange() -> None:
-        for _ in range(in_a_row):
-            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
-                work.wait()
-
-    seconds = torch.tensor(_median_s(exchange, device, repetitions) / in_a_row, device=device)
-    dist.all_reduce(seconds, dist.ReduceOp.MAX)
-    return Exchange(what, sum(messages), len(messages), float(seconds), dist.get_world_size())
-
-
-def _median_s(exchange: Callable[[], None], device: torch.device, repetitions: int) -> float:
-    for _ in range(WARM_UP):
-        exchange()
-    marks = [new_event(device) for _ in range(repetitions + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        exchange()
-        mark.record()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return statistics.median(a.elapsed_time(b) / 1000 for a, b in pairwise(marks))
+    seconds = exchange_s(messages, device, repetitions)
+    return Exchange(what, sum(messages), len(messages), seconds, dist.get_world_size())
 
 
 def _show(exchanges: list[Exchange], device: torch.device) -> None:

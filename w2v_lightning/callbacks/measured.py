@@ -1,5 +1,6 @@
 """What a run is measured by: sums over its steps, divided once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from w2v_lightning.callbacks.gpu import GpuUse
@@ -22,15 +23,27 @@ class Tally:
 
 
 @dataclass
+class Validations:
+    """What a run does besides training."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Validations") -> "Validations":
+        return Validations(self.count + other.count, self.seconds + other.seconds)
+
+
+@dataclass
 class Measured:
     """Everything that is summed, of a window or a run."""
 
     tally: Tally = field(default_factory=Tally)
     times: Times = field(default_factory=Times)
     gpu: GpuUse = field(default_factory=GpuUse)
+    validations: Validations = field(default_factory=Validations)
 
     def __add__(self, other: "Measured") -> "Measured":
-        return Measured(self.tally + other.tally, self.times + other.times, self.gpu + other.gpu)
+        return Measured(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def rates(self, peak_flops_per_s: float | None) -> dict[str, float | None]:
         """What is divided, once, under the names of the log; None where it is not known.
@@ -58,3 +71,11 @@ class Measured:
 def ratio(part: float, whole: float) -> float | None:
     """None where there is nothing to divide by."""
     return part / whole if whole else None
+
+
+def condensed(windows: Sequence[Measured], most: int) -> list[Measured]:
+    """At most so many: where there are more, neighbours become one, until there are not."""
+    windows = list(windows)
+    while len(windows) > most:
+        windows = [sum(windows[i + 1 : i + 2], windows[i]) for i in range(0, len(windows), 2)]
+    return windows

@@ -23,9 +23,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from w2v_lightning.callbacks import all_reduce
+from w2v_lightning.callbacks.circumstances import host, process_age_s, workload
 from w2v_lightning.callbacks.communication import ExposedTime, Traffic
 from w2v_lightning.callbacks.gpu import GpuSampler, GpuUse
-from w2v_lightning.callbacks.measured import Measured, Tally, ratio
+from w2v_lightning.callbacks.measured import Measured, Tally, Validations, condensed, ratio
 from w2v_lightning.callbacks.step_timer import StepTimer, new_event
 from w2v_lightning.data.batch import SAMPLE_RATE, Batch
 from w2v_lightning.data.manifest import atomic_text_file
@@ -35,6 +37,7 @@ from w2v_lightning.precision import products_dtype
 
 log = logging.getLogger(__name__)
 
+MOST_WINDOWS = 256
 MFU_FORMULA = (
     "FLOPs of forward and backward of the real audio (w2v_lightning/model/flops.py, a multiply-add counts as two)"
     " / (seconds x devices x matrix_flops_per_s, which was measured as the run began)"
@@ -48,12 +51,18 @@ class Throughput(Callback):
 
     On several devices the file also has `communication` (communication.py), of the steps since this process started.
 
+    What explains the speed, and lets another machine's be predicted, is there too: `workload` and `host`
+    (circumstances.py), `all_reduce` as training began (all_reduce.py), `startup_s` from the start of the process to its
+    first step, `validation`, and since then `windows`: the sums of each logged window, of which the first ones still
+    compile. Neighbours are added up so that there are at most 256.
+
     The plan gives every rank the same share, so in the log this rank's audio stands for the others'; the file has the
     sum over all ranks.
     """
 
     def __init__(self) -> None:
         self.run = Measured()  # windows that are closed
+        self.windows: list[Measured] = []  # the same, one by one, since this process started
         self._tally = Tally()  # the open window
         self._num_samples: list[Tensor] = []  # of its utterances
         self._window_start: float | None = None
@@ -66,6 +75,8 @@ class Throughput(Callback):
         self._folder: Path | None = None
         self._waited_s = 0.0  # as the loader counts it, when the last micro-batch came
         self._peak_flops_per_s: float | None = None
+        self._validation_start: float | None = None
+        self._circumstances: dict[str, Any] = {}  # what does not change as training goes on
 
     @property
     def audio_seconds(self) -> float:
@@ -102,6 +113,7 @@ class Throughput(Callback):
         )
         if not trainer.fast_dev_run:
             self._peak_flops_per_s = trainer.world_size * _matrix_flops_per_s(device, trainer.precision)
+            self._circumstances = _circumstances(trainer, pl_module)
         self._start_window(trainer)  # an epoch that is resumed in the middle does not start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,8 +121,11 @@ class Throughput(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close_window()
+        self._validation_start = perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.run.validations += Validations(1, perf_counter() - self._validation_start)
         self._start_window(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,6 +188,8 @@ class Throughput(Callback):
         if window.tally.seconds:
             window.times = self._timer.take()
             window.gpu = self._sampler.take() if self._sampler else GpuUse()
+        if window.tally.steps:
+            self.windows = condensed([*self.windows, window], MOST_WINDOWS)
         self.run += window
         self._tally, self._num_samples, self._window_start = Tally(), [], None
         return window
@@ -221,8 +238,15 @@ class Throughput(Callback):
             **self.run.rates(peak),
             "energy_wh_per_audio_hour": energy_wh and ratio(energy_wh, tally.audio_s / 3600),
             "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+            **self._circumstances,
+            "workload": {
+                **self._circumstances.get("workload", {}),
+                "flops_per_audio_s": ratio(tally.flops, tally.audio_s),
+            },
             "communication": self.communication,
             **self._network_rates(),
+            "validation": asdict(self.run.validations),
+            "windows": [_sums(window) for window in self.windows],
             "audio_hours": tally.audio_s / 3600,
             "utterances": tally.utterances,
             "steps": tally.steps,
@@ -241,6 +265,22 @@ class Throughput(Callback):
         """Of the first process's host, from the start of training to now."""
         now = Traffic.now()
         return self._traffic.rates_until(now) if self._traffic and now else {}
+
+
+def _circumstances(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """All ranks have to ask: they exchange messages."""
+    return {
+        "startup_s": process_age_s(),
+        "workload": workload(trainer, pl_module),
+        "host": host(trainer, pl_module.device),
+        "all_reduce": all_reduce.measured(trainer.strategy, pl_module.parameters()),
+    }
+
+
+def _sums(window: Measured) -> dict[str, float]:
+    """Of a window, as throughput.json has them."""
+    sums = {**asdict(window.tally), **asdict(window.times)}
+    return {name: round(value, 6) for name, value in sums.items() if name != "flops"}
 
 
 def _waited_s(trainer: Trainer) -> float:
