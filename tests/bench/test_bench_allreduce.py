@@ -1,13 +1,14 @@
-"""`bench allreduce`: between processes of this machine, and between namespaces whose link tc has made slow."""
+"""`bench allreduce`: between processes of this machine, and between emulated hosts whose link is slow."""
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
+from launch.study.emulation import Hosts
+from launch.study.emulation.hosts import TUN
 from w2v_lightning.__main__ import main
 from w2v_lightning.bench.allreduce import Exchange, gradient_buckets
 from w2v_lightning.bench.settings import CONFIGS
@@ -65,88 +66,54 @@ def test_two_processes_of_one_host(tmp_path):
 # ---- two hosts ------------------------------------------------------------------------------------------------------
 
 
-def run(*command):
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=30)
-
-
-class Hosts:
-    """Two network namespaces, joined by a virtual cable."""
-
-    def __init__(self):
-        self.names = [f"w2v{os.getpid()}{end}" for end in "ab"]
-        self.addresses = ["10.213.7.1", "10.213.7.2"]
-
-    def __enter__(self):
-        a, b = self.names
-        steps = [("ip", "netns", "add", name) for name in self.names]
-        steps.append(("ip", "-n", a, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", b))
-        for name, address in zip(self.names, self.addresses, strict=True):
-            steps += [("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "cable")]
-            steps += [("ip", "-n", name, "link", "set", device, "up") for device in ("lo", "cable")]
-        for step in steps:
-            done = run(*step)
-            if done.returncode:
-                self.__exit__()
-                pytest.skip(f"no network namespaces here: {' '.join(step)}: {done.stderr.strip()}")
-        return self
-
-    def __exit__(self, *_):
-        for name in self.names:
-            run("ip", "netns", "del", name)
-
-    def shape(self, *discipline):
-        for name in self.names:
-            done = run("tc", "-n", name, "qdisc", "replace", "dev", "cable", "root", *discipline)
-            if done.returncode:
-                pytest.skip(f"tc cannot set {discipline[0]} here: {done.stderr.strip()}")
-
-    def allreduce(self, path):
-        """The exchanges that the first host reports, by message."""
-        processes = []
-        try:
-            for rank, name in enumerate(self.names):
-                rendezvous = ("--master_addr", self.addresses[0], "--master_port", str(PORT))
-                command, environment = launch(
-                    *("--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank), *rendezvous),
-                    before=("ip", "netns", "exec", name),
-                    GLOO_SOCKET_IFNAME="cable",
-                )
-                command += ["--max-mib", "1", "--repetitions", "1", "--json", str(path)]
-                output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-                processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **output))
-            for process in processes:
-                _, errors = process.communicate(timeout=LIMIT_S)
-                assert process.returncode == 0, errors
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    os.killpg(process.pid, 9)
-        return {found["what"]: found for found in json.loads(path.read_text())["exchanges"]}
-
-
 @pytest.fixture
-def hosts():
-    if os.name != "posix" or os.geteuid() or not (shutil.which("ip") and shutil.which("tc")):
-        pytest.skip("namespaces need root, ip and tc")
-    with Hosts() as hosts:
-        yield hosts
+def namespaces():
+    if sys.platform != "linux" or os.geteuid() or not TUN.exists():
+        pytest.skip("namespaces need Linux, root and a TUN device")
+
+
+def allreduce(hosts, path):
+    """The exchanges that the first host reports, by message."""
+    processes = []
+    try:
+        for rank in range(2):
+            rendezvous = ("--master_addr", hosts.address(0), "--master_port", str(PORT))
+            command, environment = launch(
+                *("--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank), *rendezvous),
+                before=hosts.prefix(rank),
+                **hosts.environment,
+            )
+            command += ["--max-mib", "1", "--repetitions", "1", "--json", str(path)]
+            output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+            processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **output))
+        for process in processes:
+            _, errors = process.communicate(timeout=LIMIT_S)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)
+    return {found["what"]: found for found in json.loads(path.read_text())["exchanges"]}
 
 
 @pytest.mark.slow
-def test_bandwidth_between_hosts_follows_the_rate_of_their_link(hosts, tmp_path):
-    for mbit in (100, 400):
-        hosts.shape("tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "400ms")
-        found = hosts.allreduce(tmp_path / f"{mbit}.json")["1 MiB"]
-        link_bytes_per_s = mbit * 1e6 / 8
+@pytest.mark.usefixtures("namespaces")
+def test_bandwidth_between_hosts_follows_the_rate_of_their_link(tmp_path):
+    for mbit_per_s in (50, 200):
+        with Hosts(2, mbit_per_s, delay_ms=0) as hosts:
+            found = allreduce(hosts, tmp_path / f"{mbit_per_s}.json")["1 MiB"]
+        link_bytes_per_s = mbit_per_s * 1e6 / 8
         assert 0.6 * link_bytes_per_s < found["bus_bytes_per_s"] < 1.1 * link_bytes_per_s
 
 
 @pytest.mark.slow
-def test_latency_between_hosts_follows_the_delay_of_their_link(hosts, tmp_path):
+@pytest.mark.usefixtures("namespaces")
+def test_latency_between_hosts_follows_the_delay_of_their_link(tmp_path):
     latencies_ms = []
     for delay_ms in (4, 12):
-        hosts.shape("netem", "delay", f"{delay_ms}ms")
-        latencies_ms.append(1000 * hosts.allreduce(tmp_path / f"{delay_ms}.json")["4 KiB"]["seconds"])
+        with Hosts(2, 1000, delay_ms) as hosts:
+            found = allreduce(hosts, tmp_path / f"{delay_ms}.json")["4 KiB"]
+        latencies_ms.append(1000 * found["seconds"])
     assert latencies_ms[0] > 4
     # So many times the one-way delay as messages follow on each other, the same number each time.
     assert (latencies_ms[1] - latencies_ms[0]) / 8 == pytest.approx(latencies_ms[0] / 4, rel=0.5)
