@@ -239,10 +239,7 @@ class Throughput(Callback):
             "energy_wh_per_audio_hour": energy_wh and ratio(energy_wh, tally.audio_s / 3600),
             "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
             **self._circumstances,
-            "workload": {
-                **self._circumstances.get("workload", {}),
-                "flops_per_audio_s": ratio(tally.flops, tally.audio_s),
-            },
+            "flops_per_audio_s": ratio(tally.flops, tally.audio_s),
             "communication": self.communication,
             **self._network_rates(),
             "validation": asdict(self.run.validations),

@@ -48,6 +48,7 @@ class Storage:
     def __exit__(self, *_: object) -> None:
         for server in self._servers:
             server.stdin.close()
+            server.stdout.close()
             server.wait(LIMIT_S)
 
     def _start(self, prefix: list[str], port: int) -> int:
