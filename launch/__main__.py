@@ -5,6 +5,8 @@ import sys
 
 from launch import jobs, submit
 from launch.service_errors import explained
+from launch.study import command as study
+from launch.study import recommend
 from w2v_lightning.errors import InputError
 
 
@@ -26,6 +28,8 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     submit.add_parser(commands)
     jobs.add_parser(commands)
+    study.add_parser(commands)
+    recommend.add_parser(commands)
     options, others = parser.parse_known_args(args)
     if "overrides" in options:
         options.overrides = others

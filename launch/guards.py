@@ -34,17 +34,22 @@ def check(job: Job, clients: Callable[[str], Any], *, budget: float | None, is_d
     Raises:
         InputError: the job would fail, or may cost more than it should.
     """
+    check_alone(job, budget)
+    if is_dry_run:
+        print(f"Not checked, because a dry run uses no network: {NEEDS_NETWORK}.", file=sys.stderr)
+    else:
+        check_storage(job, clients("s3"))
+        check_no_other_job(job, clients("sagemaker"))
+
+
+def check_alone(job: Job, budget: float | None) -> None:
+    """Without network: all but NEEDS_NETWORK."""
     check_role(job.role)
     check_gpus(job, instance(job.instance_type))
     check_hours(job)
     check_spot(job)
     check_budget(job, budget)
     build.check(job.config)
-    if is_dry_run:
-        print(f"Not checked, because a dry run uses no network: {NEEDS_NETWORK}.", file=sys.stderr)
-    else:
-        check_storage(job, clients("s3"))
-        check_no_other_job(job, clients("sagemaker"))
 
 
 def check_role(role: str) -> None:

@@ -7,7 +7,6 @@ from launch.guards import split_uri
 from launch.job import Job
 from launch.request import RECORD
 from launch.training_job import TrainingJob, describe
-from w2v_lightning.checkpoints.history import limits_of
 from w2v_lightning.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ def check_trains_on(completed: Job, job: Job) -> None:
     Raises:
         InputError: training would end where it has ended.
     """
+    from w2v_lightning.checkpoints.history import limits_of  # imports Lightning, which takes seconds
+
     limits = limits_of(completed.config["trainer"])
     if limits_of(job.config["trainer"]) == limits:
         found = ", ".join(f"trainer.{name} {value}" for name, value in limits.items() if value != "None")

@@ -8,6 +8,7 @@ from w2v_lightning.errors import InputError
 POLICY = "launch/policy.json (docs/sagemaker.md) has all that is needed"
 RENEW = "`aws sso login` or `aws configure`, or set AWS_PROFILE."
 
+BUSY = ("Throttling", "TooManyRequests", "RequestLimitExceeded", "SlowDown")
 # By the code of the service's answer, without the "Exception" at its end.
 REMEDIES = {
     **dict.fromkeys(
@@ -33,7 +34,7 @@ REMEDIES = {
         "The bucket is in another region: choose that one with --region, or another bucket.",
     ),
     **dict.fromkeys(
-        ("Throttling", "TooManyRequests", "RequestLimitExceeded", "SlowDown"),
+        BUSY,
         "It was asked too often, also after waiting: try again in a minute.",
     ),
 }
@@ -79,6 +80,17 @@ def explanation(error: Exception) -> str | None:
     if names.intersection(UNREACHABLE):
         return f"AWS cannot be reached: {_short(str(error))}. Is the network up? Try again."
     return f"AWS: {_short(str(error))}." if names else None
+
+
+def is_passing(error: Exception) -> bool:
+    """It may be gone in a minute: no network, or a service that is busy or broken."""
+    names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("botocore.")}
+    answer = getattr(error, "response", None) or {}
+    code = str(answer.get("Error", {}).get("Code", ""))
+    is_busy = (
+        code.removesuffix("Exception") in BUSY or answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+    )
+    return bool(names.intersection((*UNREACHABLE, "EndpointConnectionError"))) or ("ClientError" in names and is_busy)
 
 
 def _of_answer(response: dict, operation: str) -> str:

@@ -202,14 +202,19 @@ def _start(job: Job, options: argparse.Namespace) -> int:
     guards.check(job, boto.client, budget=options.budget, is_dry_run=is_dry_run)
     print(plan.words(job, defaults()["interruptions_per_instance_hour"]), file=sys.stderr)
     sdk = session.offline_sdk_session(boto, bucket) if is_dry_run else session.sdk_session(boto, bucket)
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.write(job, Path(folder))
-        request = create_training_job(job, Path(folder), sdk)
+    request = bundled_request(job, sdk)
     if is_dry_run:
         print(json.dumps(request, indent=2))
         return 0
     boto.client("sagemaker").create_training_job(**request)
     return _report(request["TrainingJobName"], boto, is_awaited=options.wait)
+
+
+def bundled_request(job: Job, sdk: Any) -> dict[str, Any]:
+    """The CreateTrainingJob request, its code uploaded through the SDK's session, which may be an offline one."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle.write(job, Path(folder))
+        return create_training_job(job, Path(folder), sdk)
 
 
 def _report(name: str, boto: Any, is_awaited: bool) -> int:

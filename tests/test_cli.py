@@ -14,7 +14,8 @@ from tiny import TINY_CONFIG
 from w2v_lightning import cli
 from w2v_lightning.__main__ import COMMANDS, main
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = [path for path in sorted(FOLDER.glob("*.yaml")) if not path.stem.startswith("study_")]
 
 
 def run(*args, cwd=None):

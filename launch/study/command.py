@@ -1,0 +1,15 @@
+"""`python -m launch study ACTION ...`: what an action imports beyond argparse, it imports when it is run."""
+
+from typing import Any
+
+from launch.study import refresh, start
+from launch.study.report import command as report
+
+
+def add_parser(commands: Any) -> None:
+    """`study`, with an action for each part of it."""
+    study = commands.add_parser("study", help="measure hardware and prices, and say what to train on")
+    actions = study.add_subparsers(required=True, metavar="ACTION")
+    start.add_parser(actions)
+    refresh.add_parser(actions)
+    report.add_parser(actions)
