@@ -32,6 +32,16 @@ class Instance:
     gbit_per_s: float
     has_efa: bool
 
+    @property
+    def precision(self) -> str:
+        """What w2v_lightning.precision will choose on the GPU: bfloat16 where there is any."""
+        return "bf16-mixed" if self.capability >= (8, 0) else "16-mixed"
+
+    @property
+    def loader_workers(self) -> int:
+        """What the data module will start for each GPU, unless data.num_workers says how many."""
+        return max(1, min(8, self.vcpus // self.gpus - 1))
+
 
 # GiB and compute capability.
 GPUS = {

@@ -42,13 +42,11 @@ def _instances(job: Job, machine: Instance) -> str:
 
 
 def _precision(job: Job, machine: Instance) -> str:
-    """As w2v_lightning.precision will choose on the GPU."""
     if precision := job.config["trainer"].get("precision"):
         return f"{precision}, as trainer.precision says"
     gpu = f"{machine.gpu_name} (compute capability {machine.capability[0]}.{machine.capability[1]})"
-    if machine.capability >= (8, 0):
-        return f"bf16-mixed: {gpu} computes in bfloat16"
-    return f"16-mixed: {gpu} has no bfloat16"
+    has_bfloat16 = "computes in" if machine.precision.startswith("bf16") else "has no"
+    return f"{machine.precision}: {gpu} {has_bfloat16} bfloat16"
 
 
 def _gradients(job: Job, machine: Instance) -> str:
@@ -73,7 +71,18 @@ def _checkpoints(job: Job, rate: float) -> str:
 def _time(job: Job) -> str:
     """Figures of how long a training takes are measured, not guessed."""
     waiting = f", and {job.max_wait_hours:g} h with waiting for spot capacity" if job.is_spot else ""
-    return f"{job.max_hours:g} h of training at most{waiting}; no figures to expect less by yet"
+    return f"{job.max_hours:g} h of training at most{waiting}; {_expected(job)}"
+
+
+def _expected(job: Job) -> str:
+    from launch.study.expectation import expected  # which imports `submit`, and that this
+
+    try:
+        found = expected(job)
+    except InputError as error:
+        return f"how long it will take is not known: {str(error).rstrip('.')}"
+    too_long = "; MORE THAN --max-hours" if found.p90_h > job.max_hours else ""
+    return f"expected: {found}{too_long}"
 
 
 def _cost(job: Job) -> str:

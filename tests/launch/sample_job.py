@@ -25,3 +25,10 @@ JOB = Job(
     image="763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.11-cu130-amzn2023-sagemaker",
     volume_gb=100,
 )
+
+DATA = {"root": "x", "batch_seconds": 1600.0, "device_seconds": 200.0, "max_seconds": None, "num_workers": None}
+# With all that a plan reads.
+FULL_CONFIG = CONFIG | {
+    "data": DATA | {"duration_spread": 1.05},
+    "trainer": {"precision": None, "max_steps": 1000, "max_epochs": -1},
+}

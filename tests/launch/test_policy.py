@@ -18,8 +18,10 @@ S3_ACTIONS = {
     **dict.fromkeys(("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"), "PutObject"),
 }
 DATA = f"arn:aws:s3:::{BUCKET}/librispeech/*"
-# What `prepare --to` needs, and uploads that end in their middle; neither is among the commands below.
-NOT_CALLED = {("s3:PutObject", DATA), ("s3:GetObject", DATA), ("s3:AbortMultipartUpload", "*")}
+# What `prepare --to` and `study prices --refresh` need, and uploads that end in their middle: not among the commands
+# below.
+PRICES = {("pricing:GetProducts", "*"), ("ec2:DescribeSpotPriceHistory", "*")}
+NOT_CALLED = {("s3:PutObject", DATA), ("s3:GetObject", DATA), ("s3:AbortMultipartUpload", "*")} | PRICES
 
 
 def statements(name: str) -> list[dict]:
@@ -157,6 +159,8 @@ def test_all_resources_are_granted_only_where_an_action_knows_none(name):
         "sagemaker:Search",
         "cloudwatch:PutMetricData",
         "ecr:GetAuthorizationToken",
+        "pricing:GetProducts",
+        "ec2:DescribeSpotPriceHistory",
     }
     for statement in statements(name):
         assert statement["Effect"] == "Allow"

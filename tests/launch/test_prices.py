@@ -23,6 +23,17 @@ def test_every_row_has_a_known_instance_a_date_and_a_source():
         assert price.source
 
 
+def test_spots_stand_in_is_less_than_on_demand_and_says_so():
+    assert prices.spot_prices()
+    for (instance_type, _), price in prices.spot_prices().items():
+        assert instance(instance_type).name == instance_type
+        assert 0 < price.spot_usd_per_hour < price.ec2_usd_per_hour
+        assert price.age_days(date(2027, 1, 1)) > 0
+    found = prices.SpotPrice(0.25, 1.0, "2026-09", "a list")
+    words = "75%, as EC2's spot price is below as of 2026-09 (up to 3 months old; a list)"
+    assert found.described(date(2026, 11, 23)) == words
+
+
 def test_a_price_is_that_of_its_region():
     assert on_demand("ml.g4dn.xlarge", "us-east-1").usd_per_hour == 0.736
     assert on_demand("ml.g4dn.xlarge", "us-west-2").usd_per_hour == 0.7364

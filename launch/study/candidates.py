@@ -1,0 +1,117 @@
+"""What a model could be trained on: instances of every type, in every number, on demand and spot."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launch.instances import INSTANCES, Instance, instance
+from launch.study.prices import on_demand
+from launch.study.specs import short_name
+from launch.study.step_time import Setup
+from launch.study.workload import Epoch, Model
+from w2v_lightning.errors import InputError
+
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)  # the original study's quota was 16 instances
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Instances to train on."""
+
+    instance_type: str
+    count: int
+    is_spot: bool
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.instance_type}, {'spot' if self.is_spot else 'on demand'}"
+
+    @property
+    def machine(self) -> Instance:
+        return instance(self.instance_type)
+
+    @property
+    def world_size(self) -> int:
+        return self.count * self.machine.gpus
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every candidate would train.
+
+    Args:
+        config: options of `fit`, resolved.
+        model: what the config builds.
+        epoch: the data.
+        steps: in all.
+        device_seconds: how much audio one of a machine's GPUs holds, as workload.device_seconds has it.
+        input_mode: of submit.
+    """
+
+    config: Mapping[str, Any]
+    model: Model
+    epoch: Epoch
+    steps: int
+    device_seconds: Callable[[Instance], float]
+    input_mode: str
+
+
+def candidates(
+    region: str, precision: str | None, pricing: str, instance_types: Sequence[str] | None = None, most: int = 16
+) -> tuple[list[Candidate], list[str]]:
+    """All instances that there is a price for, in every number; and which instance types there is none for.
+
+    Args:
+        region: such as "us-east-1".
+        precision: the config's; None: as each GPU has it.
+        pricing: "allow": both; "only": spot; "never": on demand.
+        instance_types: None: all.
+        most: instances at once.
+
+    Raises:
+        InputError: there is no price in this region at all.
+    """
+    found, missing, error = [], [], None
+    for name in instance_types or INSTANCES:
+        try:
+            on_demand(name, region)
+        except InputError as no_price:
+            missing.append(name)
+            error = no_price
+            continue
+        machine = instance(name)
+        for count in (count for count in COUNTS if count <= most):
+            for is_spot in {"allow": (False, True), "only": (True,), "never": (False,)}[pricing]:
+                found.append(Candidate(name, count, is_spot, precision or machine.precision))
+    if not found:
+        raise error
+    return found, missing
+
+
+def setup_of(candidate: Candidate, task: Task) -> Setup:
+    """What the step-time model wants to know.
+
+    Raises:
+        InputError: the task does not fit its GPUs.
+    """
+    machine, data = candidate.machine, task.config["data"]
+    device_seconds = task.device_seconds(machine)
+    step = task.epoch.step_on(candidate.world_size, device_seconds)
+    is_alone = candidate.count == 1
+    return Setup(
+        device=short_name(machine.gpu_name),
+        device_share=1.0,
+        precision=candidate.precision,
+        flops_per_audio_s=task.model.flops_per_audio_s,
+        hosts=candidate.count,
+        devices_per_host=machine.gpus,
+        loader_workers=machine.loader_workers if data.get("num_workers") is None else data["num_workers"],
+        link="" if is_alone else machine.name,
+        link_bytes_per_s=None if is_alone else machine.gbit_per_s * 1e9 / 8,
+        storage=task.input_mode,
+        audio_s=step.audio_s,
+        computed_s=step.computed_s,
+        micro_batches=step.micro_batches,
+        gradient_bytes=task.model.gradient_bytes,
+        gradient_buckets=task.model.gradient_buckets,
+    )

@@ -1,0 +1,215 @@
+"""The command `plan`: what to train a config on, from the runs of studies, and the line that submits it."""
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from launch import session
+from launch.config import resolve
+from launch.instances import instance
+from launch.study import runs as run_files
+from launch.study import workload
+from launch.study.assumptions import Assumptions, assumptions
+from launch.study.candidates import Task, candidates
+from launch.study.fitted import Fitted
+from launch.study.planner import Estimate, Recommendation, estimates, recommend
+from launch.study.runs import Run
+from launch.study.workload import Epoch
+from launch.submit import defaults
+from w2v_lightning.errors import InputError
+
+OWN_STUDY = Path(__file__).parents[2] / "docs" / "study"  # the measurements that come with the project
+VARIABLE = "W2V_LIGHTNING_STUDY"
+HOURS_PER = {"m": 1 / 60, "h": 1.0, "d": 24.0}
+PIPE_WIDTH = 160  # columns where there is no terminal to ask
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that there is to say.
+
+    Args:
+        found: an estimate of each candidate.
+        left_out: why not, of other candidates; and instance types without a price.
+        recommendation: the best, or why there is none.
+        task: what is trained.
+        length: how long, in words.
+        assumed: what no run has shown.
+        sources: the runs, in words.
+        notes: what can and cannot be concluded from them.
+        region, deadline_h, budget_usd: as asked.
+        config_files: of `fit`.
+        overrides: options of `fit`.
+    """
+
+    found: list[Estimate]
+    left_out: dict[str, str]
+    without_price: list[str]
+    recommendation: Recommendation
+    task: Task
+    length: str
+    assumed: Assumptions
+    sources: str
+    notes: tuple[str, ...]
+    region: str
+    deadline_h: float | None
+    budget_usd: float | None
+    config_files: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+def add_parser(commands: Any) -> None:
+    """`plan`. What is no option of its own is one of `fit`'s, and comes as `overrides`."""
+    default = f"may be repeated; default: {VARIABLE}, or the measurements that come with the project"
+    text = "Other options are those of `python -m w2v_lightning fit`, such as --data.batch_seconds 800."
+    parser = commands.add_parser(
+        "plan", help="which instances, how many, on demand or spot: time against money", epilog=text, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="append", required=True, metavar="YAML", help="of fit; several are merged")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--hours", type=_positive, metavar="H", help="of training audio")
+    data.add_argument("--manifest", metavar="FILE", help="of the training data: steps are then planned from durations")
+    parser.add_argument("--epochs", type=_whole, metavar="N", help="default: as long as the config trains")
+    parser.add_argument("--deadline", type=hours_of, metavar="TIME", help="such as 90m, 6h or 2d")
+    parser.add_argument("--budget", type=_positive, metavar="USD", help="of the whole run")
+    parser.add_argument("--region", help="default: AWS_REGION, or that of the AWS profile")
+    parser.add_argument("--spot", choices=("allow", "only", "never"), default="allow", help="default: allow")
+    parser.add_argument("--study", action="append", type=Path, metavar="DIR", help=f"of runs; {default}")
+    parser.add_argument("--instance-type", action="append", metavar="TYPE", help="may be repeated; default: all")
+    parser.add_argument("--most-instances", type=_whole, default=16, metavar="N", help="at once; default: 16")
+    parser.set_defaults(run=run, overrides=[])
+
+
+def hours_of(text: str) -> float:
+    """Such as "6h", for argparse."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([mhd])", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: give a number and its unit, such as 90m, 6h or 2d")
+    return float(found[1]) * HOURS_PER[found[2]]
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
+
+
+def _whole(text: str) -> int:
+    number = _positive(text)
+    if number != int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(number)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan; 1 where nothing is within deadline and budget."""
+    from launch.study.fitting import fit  # scipy
+    from launch.study.plan_text import print_plan
+
+    folders = options.study or [study_folder()]
+    runs = [found for folder in folders for found in run_files.read_all(folder)]
+    plan = make_plan(options, runs, fit(runs), sources(runs, folders))
+    console = Console()
+    print_plan(plan, console if console.is_terminal else Console(width=PIPE_WIDTH))
+    return 0 if plan.recommendation.best else 1
+
+
+def study_folder() -> Path:
+    """Where the runs are that are planned by, if nobody says otherwise."""
+    return Path(os.environ.get(VARIABLE) or OWN_STUDY)
+
+
+def sources(runs: Sequence[Run], folders: Sequence[Path]) -> str:
+    """What is known, in words."""
+    measured = sum(run.is_measured for run in runs)
+    return f"{measured} measured run{'s' if measured != 1 else ''} of {', '.join(map(_relative, folders))}"
+
+
+def make_plan(options: argparse.Namespace, runs: Sequence[Run], fitted: Fitted, source: str) -> Plan:
+    """
+    Raises:
+        InputError: an option, the config or the study does not allow a plan; says what to do.
+    """
+    for name in options.instance_type or ():
+        instance(name)  # a misspelt one before the seconds that a config takes
+    region = session.region_of(options.region)
+    config = resolve(options.config, options.overrides)
+    task, length = task_of(config, options, runs)
+    assumed = assumptions(runs, defaults())
+    possible, without_price = candidates(
+        region, config["trainer"].get("precision"), options.spot, options.instance_type, options.most_instances
+    )
+    found, left_out = estimates(possible, task, fitted, assumed, region, options.deadline)
+    return Plan(
+        found=found,
+        left_out=left_out,
+        without_price=without_price,
+        recommendation=recommend(found, options.deadline, options.budget),
+        task=task,
+        length=length,
+        assumed=assumed,
+        sources=source,
+        notes=fitted.notes,
+        region=region,
+        deadline_h=options.deadline,
+        budget_usd=options.budget,
+        config_files=tuple(options.config),
+        overrides=(*_length(options.epochs), *options.overrides),
+    )
+
+
+def task_of(config: Mapping[str, Any], options: argparse.Namespace, runs: Sequence[Run]) -> tuple[Task, str]:
+    """What is trained, and for how long in words."""
+    data = config["data"]
+    if options.manifest:
+        epoch = workload.planned_epoch(options.manifest, data)
+    else:
+        epoch = workload.assumed_epoch(options.hours, data["batch_seconds"], runs)
+    steps, length = steps_of(config["trainer"], epoch, options.epochs)
+    task = Task(
+        config=config,
+        model=workload.model_of(config, epoch.utterance_s),
+        epoch=epoch,
+        steps=steps,
+        device_seconds=partial(workload.device_seconds, data=data, runs=runs),
+        input_mode=defaults()["input_mode"],
+    )
+    return task, length
+
+
+def steps_of(trainer: Mapping[str, Any], epoch: Epoch, epochs: int | None) -> tuple[int, str]:
+    """How many, and in words why.
+
+    Raises:
+        InputError: nothing says how long to train.
+    """
+    limits = {"--epochs": epochs} if epochs else {}
+    if not limits:
+        limits = {f"trainer.{name}": trainer.get(name) for name in ("max_steps", "max_epochs")}
+    per = {"trainer.max_steps": 1}
+    steps = {name: limit * per.get(name, epoch.steps) for name, limit in limits.items() if limit and limit > 0}
+    if not steps:
+        raise InputError("--epochs: give it; the config has neither trainer.max_steps nor trainer.max_epochs.")
+    name = min(steps, key=steps.__getitem__)
+    return steps[name], f"{steps[name]} steps: {name} {limits[name]}, {epoch.steps} steps an epoch"
+
+
+def _length(epochs: int | None) -> tuple[str, ...]:
+    """As options of `fit`; one limit replaces the other."""
+    return ("--trainer.max_epochs", str(epochs), "--trainer.max_steps", "-1") if epochs else ()
+
+
+def _relative(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,261 @@
+"""What is to be trained, and what a step of it is on a machine: audio, padding, micro-batches, gradients.
+
+With durations from a manifest the steps are those of the run itself (w2v_lightning/data/plan.py). With hours alone, a
+step is filled and padded as in the studied runs of about the same `batch_seconds`.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from launch import build, spot
+from launch.instances import Instance
+from launch.study.runs import Run
+from launch.study.specs import short_name
+from w2v_lightning.errors import InputError
+
+SAMPLE_RATE = 16_000
+MARGIN = 0.1  # of a GPU's memory, as `device_seconds: auto` leaves it
+# What a large wav2vec2 differs in from transformers' Wav2Vec2Config, which is base's.
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+
+
+@dataclass(frozen=True)
+class Step:
+    """The mean global step on one machine.
+
+    Args:
+        audio_s: real audio.
+        computed_s: with padding; the device that has most of it, times the devices: the others wait for it.
+        micro_batches: per device.
+    """
+
+    audio_s: float
+    computed_s: float
+    micro_batches: int
+
+
+class Epoch(Protocol):
+    """What is trained on in an epoch."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def utterance_s(self) -> float:
+        """The mean."""
+
+    @property
+    def basis(self) -> str:
+        """Where that is known from."""
+
+    def step_on(self, world_size: int, device_seconds: float) -> Step:
+        """
+        Raises:
+            InputError: it cannot be cut up for such devices.
+        """
+
+
+@dataclass(frozen=True)
+class PlannedEpoch:
+    """Of utterances whose durations are known: the plan of an epoch; those of others differ in nothing that counts."""
+
+    durations_s_N: np.ndarray
+    batch_seconds: float
+    spread: float
+    source: str
+
+    @property
+    def utterance_s(self) -> float:
+        return float(self.durations_s_N.mean())
+
+    @property
+    def basis(self) -> str:
+        hours = self.durations_s_N.sum() / 3600
+        return f"planned from {self.source}: {len(self.durations_s_N)} utterances, {hours:.4g} h"
+
+    @cached_property
+    def _plan(self) -> list[np.ndarray]:
+        from w2v_lightning.data.plan import plan
+
+        return plan(self.durations_s_N, self.batch_seconds, seed=0, epoch=0, spread=self.spread)
+
+    @property
+    def steps(self) -> int:
+        return len(self._plan)
+
+    @cached_property
+    def _steps_on(self) -> dict[tuple[int, float], Step]:
+        return {}
+
+    def step_on(self, world_size: int, device_seconds: float) -> Step:
+        if (world_size, device_seconds) not in self._steps_on:
+            self._steps_on[world_size, device_seconds] = self._step_on(world_size, device_seconds)
+        return self._steps_on[world_size, device_seconds]
+
+    def _step_on(self, world_size: int, device_seconds: float) -> Step:
+        from w2v_lightning.data.plan import micro_batches_per_rank, split
+
+        durations_s_N = self.durations_s_N
+        count = micro_batches_per_rank(durations_s_N, self.batch_seconds, world_size, device_seconds, self.spread)
+        most_s = [
+            max(sum(_padded_s(durations_s_N[batch]) for batch in rank) for rank in ranks)
+            for ranks in (split(durations_s_N, step, world_size, count) for step in self._plan)
+        ]
+        return Step(float(durations_s_N.sum()) / self.steps, world_size * statistics.fmean(most_s), count)
+
+
+@dataclass(frozen=True)
+class AssumedEpoch:
+    """Of so many hours, in steps like those of other runs.
+
+    Args:
+        hours: of audio.
+        batch_seconds: of a step, padding counted.
+        fill: real audio over `batch_seconds`.
+        padded: computed audio over real audio.
+        utterance_s: mean duration.
+        source: which runs.
+    """
+
+    hours: float
+    batch_seconds: float
+    fill: float
+    padded: float
+    utterance_s: float
+    source: str
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.hours * 3600 / (self.batch_seconds * self.fill))
+
+    @property
+    def basis(self) -> str:
+        return (
+            f"{self.hours:g} h in steps as in {self.source}: {self.fill:.1%} of batch_seconds are audio,"
+            f" {1 - 1 / self.padded:.1%} of what is computed is padding, utterances of {self.utterance_s:.1f} s"
+        )
+
+    def step_on(self, world_size: int, device_seconds: float) -> Step:
+        """Devices have equal numbers of utterances, as the plan takes care of; but no less than one each."""
+        audio_s = self.hours * 3600 / self.steps
+        idle = max(1.0, world_size * self.utterance_s / audio_s)
+        count = max(1, math.ceil(self.batch_seconds / (world_size * device_seconds)))
+        return Step(audio_s, audio_s * self.padded * idle, count)
+
+
+def planned_epoch(path: str, data: Mapping[str, Any]) -> PlannedEpoch:
+    """Of a manifest, and the options of `data`.
+
+    Raises:
+        InputError: it cannot be read, or has nothing to train on.
+    """
+    from w2v_lightning.data.manifest import Manifest
+
+    durations_s_N, most_s = Manifest.load(path).durations_s_N, data["max_seconds"]
+    kept = durations_s_N if most_s is None else durations_s_N[durations_s_N <= most_s]
+    if not len(kept):
+        raise InputError(f"--manifest: {path} has no utterance to train on.")
+    return PlannedEpoch(kept, data["batch_seconds"], data["duration_spread"], path)
+
+
+def assumed_epoch(hours: float, batch_seconds: float, runs: Sequence[Run]) -> AssumedEpoch:
+    """Of so many hours, like the runs whose steps are nearest in size.
+
+    Raises:
+        InputError: no run says what its steps were.
+    """
+    known = [run for run in runs if run.is_measured and run.throughput["workload"].get("batch_seconds")]
+    if not known:
+        raise InputError("--hours: no run of the study says what its steps were; give --manifest instead.")
+    distance = {id(run): abs(math.log(_workload(run)["batch_seconds"] / batch_seconds)) for run in known}
+    nearest = [run for run in known if distance[id(run)] <= min(distance.values()) + 1e-9]
+
+    batch_s = _workload(nearest[0])["batch_seconds"]
+
+    def median(of: Any) -> float:
+        return statistics.median(of(_workload(run)) for run in nearest)
+
+    return AssumedEpoch(
+        hours=hours,
+        batch_seconds=batch_seconds,
+        fill=median(lambda work: work["audio_s_per_epoch"] / work["steps_per_epoch"] / work["batch_seconds"]),
+        padded=statistics.median(run.setup.computed_s / run.setup.audio_s for run in nearest),
+        utterance_s=median(lambda work: work["audio_s_per_epoch"] / work["utterances_per_epoch"]),
+        source=f"{len(nearest)} studied run{'s' if len(nearest) > 1 else ''} of {batch_s:g} s a step",
+    )
+
+
+def _workload(run: Run) -> dict[str, Any]:
+    return run.throughput["workload"]
+
+
+def _padded_s(durations_s: np.ndarray) -> float:
+    return len(durations_s) * float(durations_s.max()) if len(durations_s) else 0.0
+
+
+# ---- the device and the model ----------------------------------------------------------------------------------------
+
+
+def device_seconds(machine: Instance, data: Mapping[str, Any], runs: Sequence[Run]) -> float:
+    """Audio that one GPU holds in a forward pass: as the config says, or as in runs on such a GPU; else in proportion
+    to the memory that runs on another GPU have used. It decides the number of micro-batches, and little of the time.
+
+    Raises:
+        InputError: no run has used a GPU.
+    """
+    if data["device_seconds"] != "auto":
+        return data["device_seconds"]
+    known = [run for run in runs if run.is_measured and run.throughput.get("peak_memory_gib")]
+    if same := [run for run in known if short_name(run.throughput["device"]) == short_name(machine.gpu_name)]:
+        return statistics.median(_workload(run)["device_seconds"] for run in same)
+    if not known:
+        raise InputError(
+            "data.device_seconds is auto, and no run of the study has used a GPU: run one configuration on one."
+        )
+    room_gib = (1 - MARGIN) * machine.gpu_gib
+    per_gib = (_workload(run)["device_seconds"] / run.throughput["peak_memory_gib"] for run in known)
+    return min(data["batch_seconds"], room_gib * statistics.median(per_gib))
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a config trains.
+
+    Args:
+        flops_per_audio_s: of forward and backward.
+        gradient_bytes: of what is trained.
+        gradient_buckets: in so many messages of DDP.
+    """
+
+    flops_per_audio_s: float
+    gradient_bytes: int
+    gradient_buckets: int
+
+
+def model_of(config: Mapping[str, Any], utterance_s: float) -> Model:
+    """By its shape, without weights: of a pretrained one, base's or large's, as its name says.
+
+    Raises:
+        InputError: the config does not build.
+    """
+    from w2v_lightning.callbacks.all_reduce import bucket_bytes
+    from w2v_lightning.model.flops import training_flops
+
+    model = dict(config["model"])
+    if model.get("pretrained") and spot.LARGE.search(str(model["pretrained"])):
+        model["config"] = LARGE | (model.get("config") or {})
+    module, _ = build.build({**config, "model": model})
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    flops = training_flops(
+        module.model.config,
+        [round(utterance_s * SAMPLE_RATE)],
+        trains_feature_encoder=any("feature_extractor" in name for name in trained),
+    )
+    buckets = bucket_bytes(module.parameters())
+    return Model(flops / utterance_s, sum(buckets), len(buckets))

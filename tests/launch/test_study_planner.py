@@ -1,0 +1,330 @@
+"""The planner against brute force, and against figures that a reader can work out by hand."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_job import FULL_CONFIG as CONFIG
+from synthetic_study import parameters, runs, t4
+
+from launch.instances import INSTANCES
+from launch.spot import save_s
+from launch.study import planner, prices, workload
+from launch.study.assumptions import Assumption, Assumptions, assumptions
+from launch.study.candidates import COUNTS, Candidate, Task, candidates, setup_of
+from launch.study.fitted import Prediction
+from launch.study.fitting import fit
+from launch.study.interruptions import expected
+from launch.study.planner import Estimate, estimate, estimates, interruptions_of, pareto, recommend
+from launch.study.prices import Price, SpotPrice
+from launch.study.step_time import Terms
+from launch.study.workload import AssumedEpoch, Model, PlannedEpoch
+from w2v_lightning.errors import InputError
+
+REGION = "us-east-1"
+DEFAULTS = {"startup_minutes": 5, "capacity_wait_minutes": 30, "interruptions_per_instance_hour": 0.1}
+ASSUMED = Assumptions(Assumption(300.0, "a"), Assumption(1800.0, "b"), Assumption(0.1, "c"))
+EPOCH = AssumedEpoch(hours=100, batch_seconds=1600, fill=0.975, padded=1.025, utterance_s=12.3, source="runs")
+
+
+def task(**changes):
+    config = CONFIG | {"data": CONFIG["data"] | changes.pop("data", {})} | changes.pop("config", {})
+    values = {
+        "config": config,
+        "model": Model(3e10, 361_000_000, 15),
+        "epoch": EPOCH,
+        "steps": 1000,
+        "device_seconds": lambda machine: 200.0,
+        "input_mode": "FastFile",
+    }
+    return Task(**(values | changes))
+
+
+class ByGpus:
+    """A step takes 8 s on one GPU, and 0.2 s more however many there are; sure of it within `spread`."""
+
+    def __init__(self, spread=0.0):
+        self.spread = spread
+        self.setups = []
+
+    def step_s(self, setup):
+        return 8.0 / setup.world_size + 0.2
+
+    def predict(self, setup):
+        self.setups.append(setup)
+        terms = Terms(8.0 / setup.world_size, 0.0, 0.0, 0.0, 0.2)
+        return Prediction(terms, terms.step_s, terms.step_s, "predicted", ("a reason",), terms.bottleneck)
+
+    def draws(self, setup, rng, n):
+        return self.step_s(setup) * np.exp(self.spread * rng.standard_normal(n))
+
+
+# ---- the best of them -----------------------------------------------------------------------------------------------
+
+
+def made_up(hours, usd, hours_p90=None, usd_p90=None, name="ml.g5.xlarge"):
+    rest = {"billed_hours_p90": 1.0, "risk": None, "interruptions": 0.0, "terms": Terms(1, 0, 0, 0, 0)}
+    rest |= {"basis": "predicted", "reasons": (), "price": Price(1.0, "2026", "x"), "saving": ""}
+    bounds = {"hours_p90": hours_p90 or hours * 1.2, "usd_p90": usd_p90 or usd * 1.2}
+    return Estimate(Candidate(name, 1, False, "16-mixed"), hours=hours, usd=usd, **bounds, **rest)
+
+
+few = st.integers(1, 6).map(float)  # so that there are ties
+some = st.lists(st.builds(made_up, few, few, few, few), max_size=8)
+
+
+@given(some)
+@settings(max_examples=300, deadline=None)
+def test_the_front_is_what_nothing_beats(found):
+    """By brute force: nobody is as good in both and better in one."""
+
+    def beats(a, b):
+        return a.hours <= b.hours and a.usd <= b.usd and (a.hours, a.usd) != (b.hours, b.usd)
+
+    front = pareto(found)
+    unbeaten = {(one.hours, one.usd) for one in found if not any(beats(other, one) for other in found)}
+    assert [(one.hours, one.usd) for one in front] == sorted(unbeaten, key=lambda one: one[1])
+
+
+@given(some, st.none() | few, st.none() | few)
+@settings(max_examples=300, deadline=None)
+def test_the_recommendation_is_the_cheapest_that_is_allowed(found, deadline_h, budget_usd):
+    allowed = []
+    for one in found:
+        is_late = deadline_h is not None and one.hours_p90 > deadline_h
+        is_dear = budget_usd is not None and one.usd_p90 > budget_usd
+        if not is_late and not is_dear:
+            allowed.append(one)
+    best = recommend(found, deadline_h, budget_usd).best
+    if not allowed:
+        assert best is None
+        return
+    assert best in allowed
+    assert all((best.usd, best.hours) <= (one.usd, one.hours) for one in allowed)
+
+
+def test_where_nothing_is_allowed_it_says_what_is_in_the_way():
+    slow, dear = made_up(10, 5, hours_p90=12, usd_p90=6), made_up(2, 50, hours_p90=3, usd_p90=60)
+    assert "12.0 h" in recommend([slow, dear], 5, 10).why or "$60.00" in recommend([slow, dear], 5, 10).why
+    assert "the fastest takes 3.0 h" in recommend([slow, dear], 1, None).why
+    assert "the fastest for that money takes 12.0 h" in recommend([slow], 5, 10).why
+    assert recommend([], 5, 10).why
+
+
+def test_the_whole_way_by_brute_force():
+    """Every instance type and number on demand, worked out one by one without the planner."""
+    deadline_h, cheapest = 0.6, None
+    for (name, region), price in prices.on_demand_prices().items():
+        for count in COUNTS:
+            hours = (300 + 1000 * (8.0 / (count * INSTANCES[name].gpus) + 0.2)) / 3600
+            usd = hours * count * price.usd_per_hour
+            if region == REGION and hours <= deadline_h and (cheapest is None or usd < cheapest[0]):
+                cheapest = usd, name, count
+    possible, _ = candidates(REGION, None, "never")
+    found, left_out = estimates(possible, task(), ByGpus(), ASSUMED, REGION, deadline_h)
+    best = recommend(found, deadline_h, None).best
+    assert (best.usd, best.candidate.instance_type, best.candidate.count) == (pytest.approx(cheapest[0]), *cheapest[1:])
+    assert not left_out
+
+
+# ---- one candidate --------------------------------------------------------------------------------------------------
+
+
+def test_on_demand_is_start_up_and_steps_at_the_price():
+    found = estimate(Candidate("ml.g4dn.12xlarge", 2, False, "16-mixed"), task(), ByGpus(), ASSUMED, REGION, 0.4)
+    hours = (300 + 1000 * 1.2) / 3600
+    assert (found.hours, found.hours_p90) == (pytest.approx(hours), pytest.approx(hours))
+    assert (found.usd, found.usd_p90) == (pytest.approx(hours * 2 * 4.89), pytest.approx(hours * 2 * 4.89))
+    assert (found.risk, found.interruptions, found.saving) == (1.0, 0.0, "")
+    assert (found.basis, found.reasons, found.price.date) == ("predicted", ("a reason",), "2024")
+
+
+def test_an_unsure_step_makes_an_unsure_time():
+    candidate = Candidate("ml.g4dn.12xlarge", 2, False, "16-mixed")
+    found = estimate(candidate, task(), ByGpus(spread=0.3), ASSUMED, REGION, deadline_h=0.5)
+    exact = 1000 * 1.2 * math.exp(1.2816 * 0.3) + 300
+    assert found.hours_p90 * 3600 == pytest.approx(exact, rel=0.03)
+    late = (0.5 * 3600 - 300) / 1200  # the draws beyond
+    assert found.risk == pytest.approx(0.5 * math.erfc(math.log(late) / 0.3 / math.sqrt(2)), abs=0.03)
+
+
+def test_spot_is_interrupted_waits_and_is_cheaper():
+    candidate = Candidate("ml.g4dn.12xlarge", 4, True, "16-mixed")
+    work = task(steps=50_000)
+    found = estimate(candidate, work, ByGpus(), ASSUMED, REGION, deadline_h=12)
+    by = interruptions_of(candidate, work, ASSUMED, 0.7)
+    assert by.per_hour == pytest.approx(0.4)
+    assert (by.interval_s, by.save_s, by.startup_s, by.wait_s) == (480, save_s(CONFIG), 300, 1800)
+    exact = expected(50_000 * 0.7, by)
+    assert found.hours == pytest.approx(exact.wall_s / 3600, rel=0.02)
+    assert found.interruptions == pytest.approx(exact.interruptions, rel=0.05)
+    assert found.usd == pytest.approx(exact.billed_s / 3600 * 4 * 4.89 * 0.4, rel=0.02)  # 60 % in the middle of 50-70
+    assert "assumed" in found.saving
+    assert 0 < found.risk < 1
+
+
+def test_spots_saving_is_around_what_ec2_has(monkeypatch):
+    proxy = {("ml.g4dn.12xlarge", REGION): SpotPrice(1.0, 4.0, "2026-11-20", "history")}
+    monkeypatch.setattr(planner, "spot_prices", lambda: proxy)
+    (low, high), words = planner.saving_of(Candidate("ml.g4dn.12xlarge", 1, True, "16-mixed"), REGION)
+    assert (low, high) == (pytest.approx(0.65), pytest.approx(0.85))
+    assert "75%" in words
+    assert "2026-11-20" in words
+
+
+@pytest.mark.parametrize(("every", "interval_s"), [("15m", 900), ("20m", 1200), ("500 steps", 600), ("never", 1200)])
+def test_the_interval_is_the_configs_unless_submit_chooses(every, interval_s):
+    config = CONFIG | {"checkpoint_every": every}
+    candidate = Candidate("ml.g4dn.xlarge", 1, True, "16-mixed")
+    found = interruptions_of(candidate, task(config=config), ASSUMED, step_s=1.2)
+    assert found.interval_s == interval_s
+    assert interruptions_of(replace(candidate, is_spot=False), task(), ASSUMED, 1.2).per_hour == 0
+
+
+def test_what_would_hardly_end_is_left_out():
+    often = replace(ASSUMED, interruptions_per_instance_hour=Assumption(60.0, "c"))
+    possible, _ = candidates(REGION, None, "only", ["ml.g4dn.xlarge"])
+    found, left_out = estimates(possible, task(config={"checkpoint_every": "1h"}), ByGpus(), often, REGION)
+    assert not found
+    assert set(left_out.values()) == {"interrupted so often that it would hardly end"}
+
+
+def test_a_candidate_as_the_step_time_model_sees_it():
+    setup = setup_of(Candidate("ml.g4dn.12xlarge", 2, True, "16-mixed"), task())
+    assert (setup.device, setup.hosts, setup.devices_per_host, setup.world_size) == ("T4", 2, 4, 8)
+    assert (setup.link, setup.link_bytes_per_s) == ("ml.g4dn.12xlarge", 50e9 / 8)
+    assert (setup.loader_workers, setup.storage, setup.micro_batches) == (8, "FastFile", 1)
+    assert setup.audio_s == pytest.approx(1560, rel=0.01)
+    assert setup.computed_s == pytest.approx(setup.audio_s * 1.025)
+    alone = setup_of(Candidate("ml.g4dn.xlarge", 1, False, "16-mixed"), task(data={"num_workers": 2}))
+    assert (alone.link, alone.link_bytes_per_s, alone.loader_workers, alone.micro_batches) == ("", None, 2, 8)
+
+
+# ---- candidates -----------------------------------------------------------------------------------------------------
+
+
+def test_candidates_are_all_that_have_a_price():
+    found, missing = candidates(REGION, None, "allow", most=4)
+    kinds = {one.instance_type for one in found}
+    assert "ml.g4dn.12xlarge" in kinds
+    assert "ml.p5.48xlarge" in missing
+    assert not kinds & set(missing)
+    assert len(found) == len(kinds) * 4 * 2
+    assert {one.precision for one in found if "g4dn" in one.instance_type} == {"16-mixed"}
+    assert {one.precision for one in found if "g5" in one.instance_type} == {"bf16-mixed"}
+    assert {one.is_spot for one in candidates(REGION, None, "only")[0]} == {True}
+    assert {one.precision for one in candidates(REGION, "32-true", "never")[0]} == {"32-true"}
+
+
+def test_a_region_without_prices_is_an_error_that_says_how_to_get_some():
+    with pytest.raises(InputError, match=r"eu-central-1.*study prices --refresh --region eu-central-1"):
+        candidates("eu-central-1", None, "allow")
+
+
+def test_what_a_gpu_cannot_do_leaves_it_out():
+    setups = [t4(1), t4(4)]
+    fitted = fit(runs(parameters(setups), setups))
+    possible, _ = candidates(REGION, "bf16-mixed", "never", ["ml.g4dn.xlarge", "ml.g5.xlarge"], most=1)
+    found, left_out = estimates(possible, task(), fitted, ASSUMED, REGION)
+    assert [one.candidate.instance_type for one in found] == ["ml.g5.xlarge"]
+    assert "T4" in left_out["1 x ml.g4dn.xlarge, on demand"]
+
+
+# ---- the work -------------------------------------------------------------------------------------------------------
+
+
+def test_with_durations_a_step_is_that_of_the_plan():
+    durations_s = np.array([4.0] * 192 + [8.0] * 96)
+    epoch = PlannedEpoch(durations_s, 384.0, 1.05, "m.jsonl")
+    assert epoch.steps == 4  # twice 96 of 4 s, and twice 48 of 8 s
+    assert epoch.step_on(1, 384.0) == workload.Step(384.0, 384.0, 1)
+    assert epoch.step_on(8, 24.0) == workload.Step(384.0, 384.0, 2)
+    uneven = epoch.step_on(5, 384.0)  # 20 of 96, and 10 of 48: one device has more than its share
+    assert uneven.computed_s == pytest.approx(5 * 80)
+    with pytest.raises(InputError, match="longest utterance"):
+        epoch.step_on(1, 5.0)
+    assert "288 utterances, 0.4267 h" in epoch.basis
+    assert "m.jsonl" in epoch.basis
+
+
+def test_with_hours_a_step_is_like_those_of_runs():
+    setups = [t4(1), t4(1, computed_s=400.0, audio_s=300.0)]
+    found = workload.assumed_epoch(50, 1600.0, runs(parameters(setups), setups))
+    assert (found.fill, found.padded) == (pytest.approx(0.975), pytest.approx(1600 / 1560))
+    assert found.steps == math.ceil(50 * 3600 / 1560)
+    assert found.utterance_s == pytest.approx(12.3, rel=0.01)
+    assert "1 studied run of 1600 s a step" in found.basis
+    few = workload.assumed_epoch(50, 350.0, runs(parameters(setups), setups))
+    assert few.fill == pytest.approx(0.75)
+
+
+def test_no_device_has_less_than_an_utterance():
+    """127 utterances a step: 254 devices compute on as many as if there were twice as much audio."""
+    audio_s = 100 * 3600 / EPOCH.steps
+    full, idle = EPOCH.step_on(64, 200), EPOCH.step_on(round(2 * audio_s / 12.3), 200)
+    assert full.computed_s == pytest.approx(audio_s * 1.025)
+    assert idle.computed_s == pytest.approx(2 * full.computed_s, rel=0.01)
+
+
+def test_runs_that_say_nothing_of_their_steps_are_no_base():
+    (run,) = runs(parameters([t4(1)]), [t4(1)])
+    run.throughput["workload"].pop("batch_seconds")
+    with pytest.raises(InputError, match="--manifest"):
+        workload.assumed_epoch(50, 1600.0, [run])
+
+
+def test_device_seconds_are_the_configs_or_those_of_a_run_or_by_memory():
+    known = runs(parameters([t4(1)]), [t4(1)])  # 100 s in 11.2 GiB
+    seconds = partial(workload.device_seconds, runs=known)
+    auto = CONFIG["data"] | {"device_seconds": "auto"}
+    t4_machine, a10g_machine = (Candidate(f"ml.{name}.xlarge", 1, False, "x").machine for name in ("g4dn", "g5"))
+    assert seconds(t4_machine, CONFIG["data"]) == 200
+    assert seconds(t4_machine, auto) == 100
+    assert seconds(a10g_machine, auto) == pytest.approx(0.9 * 24 * 100 / 11.2)
+    with pytest.raises(InputError, match="device_seconds"):
+        workload.device_seconds(t4_machine, auto, [])
+
+
+def test_the_model_is_counted_without_its_weights():
+    model = workload.model_of(CONFIG, 12.3)
+    assert model.gradient_bytes == pytest.approx(4 * 90.2e6, rel=0.01)  # 94.4 M less the frozen feature encoder's
+    assert model.flops_per_audio_s == pytest.approx(3.2e10, rel=0.1)
+    large = workload.model_of(CONFIG | {"model": {"pretrained": "facebook/wav2vec2-large-lv60"}}, 12.3)
+    assert large.gradient_bytes == pytest.approx(4 * 311e6, rel=0.02)
+    assert large.flops_per_audio_s > 2.5 * model.flops_per_audio_s
+
+
+# ---- what has to be assumed -----------------------------------------------------------------------------------------
+
+
+def local(run):
+    return replace(run, where="local")
+
+
+def test_without_jobs_start_up_and_interruptions_are_assumed_and_named():
+    known = [local(run) for run in runs(parameters([t4(1)]), [t4(1)])]
+    found = assumptions(known, DEFAULTS)
+    own_s = known[0].throughput["startup_s"]
+    assert found.startup_s.value == pytest.approx(300 + own_s)
+    assert "5 min until `fit` is started: assumed, and" in found.startup_s.basis
+    assert found.interruptions_per_instance_hour.value == 0.1
+    assert "assumed, AWS promises no rate" in found.interruptions_per_instance_hour.basis
+    assert found.wait_s.value == 1800
+    assert len(found.described(is_spot=True)) == 3
+    assert len(found.described(is_spot=False)) == 1
+
+
+def test_jobs_take_the_place_of_assumptions():
+    (run,) = runs(parameters([t4(1)]), [t4(1)])
+    train_s = run.throughput["train_seconds"]
+    run.throughput["validation"] = {"count": 1, "seconds": 30.0}
+    job = replace(run, training_s=train_s + 30 + 2 * 240, segments=[{}, {}])
+    assert assumptions([job], DEFAULTS).startup_s.value == pytest.approx(240)
+    spot = replace(job, cell=job.cell | {"is_spot": True, "count": 4}, training_s=5 * 3600.0, interruptions=5)
+    rate = assumptions([job, spot], DEFAULTS).interruptions_per_instance_hour
+    assert rate.value == pytest.approx((1 + 5) / (10 + 20))  # in 20 instance-hours, and one in 10 beforehand
+    assert "5 seen in 20.0" in rate.basis
