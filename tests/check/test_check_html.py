@@ -1,46 +1,18 @@
 """The HTML report: well formed, complete, and nothing that it shows can do anything."""
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from check_corpus import clean_corpus
 from corpus import spell
+from html_page import Page
 
 from w2v_lightning.__main__ import main
 from w2v_lightning.check import charts, html
 from w2v_lightning.data.librispeech import load_split
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
 HOSTILE = "<script>alert(1)</script>"
-
-
-class Page(HTMLParser):
-    """Elements, attributes and text of a page; fails where an element is not closed in its place."""
-
-    def __init__(self, source: str):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.text = [], [], [], ""
-        self.feed(source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture

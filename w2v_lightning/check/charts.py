@@ -31,7 +31,7 @@ def histogram(values: np.ndarray, unit: str, counted: str = "utterances") -> str
     limit = MAX_TAIL * float(np.quantile(values, 0.99))
     num_beyond = int((values > limit).sum())
     kept = np.minimum(values, limit)
-    width = _round_step((kept.max() - kept.min()) / NUM_BINS)
+    width = round_step((kept.max() - kept.min()) / NUM_BINS)
     first, last = math.floor(kept.min() / width), math.floor(kept.max() / width)
     counts = np.bincount(np.floor(kept / width).astype(int) - first, minlength=last - first + 1)
     bars = [
@@ -43,8 +43,8 @@ def histogram(values: np.ndarray, unit: str, counted: str = "utterances") -> str
         if num_beyond
         else ""
     )
-    ticks = [(tick, f"{tick:g}") for tick in _ticks(first * width, (last + 1) * width, 8)]
-    return _svg(bars, ticks, f"{counted} by {unit}") + (_note(note) if num_beyond else "")
+    labels = [(tick, f"{tick:g}") for tick in ticks(first * width, (last + 1) * width, 8)]
+    return _svg(bars, labels, f"{counted} by {unit}") + (_note(note) if num_beyond else "")
 
 
 def bar_chart(names: Sequence[str], values: Sequence[float], unit: str, marked: frozenset[str] = frozenset()) -> str:
@@ -56,7 +56,7 @@ def bar_chart(names: Sequence[str], values: Sequence[float], unit: str, marked: 
     return _svg(bars, [(i + 0.5, name) for i, name in enumerate(names)], unit)
 
 
-def _svg(bars: Sequence[Bar], ticks: Sequence[tuple[float, str]], title: str) -> str:
+def _svg(bars: Sequence[Bar], places: Sequence[tuple[float, str]], title: str) -> str:
     low, high = math.floor(bars[0].start), bars[-1].end
     top = max(bar.value for bar in bars) or 1.0
     plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
@@ -70,7 +70,7 @@ def _svg(bars: Sequence[Bar], ticks: Sequence[tuple[float, str]], title: str) ->
     grid = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
         f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{y(tick) + 4:.1f}">{tick:,g}</text>'
-        for tick in _ticks(0, top, 4)
+        for tick in ticks(0, top, 4)
     ]
     rectangles = [
         f'<rect class="{"bar marked" if bar.marked else "bar"}" x="{x(bar.start) + 0.5:.1f}" y="{y(bar.value) - 1:.1f}"'
@@ -79,8 +79,8 @@ def _svg(bars: Sequence[Bar], ticks: Sequence[tuple[float, str]], title: str) ->
         for bar in bars
         if bar.value > 0
     ]
-    is_crowded = max(len(label) for _, label in ticks) * CHARACTER_WIDTH > plot_width / len(ticks)
-    labels = [_tick_label(x(position), label, is_crowded) for position, label in ticks]
+    is_crowded = max(len(label) for _, label in places) * CHARACTER_WIDTH > plot_width / len(places)
+    labels = [_tick_label(x(position), label, is_crowded) for position, label in places]
     height = HEIGHT + (MAX_LABEL * CHARACTER_WIDTH - BOTTOM // 2 if is_crowded else 0)
     opening = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{html.escape(title)}">'
     return "\n".join([opening, *grid, *rectangles, *labels, "</svg>"])
@@ -100,13 +100,13 @@ def _note(text: str) -> str:
     return f'<p class="note">{html.escape(text)}</p>'
 
 
-def _ticks(low: float, high: float, number: int) -> list[float]:
+def ticks(low: float, high: float, number: int) -> list[float]:
     """Round values within [low, high], about `number` of them."""
-    step = _round_step((high - low) / number)
+    step = round_step((high - low) / number)
     return [round(i * step, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _round_step(step: float) -> float:
+def round_step(step: float) -> float:
     """The next of 1, 2, 5, 10 ... (times a power of ten) from `step` on."""
     if step <= 0:
         return 1.0
