@@ -117,9 +117,9 @@ def _slow_loader(run: Run) -> dict[str, float]:
     data_s = parts.data_s if setup.loader_workers else parts.wait_s
     of = names(setup)
     if "storage_audio_s_per_s" in of:
-        return {of["storage_audio_s_per_s"]: setup.audio_s / (setup.hosts * data_s)}
+        return {of["storage_audio_s_per_s"]: setup.computed_s / (setup.hosts * data_s)}
     decoders = setup.world_size * max(setup.loader_workers, 1)
-    return {of["decode_audio_s_per_s"]: setup.audio_s / (decoders * data_s)}
+    return {of["decode_audio_s_per_s"]: setup.computed_s / (decoders * data_s)}
 
 
 def _noise(problem: Problem, theta_P: np.ndarray, residuals: Residuals) -> tuple[dict[str, float], dict[str, float]]:

@@ -6,9 +6,9 @@ A step of W devices on H hosts. Parameters in capitals below are fitted (fitting
                     One rate of each device and precision: micro-batches are as large as memory allows, and so alike.
     slowdown        (1 + CONTENTION x (busy devices of the machine - 1)) / device_share
                     Only of CPUs: processes share its cores, and these share caches and memory.
-    data            audio of a host / (its workers x DECODE_AUDIO_S_PER_S), or behind a link whose rate is known,
-                    audio of a host / STORAGE_AUDIO_S_PER_S, the slower of the two; beside the computing, or without
-                    workers behind it
+    data            computed audio of a host / (its workers x DECODE_AUDIO_S_PER_S), or where the storage's rate is
+                    known, computed audio of a host / STORAGE_AUDIO_S_PER_S, the slower of the two; beside the
+                    computing, or without workers behind it
     communication   an all-reduce of n bytes in b buckets, T; ring:
                         b x 2 (W - 1) / W x ((W - H) x HOP_S + H x LINK_HOP_S) + 2 (W - 1) / W x n / bytes per s
                     or on GPUs (NCCL), where that is less, a tree:
@@ -208,10 +208,11 @@ def _compute_s(setup: Setup, found: Parameters) -> Any:
 
 
 def _loading_s(setup: Setup, found: Parameters) -> tuple[Any, Any]:
-    """Decoding, and reading as far as its rate is known."""
+    """Decoding, and reading as far as its rate is known. Of computed audio: where a step has few utterances, ranks that
+    get none load a filler."""
     decoders = setup.world_size * max(setup.loader_workers, 1)
-    decoded_s = setup.audio_s / (decoders * found["decode_audio_s_per_s"])
-    return decoded_s, setup.audio_s / (setup.hosts * found.get("storage_audio_s_per_s", math.inf))
+    decoded_s = setup.computed_s / (decoders * found["decode_audio_s_per_s"])
+    return decoded_s, setup.computed_s / (setup.hosts * found.get("storage_audio_s_per_s", math.inf))
 
 
 def _exposed_s(setup: Setup, found: Parameters, compute_s: Any) -> Any:

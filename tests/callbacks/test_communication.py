@@ -56,6 +56,8 @@ def test_the_slow_rank_is_the_one_that_never_waits(tmp_path):
     assert alone["gradient_bytes"] == report["workload"]["gradient_bytes"] > 4096
     assert 0 < alone["latency_ms"] < alone["gradients_ms"] < 1000
     assert (report["host"]["hosts"], report["host"]["devices_per_host"]) == (1, 2)
+    for name, whole in (("audio_s", 3600 * report["audio_hours"]), ("utterances", report["utterances"])):
+        assert sum(window[name] for window in report["windows"]) == pytest.approx(whole, rel=1e-4)  # of both ranks
     assert found["steps"] == 5  # of two micro-batches each, of which the second one exchanges
     first, second = found["waiting_ms_per_step_of_ranks"]
     assert second < 100 < first < 1000

@@ -109,7 +109,8 @@ def get(url, **headers):
 def prepared(tmp_path):
     folder = tmp_path / "prepared"
     folder.mkdir()
-    (folder / "train.jsonl").write_text("{}\n")
+    row = {"id": "a", "audio_filepath": "shard.tar", "duration": 1.0, "text": "A", "byte_offset": 0, "num_bytes": 9}
+    (folder / "train.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "shard.tar").write_bytes(bytes(range(256)) * 400)
     return folder
 
@@ -134,6 +135,13 @@ def test_storage_gives_nothing_outside_its_folder(prepared):
 def test_storage_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"prepare CORPUS --out DIR"):
         Storage(tmp_path, 8).__enter__()
+
+
+def test_storage_whose_audio_lies_elsewhere_is_refused(prepared, tmp_path):
+    row = {"id": "a", "audio_filepath": str(tmp_path / "a.flac"), "duration": 1.0, "text": "A"}
+    (prepared / "other.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=r"other\.jsonl: its audio lies elsewhere .*--shard-size"):
+        Storage(prepared, 8).__enter__()
 
 
 def test_each_host_has_its_own_storage(prepared):

@@ -93,21 +93,21 @@ def test_exposed_communication_is_what_a_simulated_backward_pass_cannot_hide(see
 
 def test_loading_runs_beside_computing():
     slow = found(cpu(1, workers=1), decode_audio_s_per_s=10.0)
-    assert slow.data_s == pytest.approx(5.8)
-    assert slow.step_s == pytest.approx(5.8 + slow.overhead_s)
-    assert found(cpu(1, workers=2), decode_audio_s_per_s=10.0).data_s == pytest.approx(2.9)
+    assert slow.data_s == pytest.approx(6.0)
+    assert slow.step_s == pytest.approx(6.0 + slow.overhead_s)
+    assert found(cpu(1, workers=2), decode_audio_s_per_s=10.0).data_s == pytest.approx(3.0)
 
 
 def test_without_workers_loading_comes_behind_computing():
     parts = found(cpu(1, workers=0), decode_audio_s_per_s=10.0)
-    assert parts.data_s == pytest.approx(parts.compute_s + 5.8)
+    assert parts.data_s == pytest.approx(parts.compute_s + 6.0)
 
 
 def test_slow_storage_is_not_helped_by_workers_but_by_hosts():
     for workers in (1, 8):
-        assert found(cpu(1, workers=workers, storage_mbit=1), storage_audio_s_per_s=4.0).data_s == pytest.approx(14.5)
+        assert found(cpu(1, workers=workers, storage_mbit=1), storage_audio_s_per_s=4.0).data_s == pytest.approx(15.0)
     setup = cpu(1, hosts=2, link_mbit=1000, storage_mbit=1)
-    assert found(setup, storage_audio_s_per_s=4.0).data_s == pytest.approx(7.25)
+    assert found(setup, storage_audio_s_per_s=4.0).data_s == pytest.approx(7.5)
 
 
 def test_bottleneck_is_what_it_pays_most_to_speed_up():

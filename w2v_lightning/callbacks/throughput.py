@@ -205,7 +205,8 @@ class Throughput(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
-        self.run.tally = _summed_over_ranks(self.run.tally, trainer)
+        self.run.tally, *tallies = _summed_over_ranks([self.run.tally, *(w.tally for w in self.windows)], trainer)
+        self.windows = [replace(window, tally=tally) for window, tally in zip(self.windows, tallies, strict=True)]
         self.communication = self._exposed and self._exposed.report(trainer.strategy)
         self._write(trainer)
 
@@ -294,11 +295,12 @@ def _matrix_flops_per_s(device: torch.device, precision: str) -> float:
     return flops_per_s
 
 
-def _summed_over_ranks(tally: Tally, trainer: Trainer) -> Tally:
+def _summed_over_ranks(tallies: list[Tally], trainer: Trainer) -> list[Tally]:
     """Each rank has counted its own audio as often as there are ranks: the mean is the sum of what they had."""
     if trainer.world_size == 1:
-        return tally
-    device = trainer.strategy.root_device
-    sums = torch.tensor(list(asdict(tally).values()), dtype=torch.float64, device=device)
+        return tallies
+    kinds = [field.type for field in fields(Tally)]
+    sums = [list(asdict(tally).values()) for tally in tallies]
+    sums = torch.tensor(sums, dtype=torch.float64, device=trainer.strategy.root_device)
     means = trainer.strategy.reduce(sums, reduce_op="mean").tolist()
-    return Tally(*(type(old)(round(new, 6)) for old, new in zip(asdict(tally).values(), means, strict=True)))
+    return [Tally(*(kind(round(value, 6)) for kind, value in zip(kinds, row, strict=True))) for row in means]

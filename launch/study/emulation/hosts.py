@@ -20,6 +20,7 @@ NAMESPACES = Path("/run/netns")
 PREFIX = "w2v-study-"
 DEVICE = "cable"
 MTU = 9000  # as between instances of a cluster (AWS: 9001)
+QUEUE = 10_000  # packets that wait for the switch; beyond, they are lost, and TCP waits 200 ms before it tries again
 LIMIT_S = 30.0
 
 
@@ -96,7 +97,7 @@ class Hosts:
             fcntl.ioctl(end, TUNSETIFF, struct.pack("16sH14x", outside.encode(), IFF_TUN | IFF_NO_PI))
             _ip("link", "set", outside, "netns", name)
             for step in (
-                ("link", "set", outside, "name", DEVICE, "mtu", str(MTU)),
+                ("link", "set", outside, "name", DEVICE, "mtu", str(MTU), "txqueuelen", str(QUEUE)),
                 ("addr", "add", f"{self.address(host)}/24", "dev", DEVICE),
                 ("link", "set", DEVICE, "up"),
                 ("link", "set", "lo", "up"),

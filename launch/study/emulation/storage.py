@@ -5,9 +5,14 @@ import sys
 from pathlib import Path
 
 from launch.study.emulation.hosts import Hosts
+from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError
 
 LIMIT_S = 30.0
+PREPARE = (
+    "`python -m w2v_lightning prepare CORPUS --out DIR --shard-size 100MB` makes one, with the audio beside it; give"
+    " DIR as data.root."
+)
 
 
 class Storage:
@@ -19,7 +24,7 @@ class Storage:
         hosts: emulated ones; None: this one.
 
     Raises:
-        InputError: the folder has no manifest; or no server could be started.
+        InputError: the folder has no manifest, or one whose audio lies elsewhere; or no server could be started.
     """
 
     def __init__(self, folder: str | Path, mbit_per_s: float, hosts: Hosts | None = None) -> None:
@@ -30,11 +35,7 @@ class Storage:
         self.url = ""
 
     def __enter__(self) -> "Storage":
-        if not list(self._folder.glob("*.jsonl*")):
-            raise InputError(
-                f"{self._folder}: slow storage serves prepared data, and there is no manifest here:"
-                " `python -m w2v_lightning prepare CORPUS --out DIR` makes one; give DIR as data.root."
-            )
+        self._check()
         port = 0
         try:
             for prefix in self._prefixes:
@@ -50,6 +51,17 @@ class Storage:
             server.stdin.close()
             server.stdout.close()
             server.wait(LIMIT_S)
+
+    def _check(self) -> None:
+        manifests = list(self._folder.glob("*.jsonl*"))
+        if not manifests:
+            raise InputError(
+                f"{self._folder}: slow storage serves prepared data, and there is no manifest here: {PREPARE}"
+            )
+        for path in manifests:
+            first = Manifest.load(path).audio(0).url
+            if not Path(first.removeprefix("file://")).resolve().is_relative_to(self._folder):
+                raise InputError(f"{path}: its audio lies elsewhere ({first}), where it is not slow: {PREPARE}")
 
     def _start(self, prefix: list[str], port: int) -> int:
         """Of one host; the same port on all."""
