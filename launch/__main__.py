@@ -6,7 +6,7 @@ import sys
 from launch import jobs, submit
 from launch.service_errors import explained
 from launch.study import command as study
-from launch.study import recommend
+from launch.study.planning import recommend
 from w2v_lightning.errors import InputError
 
 

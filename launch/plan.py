@@ -75,7 +75,7 @@ def _time(job: Job) -> str:
 
 
 def _expected(job: Job) -> str:
-    from launch.study.expectation import expected  # which imports `submit`, and that this
+    from launch.study.planning.expectation import expected  # which imports `submit`, and that this
 
     try:
         found = expected(job)

@@ -145,6 +145,7 @@ def test_audio_that_breaks_in_a_worker_ends_in_one_line(tiny_config, tmp_path):
     assert last.startswith(f"error: {broken}")
 
 
+@pytest.mark.slow
 def test_fit_then_test_then_predict_then_transcribe(tiny_config, tmp_path):
     done = run("fit", "--config", tiny_config)
     assert done.returncode == 0, done.stderr

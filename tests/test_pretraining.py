@@ -272,6 +272,7 @@ def in_process(capsys, *args):
     return status, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_pretrain_then_fine_tune_the_folder_that_it_ends_with(tiny_config, tmp_path, capsys):
     untold = yaml.safe_load(tiny_config.read_text())
     del untold["task"]

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from launch.study import refresh, start
+from launch.study import refresh
 from launch.study.report import command as report
+from launch.study.running import start
 
 
 def add_parser(commands: Any) -> None:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launch.study.step_time import Setup, Terms
+from launch.study.model.step_time import Setup, Terms
 from w2v_lightning.data.manifest import atomic_text_file
 from w2v_lightning.errors import InputError
 

@@ -47,6 +47,7 @@ def run_script(tmp_path, corpus, devices, epochs):
     return float(line.split()[1]), int(line.split()[2])
 
 
+@pytest.mark.slow
 def test_learns_to_read_tones_and_plain_transformers_reads_the_same(tmp_path, corpus):
     wer, _ = run_script(tmp_path, corpus, devices=1, epochs=30)
     assert wer < 0.2

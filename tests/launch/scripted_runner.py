@@ -3,8 +3,8 @@
 import secrets
 from collections import Counter
 
-from launch.study import collect
-from launch.study.queue import LostError, NoCapacityError, instances
+from launch.study.running import collect
+from launch.study.running.queue import LostError, NoCapacityError, instances
 
 POLL_S = 10.0
 

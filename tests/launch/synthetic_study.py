@@ -11,8 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from launch.instances import INSTANCES
-from launch.study.runs import Run
-from launch.study.step_time import (
+from launch.study.model.step_time import (
     LATENCY_BYTES,
     Parameters,
     Setup,
@@ -20,6 +19,7 @@ from launch.study.step_time import (
     names,
     terms,
 )
+from launch.study.runs import Run
 
 CPU = "AMD EPYC 7763 64-Core Processor, 1 thread"
 CORES = 2

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 import pytest
 from finished_run import THROUGHPUT, segment, write_history, write_logs
 
-from launch.study import collect, runs
-from launch.study.matrix import load
+from launch.study import runs
 from launch.study.prices import on_demand
+from launch.study.running import collect
+from launch.study.running.matrix import load
 from launch.training_job import TrainingJob
 from w2v_lightning.errors import InputError
 

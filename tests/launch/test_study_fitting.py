@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from synthetic_study import cell_name, cpu, parameters, runs, t4
 
-from launch.study import fitting
-from launch.study.fitted import Fitted
-from launch.study.fitting import fit
-from launch.study.step_time import bottleneck, names, terms
+from launch.study.model import fitting
+from launch.study.model.fitted import Fitted
+from launch.study.model.fitting import fit
+from launch.study.model.step_time import bottleneck, names, terms
 from w2v_lightning.errors import InputError
 
 LINK = {"link_mbit": 100, "delay_ms": 2}

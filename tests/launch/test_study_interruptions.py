@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch.spot import young_daly_s
-from launch.study.interruptions import MOST_INTERRUPTIONS, Interruptions, draw, expected
+from launch.study.planning.interruptions import MOST_INTERRUPTIONS, Interruptions, draw, expected
 
 HOUR = 3600.0
 SPOT = Interruptions(per_hour=0.4, interval_s=900, save_s=20, startup_s=300, wait_s=600)

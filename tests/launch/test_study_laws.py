@@ -3,8 +3,8 @@
 import pytest
 from synthetic_study import parameters, t4
 
-from launch.study.laws import Law, amdahl, device_seconds, knee, usl
-from launch.study.step_time import Terms, terms
+from launch.study.model.laws import Law, amdahl, device_seconds, knee, usl
+from launch.study.model.step_time import Terms, terms
 from w2v_lightning.errors import InputError
 
 NUMBERS = (1, 2, 4, 8, 12, 16)

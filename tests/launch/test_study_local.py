@@ -13,10 +13,11 @@ from running import LIMIT_S, started
 from tiny import TINY_CONFIG, write_corpus
 
 from launch.__main__ import main
-from launch.study import local, processes, runs, start
-from launch.study.local import Local
-from launch.study.matrix import load
-from launch.study.queue import LostError
+from launch.study import runs
+from launch.study.running import local, processes, start
+from launch.study.running.local import Local
+from launch.study.running.matrix import load
+from launch.study.running.queue import LostError
 from w2v_lightning.__main__ import main as fit
 
 

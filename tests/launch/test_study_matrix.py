@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.study.matrix import fit_arguments, load
+from launch.study.running.matrix import fit_arguments, load
 from w2v_lightning.errors import InputError
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "study_g4dn.yaml"

@@ -13,16 +13,17 @@ from synthetic_study import parameters, runs, t4
 
 from launch.instances import INSTANCES
 from launch.spot import save_s
-from launch.study import planner, prices, workload
-from launch.study.assumptions import Assumption, Assumptions, assumptions
-from launch.study.candidates import COUNTS, Candidate, Task, candidates, setup_of
-from launch.study.fitted import Prediction
-from launch.study.fitting import fit
-from launch.study.interruptions import expected
-from launch.study.planner import Estimate, estimate, estimates, interruptions_of, pareto, recommend
+from launch.study import prices
+from launch.study.model.fitted import Prediction
+from launch.study.model.fitting import fit
+from launch.study.model.step_time import Terms
+from launch.study.planning import planner, workload
+from launch.study.planning.assumptions import Assumption, Assumptions, assumptions
+from launch.study.planning.candidates import COUNTS, Candidate, Task, candidates, setup_of
+from launch.study.planning.interruptions import expected
+from launch.study.planning.planner import Estimate, estimate, estimates, interruptions_of, pareto, recommend
+from launch.study.planning.workload import AssumedEpoch, Model, PlannedEpoch
 from launch.study.prices import Price, SpotPrice
-from launch.study.step_time import Terms
-from launch.study.workload import AssumedEpoch, Model, PlannedEpoch
 from w2v_lightning.errors import InputError
 
 REGION = "us-east-1"

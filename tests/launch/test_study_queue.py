@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_runner import Clock, Cloud, Crash, Runner, run
 
-from launch.study import queue, runs
-from launch.study.matrix import load
+from launch.study import runs
+from launch.study.running import queue
+from launch.study.running.matrix import load
 from w2v_lightning.errors import InputError
 
 NAME = "ml.g4dn.2xlarge-x{}"

@@ -16,12 +16,12 @@ from launch import plan, submit
 from launch.__main__ import main, parse
 from launch.config import resolve
 from launch.guards import check_budget
-from launch.study import recommend, workload
 from launch.study import runs as run_files
-from launch.study.candidates import COUNTS
-from launch.study.fitting import fit
-from launch.study.recommend import hours_of, steps_of
-from launch.study.workload import AssumedEpoch, Model
+from launch.study.model.fitting import fit
+from launch.study.planning import recommend, workload
+from launch.study.planning.candidates import COUNTS
+from launch.study.planning.recommend import hours_of, steps_of
+from launch.study.planning.workload import AssumedEpoch, Model
 from w2v_lightning.errors import InputError
 
 PLAN = ["plan", "--config", "a.yaml", "--region", "us-east-1"]

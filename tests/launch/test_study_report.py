@@ -12,7 +12,7 @@ from synthetic_study import cpu, parameters, runs, t4
 
 from launch.__main__ import main
 from launch.study import runs as run_files
-from launch.study.fitted import Fitted
+from launch.study.model.fitted import Fitted
 from launch.study.report.command import MODEL
 from launch.study.report.configurations import load
 from launch.study.report.money import bill
@@ -202,8 +202,8 @@ def test_without_a_model_there_is_a_report_and_the_reason(tmp_path: Path, on_dem
     def without_scipy(*args, **kwargs):
         raise InputError("Fitting needs scipy.")
 
-    monkeypatch.setattr("launch.study.fitting.fit", without_scipy)
-    monkeypatch.setattr("launch.study.laws._fitted", without_scipy)
+    monkeypatch.setattr("launch.study.model.fitting.fit", without_scipy)
+    monkeypatch.setattr("launch.study.model.laws._fitted", without_scipy)
     text = Page(report(written(tmp_path, on_demand))).text
     assert "There is no model: Fitting needs scipy." in text
     assert "They cannot be predicted from these runs: Fitting needs scipy." in text

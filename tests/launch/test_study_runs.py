@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from synthetic_study import STEPS, STEPS_PER_WINDOW, cpu, parameters, runs, t4
 
+from launch.study.model.step_time import terms
 from launch.study.runs import FILE, read, read_all, write
-from launch.study.step_time import terms
 from w2v_lightning.errors import InputError
 
 

@@ -14,10 +14,11 @@ from sagemaker_server import ROLE, story
 from launch import bundle, session, submit
 from launch.__main__ import main
 from launch.config import resolve
-from launch.study import queue, runs, sagemaker
-from launch.study.matrix import load
-from launch.study.queue import LostError, NoCapacityError
-from launch.study.sagemaker import SageMaker
+from launch.study import runs
+from launch.study.running import queue, sagemaker
+from launch.study.running.matrix import load
+from launch.study.running.queue import LostError, NoCapacityError
+from launch.study.running.sagemaker import SageMaker
 
 pytest_plugins = ["s3", "sagemaker_server"]
 
@@ -131,6 +132,7 @@ def test_what_is_trained_is_what_the_cell_says(account, study, runner, tmp_path)
     assert config["checkpoint_every"] != "15m", "spot jobs save as often as interruptions make worthwhile"
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_leaves_its_reason_and_the_others_go_on(account, study, tmp_path):
     reason = "AlgorithmError: algo-1, rank 0: CUDA out of memory"
     account.service.story = story("Starting", "Training", "Failed", FailureReason=reason, **TRAINED)
@@ -142,6 +144,7 @@ def test_a_job_that_fails_leaves_its_reason_and_the_others_go_on(account, study,
 # ---- no capacity, no quota, no network ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_quota_that_is_used_up_is_waited_for(account, study, tmp_path):
     account.service.story = story("Starting", "Completed", **TRAINED)
     account.service.refuse("CreateTrainingJob", "ResourceLimitExceeded", "you have 0 ml.g4dn.2xlarge", times=3)
@@ -149,6 +152,7 @@ def test_a_quota_that_is_used_up_is_waited_for(account, study, tmp_path):
     assert account.service.calls.count("CreateTrainingJob") == 5
 
 
+@pytest.mark.slow
 def test_a_job_for_which_there_was_no_capacity_is_submitted_anew(account, study, tmp_path):
     reason = "CapacityError: Unable to provision requested ML compute capacity."
     account.service.story = story("Starting", "Failed", FailureReason=reason)
@@ -195,6 +199,7 @@ def test_a_service_that_is_busy_is_asked_again(account, runner, study, tmp_path,
     assert runner.poll(cell, tmp_path, handle) is None
 
 
+@pytest.mark.slow
 def test_what_is_refused_for_good_ends_the_command_with_one_line(account, study, tmp_path, capsys):
     account.service.refuse("CreateTrainingJob", "AccessDeniedException", "not allowed")
     assert main(["study", "run", str(study), "--to", str(tmp_path / "out")]) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic_study import cpu, parameters, t4
 
-from launch.study.step_time import Terms, all_reduce_s, names, slowest, terms
+from launch.study.model.step_time import Terms, all_reduce_s, names, slowest, terms
 from w2v_lightning.errors import InputError
 
 

@@ -159,6 +159,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_reduce_knows_every_operation_and_leaves_the_rest_alone(tmp_path):
     command = [sys.executable, "-c", REDUCE]
     ranks = [subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stderr=subprocess.PIPE) for rank in (0, 1)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
-from launch.study.fitted import Fitted, LeftOut
+from launch.study.model.fitted import Fitted, LeftOut
 from launch.study.report.configurations import Study
 from launch.study.report.document import Figure, Link, Paragraph, Section, Table
 from launch.study.report.rows import Mark, mark_rows
@@ -14,7 +14,7 @@ NOTE = (
     "Each configuration is left out in turn, the model is fitted to the others and predicts it. On the right the error"
     " of the prediction: +10 % is a step predicted too long by a tenth."
 )
-# Parameters of launch/study/step_time.py, and their units.
+# Parameters of launch/study/model/step_time.py, and their units.
 MEANINGS = {
     "flops_per_s": ("Computing in training", "FLOP/s"),
     "contention": ("Slowdown by each other busy process", ""),

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launch.study.collect import FINISHED
 from launch.study.cost import training_usd
 from launch.study.prices import on_demand
 from launch.study.report import knee
@@ -14,6 +13,7 @@ from launch.study.report.money import bill
 from launch.study.report.performance import all_reduce
 from launch.study.report.scaling import Scaling, scalings
 from launch.study.report.units import counted, number, percent, seconds, signed_percent, usd
+from launch.study.running.collect import FINISHED
 from w2v_lightning.errors import InputError
 
 NONE = "Not measured"

@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import quote
 
 from launch.study import runs
-from launch.study.collect import FINISHED
-from launch.study.queue import STATE
+from launch.study.model.specs import short_name
+from launch.study.model.step_time import Setup, Terms
 from launch.study.report.document import Link
+from launch.study.running.collect import FINISHED
+from launch.study.running.queue import STATE
 from launch.study.runs import Run
-from launch.study.specs import short_name
-from launch.study.step_time import Setup, Terms
 from w2v_lightning.errors import InputError
 
 NORMAL_90 = 1.645  # standard errors to both sides hold 90 %

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from launch.study import planner, workload
-from launch.study.assumptions import Assumptions, assumptions
-from launch.study.candidates import Candidate, Task, setup_of
-from launch.study.fitted import Fitted
-from launch.study.planner import Estimate
+from launch.study.model.fitted import Fitted
+from launch.study.planning import planner, workload
+from launch.study.planning.assumptions import Assumptions, assumptions
+from launch.study.planning.candidates import Candidate, Task, setup_of
+from launch.study.planning.planner import Estimate
 from launch.study.report.configurations import Study
 from launch.study.report.document import Figure, Inline, Paragraph, Section, Table
 from launch.study.report.knee import Beyond, beyond

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from launch.study import laws
-from launch.study.fitted import Fitted, Prediction
-from launch.study.laws import Law
+from launch.study.model import laws
+from launch.study.model.fitted import Fitted, Prediction
+from launch.study.model.laws import Law
+from launch.study.model.step_time import Setup, Terms
 from launch.study.report.charts import Curve, Point
 from launch.study.report.configurations import Study
 from launch.study.report.document import Figure, Inline, Paragraph, Section, Table
@@ -14,7 +15,6 @@ from launch.study.report.performance import PARTS
 from launch.study.report.rows import Bar, bar_rows
 from launch.study.report.scaling import Scaling, scalings
 from launch.study.report.units import counted, number, percent, seconds
-from launch.study.step_time import Setup, Terms
 from w2v_lightning.errors import InputError
 
 MOST_GPUS = 8  # of one host

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from launch.study.collect import FINISHED
 from launch.study.report.configurations import Configuration, Study
 from launch.study.report.document import Inline, Link, Paragraph, Section, Table
 from launch.study.report.units import UNKNOWN, number, percent, seconds, spread
+from launch.study.running.collect import FINISHED
 from launch.study.runs import Run
 
 COLUMNS = (

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from launch.study import fitting
-from launch.study.fitted import Fitted
+from launch.study.model import fitting
+from launch.study.model.fitted import Fitted
 from launch.study.report import agreement, claims, elsewhere, knee, money, overview, performance, summary
 from launch.study.report.configurations import Study
 from launch.study.report.document import Document, Section

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launch.study.model.specs import short_name
 from launch.study.report.configurations import Configuration, Spread
-from launch.study.specs import short_name
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The report in a few sentences."""
 
-from launch.study.fitted import Fitted
+from launch.study.model.fitted import Fitted
 from launch.study.report import agreement, knee
 from launch.study.report.configurations import Configuration, Study
 from launch.study.report.document import Inline, Link, Paragraph, Section

@@ -11,13 +11,13 @@ from statistics import fmean
 
 import numpy as np
 
-from launch.study.bootstrap import SAMPLES, bootstrap
-from launch.study.conclusions import notes
-from launch.study.fitted import Fitted, LeftOut, by_configuration, is_same, mean_setup
-from launch.study.observations import NOISE, PARTS
-from launch.study.problem import Problem, Residuals, jacobian
+from launch.study.model.bootstrap import SAMPLES, bootstrap
+from launch.study.model.conclusions import notes
+from launch.study.model.fitted import Fitted, LeftOut, by_configuration, is_same, mean_setup
+from launch.study.model.observations import NOISE, PARTS
+from launch.study.model.problem import Problem, Residuals, jacobian
+from launch.study.model.step_time import names
 from launch.study.runs import Run
-from launch.study.step_time import names
 from w2v_lightning.errors import InputError
 
 PRIOR_FREEDOM = 3  # NOISE counts as much as so many observations of each kind

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.config import resolve
-from launch.study import collect, processes
-from launch.study.matrix import Cell, Study, fit_arguments
-from launch.study.queue import LostError
+from launch.study.running import collect, processes
+from launch.study.running.matrix import Cell, Study, fit_arguments
+from launch.study.running.queue import LostError
 from launch.study.runs import Run
 from w2v_lightning.errors import InputError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.instances import instance
-from launch.study.matrix import Cell
 from launch.study.prices import on_demand
+from launch.study.running.matrix import Cell
 from launch.study.runs import Run
 from launch.training_job import TrainingJob
 from w2v_lightning.errors import InputError

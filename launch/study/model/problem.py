@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from launch.study.observations import Observation, observations, predicted_s
-from launch.study.priors import Prior, priors
+from launch.study.model.observations import Observation, observations, predicted_s
+from launch.study.model.priors import Prior, priors
+from launch.study.model.step_time import Setup
 from launch.study.runs import Run
-from launch.study.step_time import Setup
 
 STEP = 1e-4  # of finite differences, in logarithms
 # Of Student's t, by which parameters deviate from what was expected: a loader that somebody throttled is no 4,400

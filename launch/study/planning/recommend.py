@@ -15,17 +15,17 @@ from launch import session
 from launch.config import resolve
 from launch.instances import instance
 from launch.study import runs as run_files
-from launch.study import workload
-from launch.study.assumptions import Assumptions, assumptions
-from launch.study.candidates import Task, candidates
-from launch.study.fitted import Fitted
-from launch.study.planner import Estimate, Recommendation, estimates, recommend
+from launch.study.model.fitted import Fitted
+from launch.study.planning import workload
+from launch.study.planning.assumptions import Assumptions, assumptions
+from launch.study.planning.candidates import Task, candidates
+from launch.study.planning.planner import Estimate, Recommendation, estimates, recommend
+from launch.study.planning.workload import Epoch
 from launch.study.runs import Run
-from launch.study.workload import Epoch
 from launch.submit import defaults
 from w2v_lightning.errors import InputError
 
-OWN_STUDY = Path(__file__).parents[2] / "docs" / "study"  # the measurements that come with the project
+OWN_STUDY = Path(__file__).parents[3] / "docs" / "study"  # the measurements that come with the project
 VARIABLE = "W2V_LIGHTNING_STUDY"
 HOURS_PER = {"m": 1 / 60, "h": 1.0, "d": 24.0}
 PIPE_WIDTH = 160  # columns where there is no terminal to ask
@@ -114,8 +114,8 @@ def _whole(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan; 1 where nothing is within deadline and budget."""
-    from launch.study.fitting import fit  # scipy
-    from launch.study.plan_text import print_plan
+    from launch.study.model.fitting import fit  # scipy
+    from launch.study.planning.plan_text import print_plan
 
     folders = options.study or [study_folder()]
     runs = [found for folder in folders for found in run_files.read_all(folder)]

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch.instances import INSTANCES, Instance, instance
+from launch.study.model.specs import short_name
+from launch.study.model.step_time import Setup
+from launch.study.planning.workload import Epoch, Model
 from launch.study.prices import on_demand
-from launch.study.specs import short_name
-from launch.study.step_time import Setup
-from launch.study.workload import Epoch, Model
 from w2v_lightning.errors import InputError
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)  # the original study's quota was 16 instances

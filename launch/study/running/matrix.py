@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.instances import instance
-from launch.study.study_file import check_keys, expanded, one_of, quantity, read, table, whole
+from launch.study.running.study_file import check_keys, expanded, one_of, quantity, read, table, whole
 from launch.submit import defaults
 from w2v_lightning.errors import InputError
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.study.specs import short_name
+from launch.study.model.specs import short_name
 from w2v_lightning.errors import InputError
 
 FIRST_BUCKET_BYTES = 2**20  # DDP's first bucket leaves once it holds so much

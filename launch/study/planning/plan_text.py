@@ -10,9 +10,9 @@ from rich.text import Text
 
 from launch.show import duration
 from launch.study.cost import training_usd
-from launch.study.planner import DRAWS, Estimate, pareto
-from launch.study.recommend import Plan
-from launch.study.step_time import Terms
+from launch.study.model.step_time import Terms
+from launch.study.planning.planner import DRAWS, Estimate, pareto
+from launch.study.planning.recommend import Plan
 from w2v_lightning.errors import listed
 
 MARGIN = 1.25  # of --max-hours over the 90 % bound: a run that is stopped at the limit has to be resubmitted

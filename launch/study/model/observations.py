@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from launch.study.model.step_time import LATENCY_BYTES, Parameters, Setup, all_reduce_s, terms
 from launch.study.runs import Run
-from launch.study.step_time import LATENCY_BYTES, Parameters, Setup, all_reduce_s, terms
 
 # How noisy each kind is, until the residuals say: of times, the standard deviation of the logarithm; of parts of the
 # step, in their own scale (`_scale_s`).

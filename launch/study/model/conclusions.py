@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from launch.study.fitted import Fitted, by_configuration, is_same
+from launch.study.model.fitted import Fitted, by_configuration, is_same
 from launch.study.runs import Run
 
 # What a parameter is for, and what would measure it.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from launch.study import specs
+from launch.study.model import specs
+from launch.study.model.step_time import Setup, names
 from launch.study.runs import Run
-from launch.study.step_time import Setup, names
 
 FLAC_BYTES_PER_AUDIO_S = 18_650  # 139 MB for 2.07 h of LibriSpeech (docs/results.md)
 ANY_LINK = "link_efficiency of any link"

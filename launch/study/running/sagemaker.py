@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from launch import guards, session, submit
 from launch.job import Job
 from launch.service_errors import explained, is_passing
-from launch.study import collect
 from launch.study.cost import training_usd
-from launch.study.matrix import Cell, Study, fit_arguments
 from launch.study.prices import on_demand
-from launch.study.queue import LostError, NoCapacityError
+from launch.study.running import collect
+from launch.study.running.matrix import Cell, Study, fit_arguments
+from launch.study.running.queue import LostError, NoCapacityError
 from launch.study.runs import Run
 from launch.training_job import TrainingJob, describe
 from w2v_lightning.checkpoints import history

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from launch import spot
-from launch.study import interruptions
-from launch.study.assumptions import Assumptions
-from launch.study.candidates import Candidate, Task, setup_of
 from launch.study.cost import SPOT_SAVING_RANGE, training_usd
-from launch.study.interruptions import Drawn, Interruptions
+from launch.study.model.step_time import Setup, Terms
+from launch.study.planning import interruptions
+from launch.study.planning.assumptions import Assumptions
+from launch.study.planning.candidates import Candidate, Task, setup_of
+from launch.study.planning.interruptions import Drawn, Interruptions
 from launch.study.prices import Price, SpotPrice, on_demand, spot_prices
-from launch.study.step_time import Setup, Terms
 from w2v_lightning.errors import InputError
 
 DRAWS = 2000

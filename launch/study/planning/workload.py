@@ -15,8 +15,8 @@ import numpy as np
 
 from launch import build, spot
 from launch.instances import Instance
+from launch.study.model.specs import short_name
 from launch.study.runs import Run
-from launch.study.specs import short_name
 from w2v_lightning.errors import InputError
 
 SAMPLE_RATE = 16_000

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launch.study.problem import STEP, Problem, Residuals
+from launch.study.model.problem import STEP, Problem, Residuals
 from launch.study.runs import Run
 
 SAMPLES = 400

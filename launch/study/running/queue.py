@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launch.study import runs
-from launch.study.collect import FINISHED
-from launch.study.matrix import Cell, Study
+from launch.study.running.collect import FINISHED
+from launch.study.running.matrix import Cell, Study
 from launch.study.runs import Run
 from w2v_lightning.data.manifest import atomic_text_file
 from w2v_lightning.errors import InputError

@@ -12,9 +12,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from launch.study import queue, runs
-from launch.study.collect import FINISHED
-from launch.study.matrix import Cell, Study, load
+from launch.study import runs
+from launch.study.running import queue
+from launch.study.running.collect import FINISHED
+from launch.study.running.matrix import Cell, Study, load
 from w2v_lightning.errors import InputError
 
 LOCK = ".lock"
@@ -49,12 +50,12 @@ def _run(options: argparse.Namespace) -> int:
 def _runner(study: Study) -> Iterator[queue.Runner]:
     """The modules are imported where they are wanted: one imports torch, the other the SDK."""
     if study.where == "local":
-        from launch.study.local import Local
+        from launch.study.running.local import Local
 
         with Local(study) as runner:
             yield runner
     else:
-        from launch.study.sagemaker import SageMaker
+        from launch.study.running.sagemaker import SageMaker
 
         yield SageMaker(study)
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from launch.study.priors import Prior, unseen
+from launch.study.model.priors import Prior, unseen
+from launch.study.model.specs import short_name
+from launch.study.model.step_time import Setup, Terms, bottleneck, names, terms
 from launch.study.runs import Run
-from launch.study.specs import short_name
-from launch.study.step_time import Setup, Terms, bottleneck, names, terms
 from w2v_lightning.data.manifest import atomic_text_file
 from w2v_lightning.errors import InputError
 
@@ -190,7 +190,7 @@ class Fitted:
                 devices = sorted({setup.device for setup in self.configurations.values()})
                 raise InputError(
                     f"{name}: nothing is known. It was measured on {', '.join(devices)} only, and one of the two is not"
-                    " in launch/study/specs.py: run it once, one configuration is enough."
+                    " in launch/study/model/specs.py: run it once, one configuration is enough."
                 )
         return found
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from launch.study.step_time import Terms
+from launch.study.model.step_time import Terms
 from w2v_lightning.errors import InputError
 
 LEAST_WORTH = 0.5  # of the first device's speed: what a further one must add

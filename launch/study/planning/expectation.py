@@ -10,9 +10,10 @@ import numpy as np
 from launch.instances import instance
 from launch.job import Job
 from launch.show import duration
-from launch.study import planner, recommend, runs, workload
-from launch.study.assumptions import assumptions
-from launch.study.candidates import Candidate, Task
+from launch.study import runs
+from launch.study.planning import planner, recommend, workload
+from launch.study.planning.assumptions import assumptions
+from launch.study.planning.candidates import Candidate, Task
 from launch.study.runs import Run
 from w2v_lightning.errors import InputError
 
@@ -36,7 +37,7 @@ def expected(job: Job) -> Expectation:
         InputError: there are none, the config does not say how many steps it trains, or nothing is known of the
             instances.
     """
-    from launch.study.fitting import fit  # scipy
+    from launch.study.model.fitting import fit  # scipy
 
     folder, task_steps = recommend.study_folder(), _steps(job.config["trainer"])
     found = runs.read_all(folder)
