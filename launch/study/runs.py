@@ -77,8 +77,9 @@ class Run:
         """The step's parts as they were measured behind the warm-up, in all `step_s`; `is_measured` has to be true.
 
         `data_s` is the time that loading takes where it was waited for: compute + wait; else 0, and what little was
-        waited counts as overhead. `overhead_s` is what the host did between two micro-batches; a run alone does not say
-        how much of what was done within them does not shrink with more devices.
+        waited counts as overhead. Without workers, `loading_behind_s` is the wait. `overhead_s` is what the host did
+        between two micro-batches; a run alone does not say how much of what was done within them does not shrink with
+        more devices.
         """
         total_s = self._steady("total_s")
         device_s, wait_s = (self.step_s * self._steady(name) / total_s for name in ("device_s", "data_wait_s"))
@@ -86,9 +87,11 @@ class Run:
             wait_s = 0.0
         exposed_s, waiting_s = self._exposed_s()
         compute_s = max(device_s - exposed_s - waiting_s, 0.0)
+        has_workers = self.throughput["workload"]["loader_workers"] > 0
         return Terms(
             compute_s=compute_s,
-            data_s=compute_s + wait_s if wait_s else 0.0,
+            data_s=compute_s + wait_s if wait_s and has_workers else 0.0,
+            loading_behind_s=0.0 if has_workers else wait_s,
             exposed_s=exposed_s,
             imbalance_s=waiting_s,
             overhead_s=max(self.step_s - compute_s - wait_s - exposed_s - waiting_s, 0.0),

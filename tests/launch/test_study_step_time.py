@@ -100,7 +100,10 @@ def test_loading_runs_beside_computing():
 
 def test_without_workers_loading_comes_behind_computing():
     parts = found(cpu(1, workers=0), decode_audio_s_per_s=10.0)
-    assert parts.data_s == pytest.approx(parts.compute_s + 6.0)
+    assert (parts.data_s, parts.loading_behind_s) == (0.0, pytest.approx(6.0))
+    assert parts.step_s == pytest.approx(parts.compute_s + 6.0 + parts.overhead_s)
+    assert parts.bottleneck == "data"
+    assert parts.gains_s()["compute"] == parts.compute_s  # which hides nothing
 
 
 def test_slow_storage_is_not_helped_by_workers_but_by_hosts():

@@ -114,7 +114,7 @@ def _slow_loader(run: Run) -> dict[str, float]:
     setup, parts = run.setup, run.measured
     if not parts.wait_s:
         return {}
-    data_s = parts.data_s if setup.loader_workers else parts.wait_s
+    data_s = parts.data_s + parts.loading_behind_s
     of = names(setup)
     if "storage_audio_s_per_s" in of:
         return {of["storage_audio_s_per_s"]: setup.computed_s / (setup.hosts * data_s)}

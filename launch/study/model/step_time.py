@@ -102,6 +102,8 @@ class Setup:
 class Terms:
     """Parts of one step's time, in seconds; `data_s` runs beside `compute_s`, the others behind them.
 
+    Loading is one of two: `data_s` where workers do it, `loading_behind_s` where the training process does.
+
     With arrays, one of each draw, only `step_s` makes sense.
     """
 
@@ -110,22 +112,22 @@ class Terms:
     exposed_s: float
     imbalance_s: float
     overhead_s: float
+    loading_behind_s: float = 0.0
 
     @property
     def step_s(self) -> float:
-        return np.maximum(self.compute_s, self.data_s) + self.exposed_s + self.imbalance_s + self.overhead_s
+        return self.compute_s + self.wait_s + self.exposed_s + self.imbalance_s + self.overhead_s
 
     @property
     def wait_s(self) -> float:
         """For data, with nothing to compute."""
-        return np.maximum(self.data_s - self.compute_s, 0.0)
+        return np.maximum(self.data_s - self.compute_s, 0.0) + self.loading_behind_s
 
     def gains_s(self) -> dict[str, float]:
         """By how much the step would be shorter without each of them."""
-        shorter = min(self.compute_s, self.data_s)
         return {
-            "compute": self.compute_s - shorter,
-            "data": self.data_s - shorter,
+            "compute": self.compute_s - min(self.compute_s, self.data_s),
+            "data": self.wait_s,
             "communication": self.exposed_s,
             "imbalance": self.imbalance_s,
             "overhead": self.overhead_s,
@@ -165,10 +167,11 @@ def terms(setup: Setup, parameters: Parameters) -> Terms:
         InputError: hosts are joined by a link whose rate is not known.
     """
     found = {what: parameters[name] for what, name in names(setup).items()}
-    compute_s = _compute_s(setup, found)
+    compute_s, loading_s = _compute_s(setup, found), np.maximum(*_loading_s(setup, found))
     return Terms(
         compute_s=compute_s,
-        data_s=np.maximum(*_loading_s(setup, found)) + (0.0 if setup.loader_workers else compute_s),
+        data_s=loading_s if setup.loader_workers else 0.0,
+        loading_behind_s=0.0 if setup.loader_workers else loading_s,
         exposed_s=_exposed_s(setup, found, compute_s),
         imbalance_s=found.get("imbalance", 0.0) * slowest(setup.world_size) * compute_s,
         overhead_s=found["overhead_s"] * _slowdown(setup, found),

@@ -92,6 +92,7 @@ def parts(terms: Terms) -> str:
     """Shares of a step, the largest first."""
     name = "data" if terms.data_s > terms.compute_s else "compute"
     seconds = {name: max(terms.data_s, terms.compute_s)} | {
+        "loading": terms.loading_behind_s,
         "communication": terms.exposed_s,
         "imbalance": terms.imbalance_s,
         "overhead": terms.overhead_s,
