@@ -209,8 +209,9 @@ def _throughput(setup: Setup, parameters: Parameters, noise: float, rng: np.rand
 
     exact, speed = terms(setup, parameters), noisy(1.0, noise)
     compute_s = exact.compute_s * speed
+    hidden_s = compute_s if setup.loader_workers else 0.0
     parts_s = {
-        "wait": max(noisy(exact.data_s, noise) - compute_s, 0.0),
+        "wait": max(noisy(exact.data_s + exact.loading_behind_s, noise) - hidden_s, 0.0),
         "exposed": noisy(exact.exposed_s, noise),
         "waiting": noisy(exact.imbalance_s, 5 * noise),
         "rest": float(compute_s + exact.overhead_s * speed),
