@@ -4,6 +4,8 @@ from unittest import mock
 
 import pytest
 
+from w2v_lightning import sigterm
+
 # Before anything imports a Hugging Face library: no test may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tests run side by side: two torch thread pools on two cores slow each other down several times over.
@@ -20,6 +22,13 @@ def same_environment():
     """Lightning's launchers leave variables behind; a run that a later test starts would take itself for a rank."""
     with mock.patch.dict(os.environ):
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_sigterm():
+    """A command that ends in an exception still listens, as its process is about to end; the tests' process is not."""
+    yield
+    sigterm.watch.stop()
 
 
 @pytest.fixture(autouse=True)

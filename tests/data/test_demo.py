@@ -78,6 +78,7 @@ def test_validation_has_speakers_accents_and_variants_of_its_own():
         assert not {c.voice.split("+")[part] for c in train} & {c.voice.split("+")[part] for c in dev}
 
 
+@pytest.mark.slow
 @needs_espeak
 def test_racing_processes_leave_one_corpus_with_the_same_bytes_as_any_other(corpus, tmp_path):
     racers = [start_making(tmp_path / "corpus") for _ in range(2)]

@@ -94,6 +94,7 @@ def job_names(account):
 # ---- from the file to run.json --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_cell_becomes_a_job_and_each_job_a_run(account, study, tmp_path, capsys):
     account.service.story = story(*SPOT, **TRAINED)
     leave_logs(account, tmp_path)
