@@ -215,6 +215,8 @@ def test_a_study_that_is_killed_goes_on(study, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait(LIMIT_S)
     left_behind, written = marked(second), (first / runs.FILE).read_bytes()
+    for pid in left_behind:
+        os.kill(pid, signal.SIGSTOP)  # or they reach their end before the command is there again
     assert len(left_behind) == 3  # torchrun and two processes
     with started(command, log) as process:
         assert process.wait(LIMIT_S) == 0, log.read_text()
@@ -249,7 +251,9 @@ def test_sigterm_ends_what_runs_and_the_same_command_goes_on(study, tmp_path):
 def test_hosts_and_slow_storage_are_emulated(study, tmp_path):
     write_corpus(tmp_path / "corpus")
     prepared = tmp_path / "prepared"
-    assert fit(["prepare", str(tmp_path / "corpus"), "--out", str(prepared), "--workers", "1"]) == 0
+    assert (
+        fit(["prepare", str(tmp_path / "corpus"), "--out", str(prepared), "--shard-size", "1MB", "--workers", "1"]) == 0
+    )
     cell = {"hosts": 2, "link": {"mbit_per_s": 100, "delay_ms": 1}, "storage": {"mbit_per_s": 4}}
     path = study(cell, options={"data.root": str(prepared)})
     assert main(["study", "run", str(path), "--to", str(tmp_path / "out")]) == 0
