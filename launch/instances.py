@@ -34,13 +34,17 @@ class Instance:
 
     @property
     def precision(self) -> str:
-        """What w2v_lightning.precision will choose on the GPU: bfloat16 where there is any."""
-        return "bf16-mixed" if self.capability >= (8, 0) else "16-mixed"
+        """What will be chosen on the GPU: bfloat16 where there is any."""
+        from w2v_lightning.precision import of_capability  # imports torch
+
+        return of_capability(self.capability)
 
     @property
     def loader_workers(self) -> int:
         """What the data module will start for each GPU, unless data.num_workers says how many."""
-        return max(1, min(8, self.vcpus // self.gpus - 1))
+        from w2v_lightning.hardware import loader_workers  # imports torch
+
+        return loader_workers(self.vcpus, self.gpus)
 
 
 # GiB and compute capability.

@@ -49,6 +49,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
+def loader_workers(cores: int, devices: int) -> int:
+    """Processes that load for each of a host's devices, unless data.num_workers says how many: cores that are left."""
+    return max(1, min(8, cores // devices - 1))
+
+
 def versions() -> dict[str, str]:
     """Of what a speed depends on, by name; what this machine has not is left out."""
     found = {

@@ -23,10 +23,15 @@ def choose_precision(accelerator: str) -> tuple[str, str]:
     if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return "32-true", "no CUDA device is used"
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    precision = of_capability(capability)
+    has_bfloat16 = "computes in" if precision == "bf16-mixed" else "has no"
+    return precision, f"{name} (compute capability {capability[0]}.{capability[1]}) {has_bfloat16} bfloat16"
+
+
+def of_capability(capability: tuple[int, int]) -> str:
+    """The precision for a GPU of CUDA's compute capability."""
     # torch.cuda.is_bf16_supported() says yes on a T4 too, where bf16 is emulated and slow.
-    if capability >= (8, 0):
-        return "bf16-mixed", f"{name} (compute capability {capability[0]}.{capability[1]}) computes in bfloat16"
-    return "16-mixed", f"{name} (compute capability {capability[0]}.{capability[1]}) has no bfloat16"
+    return "bf16-mixed" if capability >= (8, 0) else "16-mixed"
 
 
 def weights_dtype(precision: str) -> torch.dtype:

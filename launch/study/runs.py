@@ -70,7 +70,7 @@ class Run:
     @cached_property
     def step_s(self) -> float:
         """Of a global step behind the warm-up, the mean; `is_measured` has to be true."""
-        return self._steady("seconds") / self._steady("steps")
+        return self.steady("seconds") / self.steady("steps")
 
     @property
     def measured(self) -> Terms:
@@ -81,8 +81,8 @@ class Run:
         between two micro-batches; a run alone does not say how much of what was done within them does not shrink with
         more devices.
         """
-        total_s = self._steady("total_s")
-        device_s, wait_s = (self.step_s * self._steady(name) / total_s for name in ("device_s", "data_wait_s"))
+        total_s = self.steady("total_s")
+        device_s, wait_s = (self.step_s * self.steady(name) / total_s for name in ("device_s", "data_wait_s"))
         if wait_s < LEAST_WAIT * self.step_s:
             wait_s = 0.0
         exposed_s, waiting_s = self._exposed_s()
@@ -117,9 +117,10 @@ class Run:
         found, windows = self.throughput, self.throughput["windows"]
         by_first_rank_s = sum(window["audio_s"] for window in windows) / sum(window["steps"] for window in windows)
         share = found["audio_hours"] * 3600 / found["steps"] / by_first_rank_s
-        return share * self._steady("audio_s") / self._steady("steps")
+        return share * self.steady("audio_s") / self.steady("steps")
 
-    def _steady(self, name: str) -> float:
+    def steady(self, name: str) -> float:
+        """Sum of a figure over the windows behind the warm-up."""
         return sum(window[name] for window in self.steady_windows)
 
     @property
@@ -139,7 +140,7 @@ class Run:
             link_bytes_per_s=self.cell["link_bytes_per_s"],
             storage=self.cell["storage"],
             audio_s=self._audio_s_per_step,
-            computed_s=self._steady("computed_s") / self._steady("steps"),
+            computed_s=self.steady("computed_s") / self.steady("steps"),
             micro_batches=workload["micro_batches_per_step"],
             gradient_bytes=workload["gradient_bytes"],
             gradient_buckets=workload["gradient_buckets"],
@@ -182,10 +183,19 @@ def read_all(folder: Path) -> list[Run]:
     Raises:
         InputError: there is none, or one cannot be read.
     """
-    found = [read(path) for path in sorted(folder.rglob(FILE))]
+    return sorted(map(read, find(folder)), key=lambda run: run.name)
+
+
+def find(folder: Path) -> list[Path]:
+    """Where every run.json below a study's folder is.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = sorted(folder.rglob(FILE))
     if not found:
         raise InputError(f"{folder} has no {FILE}: `python -m launch study run STUDY.yaml` makes them.")
-    return sorted(found, key=lambda run: run.name)
+    return found
 
 
 def _device(found: dict[str, Any], host: dict[str, Any]) -> str:

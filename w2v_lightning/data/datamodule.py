@@ -23,7 +23,7 @@ from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import EvaluationSampler, TrainSampler
 from w2v_lightning.data.trial import NoiseDataset
 from w2v_lightning.errors import InputError
-from w2v_lightning.hardware import usable_cores
+from w2v_lightning.hardware import loader_workers, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ class LibriSpeechDataModule(LightningDataModule):
     def _num_workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        return max(1, min(8, usable_cores() // (self.trainer.num_devices if self.trainer else 1) - 1))
+        return loader_workers(usable_cores(), self.trainer.num_devices if self.trainer else 1)
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
         used = {"fit": self.train_splits + self.val_splits, "validate": self.val_splits}

@@ -112,7 +112,8 @@ class Hosts:
 def remove_abandoned() -> None:
     """Namespaces of processes that were killed before they could."""
     for path in NAMESPACES.glob(f"{PREFIX}*"):
-        if not _is_alive(int(path.name.removeprefix(PREFIX).partition("-")[0])):
+        pid = path.name.removeprefix(PREFIX).partition("-")[0]
+        if not Path("/proc", pid).exists():
             with suppress(InputError):  # another one is at it
                 _ip("netns", "del", path.name)
 
@@ -132,13 +133,3 @@ def _ip(*arguments: str) -> None:
         raise InputError("Emulated hosts need the command `ip` (package iproute2).") from None
     if done.returncode:
         raise InputError(f"Emulated hosts: ip {' '.join(arguments)}: {done.stderr.strip()}")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -110,7 +110,7 @@ class Configuration:
     @property
     def utterances_per_s(self) -> float:
         """What the original study calls samples per second."""
-        return fmean(_steady(run, "utterances") / _steady(run, "seconds") for run in self.runs)
+        return fmean(run.steady("utterances") / run.steady("seconds") for run in self.runs)
 
     def spread(self, of: Callable[[Run], float | None]) -> Spread | None:
         """Of a figure that not every run has; None where none has it."""
@@ -143,10 +143,8 @@ def load(folder: Path, report: Path) -> Study:
     Raises:
         InputError: there is none, or one cannot be read.
     """
-    paths = sorted(folder.rglob(runs.FILE))
+    paths = runs.find(folder)
     found = [Recorded(runs.read(path), _href(path, report)) for path in paths]
-    if not found:
-        raise InputError(f"{folder} has no {runs.FILE}: `python -m launch study run STUDY.yaml` makes them.")
     measured: dict[tuple[str, str], list[Recorded]] = {}
     for path, one in zip(paths, found, strict=True):
         if one.run.is_measured:
@@ -214,7 +212,3 @@ def _href(path: Path, report: Path) -> str:
 
 def _spread(values: list[float]) -> Spread:
     return Spread(fmean(values), min(values), max(values)) if len(values) > 1 else Spread(values[0])
-
-
-def _steady(run: Run, name: str) -> float:
-    return sum(window[name] for window in run.steady_windows)

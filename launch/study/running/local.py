@@ -63,6 +63,8 @@ class Local:
         Raises:
             InputError: an option of `fit` is wrong, or what the cell asks for cannot be emulated.
         """
+        from w2v_lightning.hardware import usable_cores  # imports torch
+
         gpus, wanted = self._gpus(cell), cell.count * cell.devices_per_host
         if gpus and cell.is_emulated:
             raise InputError(
@@ -71,7 +73,7 @@ class Local:
             )
         if gpus and wanted > len(gpus):
             return f"it wants {wanted} GPUs, this host has {len(gpus)}"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         if not gpus and self._study.stands_in and wanted > cores:
             return f"it wants {wanted} devices, this host has no GPU and {cores} cores"
         return None
