@@ -28,7 +28,7 @@ class Run:
         environment: of the machine: `cpu`, `cores`, `gib`, `instance_type` (SageMaker's), and `versions`.
         throughput: throughput.json as it is (w2v_lightning/callbacks/throughput.py); empty where training never began.
         wer: [{"step", "elapsed_s", "wer"}], in order; seconds since the run began.
-        segments: run_history.json as it is.
+        segments: run_history.json, but for paths of the machine.
         interruptions: how often it was preempted and went on.
         training_s: wall-clock time of all segments, start-up included.
         billable_s: of one instance, as the service says; None: local, or not known.
@@ -147,6 +147,7 @@ class Run:
             hosts_per_machine=host["hosts"] if self.cell["is_emulated"] else 1,
             link_delay_s=None if self.cell["link_delay_ms"] is None else self.cell["link_delay_ms"] / 1000,
             storage_bytes_per_s=self.cell["storage_bytes_per_s"],
+            logged_every=min(window["steps"] for window in self.steady_windows),
         )
 
 

@@ -25,7 +25,7 @@ def write_logs(folder: Path, version: int, wer: dict[int, float], throughput: di
 def segment(started_s: int, ended_s: int, end: str) -> dict[str, Any]:
     """Of run_history.json; seconds since 1970, at most an hour."""
     moments = [f"1970-01-01T00:{s // 60:02}:{s % 60:02}.000+00:00" for s in (started_s, ended_s)]
-    return {"started": moments[0], "ended": moments[1], "end": end, "first_step": 0, "last_step": 4}
+    return {"started": moments[0], "ended": moments[1], "end": end, "first_step": 0, "last_step": 4, "log_dir": "/here"}
 
 
 def write_history(folder: Path, *segments: dict[str, Any]) -> None:

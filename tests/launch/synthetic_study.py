@@ -73,6 +73,7 @@ def cpu(
         gradient_bytes=8_000_000,
         gradient_buckets=2,
         hosts_per_machine=hosts,
+        logged_every=STEPS_PER_WINDOW,
     )
     return replace(setup, **changes)
 
@@ -97,6 +98,7 @@ def t4(devices_per_host: int = 1, hosts: int = 1, workers: int = 4, precision: s
         micro_batches=math.ceil(1600 / 100 / world_size),
         gradient_bytes=361_000_000,
         gradient_buckets=15,
+        logged_every=STEPS_PER_WINDOW,
     )
     return replace(setup, **changes)
 

@@ -84,6 +84,7 @@ def test_of_a_run_that_went_on_steps_done_twice_count_once_and_earlier_segments_
     assert run.training_s == 14 + 20 + 30
     assert run.date == "1970-01-01T00:16:40+00:00"
     assert run.throughput == {"steps": 40}
+    assert not any("log_dir" in one for one in run.segments)  # a path of the machine
 
 
 def test_a_start_after_the_end_is_no_interruption(local, tmp_path):

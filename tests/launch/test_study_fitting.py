@@ -268,9 +268,22 @@ def test_a_gpu_that_was_never_measured_lies_between_the_ratios_of_its_specificat
         found.predict(t4(precision="bf16-mixed"))
 
 
+def test_without_any_run_of_a_gpu_they_follow_from_the_one_that_was_measured_by_itself(fitted):
+    setup = t4()
+    found, work = fitted.predict(setup), setup.computed_s * setup.flops_per_audio_s / setup.world_size
+    assert found.basis == "predicted"
+    assert work / (340e12 * 320 / 4800) <= found.terms.compute_s <= work / (340e12 * 65 / 989)
+    assert found.high_s / found.low_s > 1.5
+    assert any("H200" in reason and "docs/performance.md" in reason for reason in found.reasons)
+    seen = fit(runs(parameters([t4()]), [t4()], NOISE)).predict(t4(device="NVIDIA L4", precision="16-mixed"))
+    assert not any("docs/performance.md" in reason for reason in seen.reasons)  # a T4 was
+
+
 def test_a_device_of_which_nothing_is_known_is_no_guess(fitted):
     with pytest.raises(InputError, match=r"nothing is known.*AMD EPYC"):
-        fitted.predict(t4())
+        fitted.predict(t4(device="NVIDIA B9000"))
+    with pytest.raises(InputError, match="nothing is known"):  # too small to keep a GPU busy
+        fitted.predict(t4(flops_per_audio_s=1e9))
     mixed = [cpu(1), t4(device="NVIDIA B9000")]
     left = fit(runs(parameters(mixed), mixed, NOISE)).leave_one_out
     assert all(one.predicted_s is None and one.error is None and "nothing is known" in one.why for one in left.values())

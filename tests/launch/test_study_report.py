@@ -252,9 +252,10 @@ def test_without_prices_nothing_has_a_cost(local: str) -> None:
     assert "Not measured: GPU utilisation. These runs computed on CPUs." in text
 
 
-def test_hardware_that_nothing_is_known_of_is_not_predicted(local: str) -> None:
+def test_a_study_of_cpus_predicts_theirs_for_base_from_the_gpu_that_was_measured_by_itself(local: str) -> None:
     text = Page(local).text
-    assert "They cannot be predicted from these runs" in text
+    assert "with wav2vec2-base, because this study's model is too small" in text
+    assert "by itself it was measured once" in text
     assert "Not measured: no run of this study was on either of them." in text
     assert "this study has no cluster with a bill both on demand and on spot" in text
 

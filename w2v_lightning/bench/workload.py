@@ -57,11 +57,16 @@ class Workload:
         return [n for batch in self.batches if not batch.is_filler for n in batch.num_samples_B.tolist()]
 
 
-def like_librispeech(spec: InputSpec, number: int = NUM_UTTERANCES) -> Manifest:
-    """Utterances that last as train-clean-100's do: most 12 to 16.5 s, 12.7 s on average, with random letters."""
-    rng = np.random.default_rng(SEED)
+def librispeech_durations_s(rng: np.random.Generator, number: int = NUM_UTTERANCES) -> np.ndarray:
+    """Of N utterances that last as train-clean-100's do: most 12 to 16.5 s, 12.7 s on average."""
     long_s, short_s = rng.normal(14.3, 1.4, number).clip(8.0, 17.0), rng.uniform(2.0, 11.5, number)
-    durations_s_N = np.where(rng.random(number) < 0.79, long_s, short_s).round(3)
+    return np.where(rng.random(number) < 0.79, long_s, short_s).round(3)
+
+
+def like_librispeech(spec: InputSpec, number: int = NUM_UTTERANCES) -> Manifest:
+    """Utterances that last as train-clean-100's do, with random letters."""
+    rng = np.random.default_rng(SEED)
+    durations_s_N = librispeech_durations_s(rng, number)
     letters = _letters(spec)
     words = ["".join(rng.choice(letters, rng.integers(1, 9))) for _ in range(2000)]
     text = " ".join(words)

@@ -216,10 +216,11 @@ def mean_setup(runs: Sequence[Run]) -> Setup:
 
 
 def is_same(setup: Setup, other: Setup) -> bool:
-    """But for the audio that a step happens to have, and for which of its names a device is called by."""
+    """But for the audio that a step happens to have, for which of its names a device is called by, and for how often it
+    logs."""
     alike = all(abs(getattr(setup, name) / getattr(other, name) - 1) < SAME for name in NUMBERS)
     numbers = {name: getattr(setup, name) for name in NUMBERS}
-    named = replace(other, device=setup.device, **numbers)
+    named = replace(other, device=setup.device, logged_every=setup.logged_every, **numbers)
     return alike and short_name(setup.device) == short_name(other.device) and named == setup
 
 

@@ -14,10 +14,12 @@ A step of W devices on H hosts. Parameters in capitals below are fitted (fitting
                     or on GPUs (NCCL), where that is less, a tree:
                         b x 2 ((W / H - 1) x HOP_S + log2(H) x LINK_HOP_S) + 2 n / bytes per s
                     Bytes per s are BYTES_PER_S within a host, between hosts at most LINK_EFFICIENCY x specification.
+                    gloo, which CPUs use, has no more than 2 MiB under way: 2 MiB / LINK_HOP_S at most.
     exposed         what of T comes behind a backward pass of OVERLAP x compute of the last micro-batch, if gradients
                     come at an even pace and buckets leave one by one, each when it is full: at least the last one
     imbalance       IMBALANCE x E[maximum of W standard normal numbers] x compute: all wait for the slowest
-    overhead        OVERHEAD_S x slowdown: optimiser, logging; it does not shrink with more devices
+    overhead        OVERHEAD_S x slowdown: optimiser, logging; it does not shrink with more devices. And a tiny
+                    all-reduce whenever the loss is logged
 
 Patarasuk and Yuan 2009 have the ring, Sanders, Speck and Träff 2009 the tree.
 """
@@ -35,6 +37,8 @@ from w2v_lightning.errors import InputError
 
 FIRST_BUCKET_BYTES = 2**20  # DDP's first bucket leaves once it holds so much
 LATENCY_BYTES = 4 * 2**10  # of throughput.json's all_reduce.latency_ms
+GLOO_AHEAD_BYTES = 2 * 2**20  # two segments of its kMaxSegmentSize (gloo/allreduce.h)
+LOGGED_EVERY = 50  # steps: Lightning's default
 
 # By name, such as "hop_s of Tesla T4"; numbers, or arrays of as many draws each.
 Parameters = Mapping[str, Any]
@@ -63,6 +67,7 @@ class Setup:
         hosts_per_machine: more than 1 where hosts are emulated, all on one machine.
         link_delay_s: one way, where the link is emulated.
         storage_bytes_per_s: of a host, where the storage's rate is known.
+        logged_every: steps from one logged loss to the next.
     """
 
     device: str
@@ -83,6 +88,7 @@ class Setup:
     hosts_per_machine: int = 1
     link_delay_s: float | None = None
     storage_bytes_per_s: float | None = None
+    logged_every: float = LOGGED_EVERY
 
     @property
     def world_size(self) -> int:
@@ -174,7 +180,7 @@ def terms(setup: Setup, parameters: Parameters) -> Terms:
         loading_behind_s=0.0 if setup.loader_workers else loading_s,
         exposed_s=_exposed_s(setup, found, compute_s),
         imbalance_s=found.get("imbalance", 0.0) * slowest(setup.world_size) * compute_s,
-        overhead_s=found["overhead_s"] * _slowdown(setup, found),
+        overhead_s=found["overhead_s"] * _slowdown(setup, found) + _logging_s(setup, found),
     )
 
 
@@ -188,12 +194,19 @@ def bottleneck(setup: Setup, parameters: Parameters) -> str:
     "communication: latency" or "communication: bandwidth"."""
     found = terms(setup, parameters).bottleneck
     if found == "communication":
-        hops_s, bytes_s = all_reduce_s(setup, parameters, setup.gradient_bytes, setup.gradient_buckets)
-        return f"{found}: {'latency' if hops_s > bytes_s else 'bandwidth'}"
+        at_once = _gradients_s(setup, parameters, hop_s=1e-12, link_hop_s=1e-12)
+        in_no_time = _gradients_s(setup, parameters, bytes_per_s=math.inf, link_efficiency=math.inf)
+        return f"{found}: {'latency' if at_once < in_no_time else 'bandwidth'}"
     if found == "data":
         decoded_s, read_s = _loading_s(setup, {what: parameters[name] for what, name in names(setup).items()})
         return f"{found}: {'storage' if read_s > decoded_s else 'decoding'}"
     return found
+
+
+def _gradients_s(setup: Setup, parameters: Parameters, **changes: float) -> float:
+    """Their all-reduce, had some parameters other values."""
+    changed = {name: changes[what] for what, name in names(setup).items() if what in changes}
+    return sum(all_reduce_s(setup, {**parameters, **changed}, setup.gradient_bytes, setup.gradient_buckets))
 
 
 def slowest(world_size: int) -> float:
@@ -228,6 +241,13 @@ def _exposed_s(setup: Setup, found: Parameters, compute_s: Any) -> Any:
         to_send_s = hops_s * num_behind / setup.gradient_buckets + bytes_s * (1 - before)
         exposed_s = np.maximum(exposed_s, to_send_s - backward_s * (1 - full))
     return exposed_s
+
+
+def _logging_s(setup: Setup, found: Parameters) -> Any:
+    """The mean loss of all devices."""
+    if setup.world_size == 1:
+        return 0.0
+    return sum(_all_reduce_s(setup, found, LATENCY_BYTES, 1)) / setup.logged_every
 
 
 def _bucket_shares(setup: Setup) -> Iterator[tuple[int, float, float]]:
@@ -266,4 +286,7 @@ def _bytes_per_s(setup: Setup, found: Parameters) -> Any:
         return within
     if not setup.link_bytes_per_s:
         raise InputError(f"link {setup.link!r}: its rate is not known; give the cell's link_bytes_per_s.")
-    return np.minimum(within, found["link_efficiency"] * setup.link_bytes_per_s)
+    between = found["link_efficiency"] * setup.link_bytes_per_s
+    if setup.is_cpu:
+        between = np.minimum(between, GLOO_AHEAD_BYTES / found["link_hop_s"])
+    return np.minimum(within, between)

@@ -6,7 +6,7 @@ from typing import Any
 
 from launch.instances import INSTANCES, Instance, instance
 from launch.study.model.specs import short_name
-from launch.study.model.step_time import Setup
+from launch.study.model.step_time import LOGGED_EVERY, Setup
 from launch.study.planning.workload import Epoch, Model
 from launch.study.prices import on_demand
 from w2v_lightning.errors import InputError
@@ -114,4 +114,5 @@ def setup_of(candidate: Candidate, task: Task) -> Setup:
         micro_batches=step.micro_batches,
         gradient_bytes=task.model.gradient_bytes,
         gradient_buckets=task.model.gradient_buckets,
+        logged_every=task.config["trainer"].get("log_every_n_steps") or LOGGED_EVERY,
     )

@@ -1,7 +1,7 @@
 """What is to be trained, and what a step of it is on a machine: audio, padding, micro-batches, gradients.
 
 With durations from a manifest the steps are those of the run itself (w2v_lightning/data/plan.py). With hours alone, a
-step is filled and padded as in the studied runs of about the same `batch_seconds`.
+step is filled and padded as in the studied runs of the same `batch_seconds`; without any, as LibriSpeech's would be.
 """
 
 import math
@@ -21,6 +21,8 @@ from w2v_lightning.errors import InputError
 
 SAMPLE_RATE = 16_000
 MARGIN = 0.1  # of a GPU's memory, as `device_seconds: auto` leaves it
+ALIKE = 0.1  # steps of about so much audio are filled and padded alike
+SECONDS_PER_GIB = 1600 / 24.7  # that wav2vec2-base holds in bf16-mixed (docs/performance.md)
 # What a large wav2vec2 differs in from transformers' Wav2Vec2Config, which is base's.
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 
@@ -120,7 +122,7 @@ class AssumedEpoch:
         fill: real audio over `batch_seconds`.
         padded: computed audio over real audio.
         utterance_s: mean duration.
-        source: which runs.
+        source: of all that, in words.
     """
 
     hours: float
@@ -165,29 +167,40 @@ def planned_epoch(path: str, data: Mapping[str, Any]) -> PlannedEpoch:
 
 
 def assumed_epoch(hours: float, batch_seconds: float, runs: Sequence[Run]) -> AssumedEpoch:
-    """Of so many hours, like the runs whose steps are nearest in size.
-
-    Raises:
-        InputError: no run says what its steps were.
-    """
+    """Of so many hours, in steps of so much audio."""
     known = [run for run in runs if run.is_measured and run.throughput["workload"].get("batch_seconds")]
-    if not known:
-        raise InputError("--hours: no run of the study says what its steps were; give --manifest instead.")
-    distance = {id(run): abs(math.log(_workload(run)["batch_seconds"] / batch_seconds)) for run in known}
-    nearest = [run for run in known if distance[id(run)] <= min(distance.values()) + 1e-9]
-
-    batch_s = _workload(nearest[0])["batch_seconds"]
+    alike = [run for run in known if abs(_workload(run)["batch_seconds"] / batch_seconds - 1) < ALIKE]
+    if not alike:
+        return _epoch_like_librispeech(hours, batch_seconds)
 
     def median(of: Any) -> float:
-        return statistics.median(of(_workload(run)) for run in nearest)
+        return statistics.median(of(_workload(run)) for run in alike)
 
     return AssumedEpoch(
         hours=hours,
         batch_seconds=batch_seconds,
         fill=median(lambda work: work["audio_s_per_epoch"] / work["steps_per_epoch"] / work["batch_seconds"]),
-        padded=statistics.median(run.setup.computed_s / run.setup.audio_s for run in nearest),
+        padded=statistics.median(run.setup.computed_s / run.setup.audio_s for run in alike),
         utterance_s=median(lambda work: work["audio_s_per_epoch"] / work["utterances_per_epoch"]),
-        source=f"{len(nearest)} studied run{'s' if len(nearest) > 1 else ''} of {batch_s:g} s a step",
+        source=f"{len(alike)} studied run{'s' if len(alike) > 1 else ''} of {batch_seconds:g} s a step",
+    )
+
+
+def _epoch_like_librispeech(hours: float, batch_seconds: float) -> AssumedEpoch:
+    """The padding is that of steps in one piece; in smaller micro-batches it is less."""
+    from w2v_lightning.bench.workload import librispeech_durations_s
+    from w2v_lightning.data.plan import SPREAD
+
+    durations_s_N = librispeech_durations_s(np.random.default_rng(0))
+    epoch = PlannedEpoch(durations_s_N, batch_seconds, SPREAD, source="")
+    step = epoch.step_on(1, batch_seconds)
+    return AssumedEpoch(
+        hours=hours,
+        batch_seconds=batch_seconds,
+        fill=step.audio_s / batch_seconds,
+        padded=step.computed_s / step.audio_s,
+        utterance_s=epoch.utterance_s,
+        source=f"a plan of utterances as long as LibriSpeech's, {batch_seconds:g} s a step",
     )
 
 
@@ -204,23 +217,18 @@ def _padded_s(durations_s: np.ndarray) -> float:
 
 def device_seconds(machine: Instance, data: Mapping[str, Any], runs: Sequence[Run]) -> float:
     """Audio that one GPU holds in a forward pass: as the config says, or as in runs on such a GPU; else in proportion
-    to the memory that runs on another GPU have used. It decides the number of micro-batches, and little of the time.
+    to the memory that runs on another GPU have used, or that we have measured.
 
-    Raises:
-        InputError: no run has used a GPU.
+    It decides the number of micro-batches, and little of the time.
     """
     if data["device_seconds"] != "auto":
         return data["device_seconds"]
     known = [run for run in runs if run.is_measured and run.throughput.get("peak_memory_gib")]
     if same := [run for run in known if short_name(run.throughput["device"]) == short_name(machine.gpu_name)]:
         return statistics.median(_workload(run)["device_seconds"] for run in same)
-    if not known:
-        raise InputError(
-            "data.device_seconds is auto, and no run of the study has used a GPU: run one configuration on one."
-        )
     room_gib = (1 - MARGIN) * machine.gpu_gib
-    per_gib = (_workload(run)["device_seconds"] / run.throughput["peak_memory_gib"] for run in known)
-    return min(data["batch_seconds"], room_gib * statistics.median(per_gib))
+    per_gib = [_workload(run)["device_seconds"] / run.throughput["peak_memory_gib"] for run in known]
+    return min(data["batch_seconds"], room_gib * statistics.median(per_gib or [SECONDS_PER_GIB]))
 
 
 @dataclass(frozen=True)
@@ -236,6 +244,9 @@ class Model:
     flops_per_audio_s: float
     gradient_bytes: int
     gradient_buckets: int
+
+
+BASE = Model(flops_per_audio_s=32.5e9, gradient_bytes=360_783_488, gradient_buckets=15)  # feature encoder frozen
 
 
 def model_of(config: Mapping[str, Any], utterance_s: float) -> Model:

@@ -1,4 +1,7 @@
-"""What the model says of the original study's machines, for 100 h of speech in steps like those of this study."""
+"""What the model says of the original study's machines, for 100 h of speech in steps like those of this study.
+
+A study of a small model, as on CPUs, says nothing of how one keeps a GPU busy: then it is for wav2vec2-base.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +28,7 @@ REGION = "us-east-1"  # where no run says another
 SINGLE, MULTI = "ml.g4dn.2xlarge", "ml.g4dn.12xlarge"
 MATRIX = (*((SINGLE, n) for n in (1, 2, 4, 8, 12, 16)), *((MULTI, n) for n in (1, 2, 3)))
 BATCH = 6  # utterances on a device: theirs had 4 to 8
+BASE_BATCH_SECONDS = 1600.0  # of our configs
 LARGE_PARAMETERS = 200e6  # base has 95 million, large 317
 COLUMNS = (
     "instances", "GPUs", "samples/s", "step", "of it communication", "epoch", "USD on demand", "USD on spot",
@@ -60,10 +64,10 @@ class Elsewhere:
         regions = [run.price["region"] for run in runs if run.price]
         self.region = regions[0] if regions else REGION
         self.assumed: Assumptions = assumptions(runs, defaults())
-        self.task, self._why_not = None, fitted if isinstance(fitted, str) else ""
+        self.task, self.trained, self._why_not = None, "", fitted if isinstance(fitted, str) else ""
         if not self._why_not:
             try:
-                self.task = _task(runs)
+                self.task, self.trained = _task(runs)
             except InputError as error:
                 self._why_not = str(error)
 
@@ -132,20 +136,29 @@ def section(elsewhere: Elsewhere) -> Section:
     ])  # fmt: skip
 
 
-def _task(runs: Sequence[Run]) -> Task:
+def _task(runs: Sequence[Run]) -> tuple[Task, str]:
+    """What is trained there, and in words."""
     largest = max(runs, key=lambda run: run.setup.computed_s * run.setup.flops_per_audio_s)
     work = largest.throughput["workload"]
-    data = {"num_workers": None, "device_seconds": "auto", "batch_seconds": work["batch_seconds"]}
-    width = 1024 if work["parameters"] > LARGE_PARAMETERS else 768
-    epoch = workload.assumed_epoch(HOURS, work["batch_seconds"], runs)
-    return Task(
-        config={"data": data, "model": {"config": {"hidden_size": width}}, "checkpoint_every": "15m"},
-        model=workload.Model(largest.setup.flops_per_audio_s, work["gradient_bytes"], work["gradient_buckets"]),
+    model = workload.Model(largest.setup.flops_per_audio_s, work["gradient_bytes"], work["gradient_buckets"])
+    batch_seconds, width = work["batch_seconds"], 1024 if work["parameters"] > LARGE_PARAMETERS else 768
+    trained = "the model and the steps of this study"
+    if model.flops_per_audio_s < workload.BASE.flops_per_audio_s / 2:
+        model, batch_seconds, width = workload.BASE, BASE_BATCH_SECONDS, 768
+        trained = "wav2vec2-base, because this study's model is too small to keep a GPU busy"
+    if not batch_seconds:
+        raise InputError("its runs do not say how much audio their steps were planned to have.")
+    data = {"num_workers": None, "device_seconds": "auto", "batch_seconds": batch_seconds}
+    epoch = workload.assumed_epoch(HOURS, batch_seconds, runs)
+    task = Task(
+        config={"data": data, "model": {"config": {"hidden_size": width}}, "trainer": {}, "checkpoint_every": "15m"},
+        model=model,
         epoch=epoch,
         steps=EPOCHS * epoch.steps,
         device_seconds=partial(workload.device_seconds, data=data, runs=runs),
         input_mode="FastFile",
     )
+    return task, trained
 
 
 def _bars(one: Predicted) -> list[Bar]:
@@ -173,8 +186,8 @@ def _row(one: Predicted) -> list[Inline]:
 def _what(elsewhere: Elsewhere) -> str:
     task = elsewhere.task
     return (
-        f"Predicted, not measured: {EPOCHS} epochs of {HOURS:g} h in {elsewhere.region}, with the model and the steps"
-        f" of this study ({task.epoch.basis}). How many epochs the original study trained is not known."
+        f"Predicted, not measured: {EPOCHS} epochs of {HOURS:g} h in {elsewhere.region}, with {elsewhere.trained}"
+        f" ({task.epoch.basis}). How many epochs the original study trained is not known."
     )
 
 

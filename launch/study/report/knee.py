@@ -136,7 +136,7 @@ def _rows(found: list[Scaling]) -> list[list[Inline]]:
             if isinstance(law, str):
                 rows.append([series.label, law, "-", "-", "-", "-", "-"])
                 continue
-            peak = f"{law.peak:.0f} devices" if law.peak else "none"
+            peak = f"{law.peak:.0f} device{'s' if round(law.peak) != 1 else ''}" if law.peak else "none"
             rate = f"{number(law.rate_1)} audio-s/s"
             row = [series.label, law.name, rate, percent(law.serial, 1), f"{law.crosstalk:.2g}", peak]
             rows.append([*row, percent(law.error, 1)])

@@ -143,9 +143,11 @@ def _throughput(folder: Path) -> dict[str, Any]:
 
 
 def _segments(folder: Path) -> list[dict[str, Any]]:
+    """But for the paths of the machine: runs are moved and shared."""
     from w2v_lightning.checkpoints import history  # imports Lightning
 
-    return history.read(str(folder / HISTORY))
+    segments = history.read(str(folder / HISTORY))
+    return [{name: value for name, value in segment.items() if name != "log_dir"} for segment in segments]
 
 
 def _wer(folder: Path, began: datetime) -> list[dict[str, float]]:
