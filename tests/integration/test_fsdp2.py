@@ -2,11 +2,13 @@
 
 import signal
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import running
 import torch
 import witness
+import yaml
 from corpus import random_texts, write_split
 from safetensors.torch import load_file
 
@@ -67,4 +69,34 @@ def test_preempted_on_two_then_on_one_then_on_three_processes(corpus, tmp_path):
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
         # The softmax does not see a bias of the keys: its gradient is rounding alone, which Adam makes large.
+        assert "k_proj.bias" in name or torch.allclose(found[name], weight, atol=1e-5), name
+
+
+PRETRAINING = {"codevector_dim": 16, "proj_codevector_dim": 16, "num_codevectors_per_group": 20}
+KINDS = {
+    "lora": {"model": {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}, "freeze_feature_encoder": True}},
+    "head alone at first": {"model": {"freeze_updates": 3}},
+    "pre-training": {"task": "pretraining", "model": {"config": running.TINY_CONFIG | PRETRAINING, "num_negatives": 10}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_ddp_also_for(kind, corpus, tmp_path):
+    for strategy in ("ddp", "fsdp2"):
+        folder = tmp_path / strategy
+        path = running.config(corpus, folder, 6, gradient_clip_val=0.5)
+        config = yaml.safe_load(Path(path).read_text())
+        config["model"] |= KINDS[kind]["model"]
+        if "task" in KINDS[kind]:
+            config["task"] = KINDS[kind]["task"]
+            del config["model"]["freeze_feature_encoder"]
+        Path(path).write_text(yaml.safe_dump(config))
+        with fit(path, folder, 2, strategy) as process:
+            ended(process, folder)
+    (_, ddp), (_, fsdp2) = (witness.steps(tmp_path / strategy / "seen") for strategy in ("ddp", "fsdp2"))
+    assert fsdp2 == pytest.approx(ddp, rel=1e-5)
+    assert list(ddp) == list(range(6))
+    found, expected = exported(tmp_path / "fsdp2"), exported(tmp_path / "ddp")
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
         assert "k_proj.bias" in name or torch.allclose(found[name], weight, atol=1e-5), name

@@ -194,3 +194,7 @@ def test_text_that_steers_is_shown_as_an_escape() -> None:
 )
 def test_numbers_have_the_digits_that_count(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_of_many_series_no_two_look_the_same():
+    assert len({mark(0, 0, style) for style in range(4 * drawing.NUM_STYLES)}) == 4 * drawing.NUM_STYLES

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-CHUNK_BYTES = 4096
+CHUNK_S = 2e-3  # sent at once: shorter sleeps cost more than they last, over hundreds of connections
+LEAST_CHUNK_BYTES = 4096
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -24,6 +25,7 @@ class Bucket:
     """Lets so many bytes a second through, over all threads."""
 
     def __init__(self, bytes_per_s: float) -> None:
+        self.chunk_bytes = max(LEAST_CHUNK_BYTES, int(CHUNK_S * bytes_per_s))
         self._bytes_per_s = bytes_per_s
         self._free_s = 0.0
         self._lock = threading.Lock()
@@ -71,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, path: Path, first: int, last: int) -> None:
         with path.open("rb") as file:
             file.seek(first)
-            while chunk := file.read(min(CHUNK_BYTES, last + 1 - file.tell())):
+            while chunk := file.read(min(self.bucket.chunk_bytes, last + 1 - file.tell())):
                 self.bucket.wait_for(len(chunk))
                 self.wfile.write(chunk)
 

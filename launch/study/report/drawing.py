@@ -19,7 +19,8 @@ NUM_STYLES = 6
 DASHES = ("", "7 4", "2 4", "10 3 2 3", "4 4", "1 3")
 RADIUS = 5.0
 
-# Paths around (0, 0), filled where measured, hollow where predicted.
+# Paths around (0, 0), filled where measured, hollow where predicted. One more than there are colours: beyond these, a
+# series has another one's colour, and never its shape as well.
 SHAPES = (
     "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z",
     "M-4.5 -4.5h9v9h-9z",
@@ -27,6 +28,7 @@ SHAPES = (
     "M0 -6.5L5.5 0L0 6.5L-5.5 0z",
     "M0 6L5.5 -4.5h-11z",
     "M-6 -2h4v-4h4v4h4v4h-4v4h-4v-4h-4z",
+    "M-6 -3.5L-3.5 -6L0 -2.5L3.5 -6L6 -3.5L2.5 0L6 3.5L3.5 6L0 2.5L-3.5 6L-6 3.5L-2.5 0z",
 )
 
 # Laid over a bar's colour, in the colour of what is behind it; the first kind stays plain.
