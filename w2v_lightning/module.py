@@ -250,12 +250,13 @@ class Wav2Vec2CTC(PlannedModule):
         return batch.num_labels_in_step if self.hparams.loss_average == "label" else batch.num_utterances_in_step
 
     def _ctc(self, logits_BFV: Tensor, batch: Batch) -> Tensor:
-        return ctc_loss(logits_BFV, batch.num_frames_B, batch.labels_BU, batch.num_labels_B, self.vocabulary.blank_id)
+        of_labels = batch.labels_BU, batch.num_labels_B
+        return ctc_loss(logits_BFV, batch.num_frames_B, *of_labels, self.vocabulary.blank_id, self.speed)
 
     def _log_training(self, share: Tensor, batch: Batch) -> None:
         """Loss of the whole global step, over all its micro-batches and ranks: per utterance and per character."""
-        num_labels = 0 if batch.is_filler else batch.num_labels_B.sum()
-        self._step_sums += torch.stack([share * self._divisor(batch), torch.as_tensor(num_labels).to(share)])
+        num_labels = 0 if batch.is_filler else int(batch.num_labels_B.sum())  # which lie on the host
+        self._step_sums += torch.stack([share * self._divisor(batch), share.new_full((), num_labels)])
         if not batch.is_last_of_step:
             return
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:

@@ -11,7 +11,7 @@ from w2v_lightning.text import Vocabulary
 
 pytestmark = pytest.mark.gpu
 
-STOCK = Speed("transformers", "convolution", "padded", "transformers", False, False)
+STOCK = Speed("transformers", "convolution", "padded", "transformers", "torch", False, False)
 NO_DROPOUT = dict.fromkeys(
     ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout", "layerdrop"),
     0.0,
@@ -141,3 +141,31 @@ def test_a_step_waits_for_nothing():
                     wav2vec2.ctc_logits(model, waveforms_BT, num_samples_B, speed=speed).sum().backward()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("frames", "labels"), [(1750, 600), (300, 100), (40, 30)])
+def test_our_ctc_is_as_exact_as_torchs_and_the_same_every_time(frames, labels):
+    """Both in float32 against the CPU in float64."""
+    torch.manual_seed(0)
+    logits_BFV = 3 * torch.randn(8, frames, 32)
+    labels_BU = torch.randint(1, 32, (8, labels))
+    num_labels_B = torch.randint(1, labels // 2, (8,))
+    num_frames_B = torch.randint(labels, frames, (8,))
+    num_labels_B[0], num_frames_B[0] = labels, frames
+    num_frames_B[1] = num_labels_B[1] - 1  # cannot be aligned
+
+    def loss_and_gradient(logits_BFV, way):
+        logits_BFV = logits_BFV.requires_grad_()
+        arguments = num_frames_B, labels_BU.to(logits_BFV.device), num_labels_B
+        losses_B = ctc_loss(logits_BFV, *arguments, speed=Speed(ctc=way))
+        return losses_B.detach().cpu().double(), torch.autograd.grad(losses_B.sum(), logits_BFV)[0].cpu().double()
+
+    exact = loss_and_gradient(logits_BFV.double(), "torch")
+    ours, again, torchs = (loss_and_gradient(logits_BFV.cuda(), way) for way in ("fused", "fused", "torch"))
+    errors = [[relative(*pair) for pair in zip(found, exact, strict=True)] for found in (ours, torchs)]
+    print(frames, "ours", errors[0], "torch's", errors[1])
+    assert all(torch.equal(*pair) for pair in zip(ours, again, strict=True))
+    assert errors[0][0] < 1e-5
+    assert errors[0][1] < max(1e-4, 1.5 * errors[1][1])
+    assert ours[0][1] == 0
+    assert not ours[1][1].any()

@@ -6,13 +6,15 @@ import json
 import pytest
 import torch
 from corpus import random_texts, write_split
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from tiny import TINY_CONFIG
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
+from w2v_lightning.callbacks.diagnosis import Diagnosis
 from w2v_lightning.callbacks.gpu import GpuSampler
+from w2v_lightning.callbacks.preemption import Preemption
 from w2v_lightning.callbacks.profile import Profile
 from w2v_lightning.callbacks.throughput import Throughput
 
@@ -36,6 +38,20 @@ class no_waiting:  # noqa: N801
         torch.cuda.set_sync_debug_mode("error")
 
     def __exit__(self, *_):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class WaitsForNothing(Callback):
+    """Of all that training does, once kernels are compiled and chosen."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 6:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_end(self, *_):
+        torch.cuda.set_sync_debug_mode("default")
+
+    def on_exception(self, *_):
         torch.cuda.set_sync_debug_mode("default")
 
 
@@ -87,3 +103,20 @@ def test_a_profile_gives_the_time_of_kernels_to_groups(tmp_path):
     groups = {line[:26].strip() for line in text.splitlines()}
     assert {"feature encoder", "positional convolution", "CTC"} <= groups  # the ten costliest, in so small a model
     assert list(tmp_path.rglob("trace.json.gz"))
+
+
+def test_a_step_of_training_waits_for_nothing(tmp_path):
+    """Forward, loss, backward, clipping, optimiser, and our callbacks; steps that are logged left out."""
+    write_split(tmp_path / "corpus", "train", random_texts(120, seed=1), speaker="1")
+    data = LibriSpeechDataModule(
+        str(tmp_path / "corpus"), ["train"], [], batch_seconds=8, device_seconds=4, num_workers=1
+    )
+    config = TINY_CONFIG | {"hidden_size": 64, "num_attention_heads": 4, "attention_dropout": 0.0}
+    trainer = Trainer(
+        max_steps=12, accelerator="gpu", devices=1, precision="bf16-mixed", logger=False, log_every_n_steps=1000,
+        callbacks=[WaitsForNothing(), Throughput(), Preemption(), Diagnosis()], gradient_clip_val=1.0,
+        limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Wav2Vec2CTC(None, config, attention_dropout=0.0), datamodule=data)
+    assert trainer.global_step == 12

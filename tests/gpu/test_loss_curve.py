@@ -10,7 +10,7 @@ from w2v_lightning.model.speed import Speed
 
 pytestmark = pytest.mark.gpu
 
-STOCK = Speed("transformers", "convolution", "padded", "transformers", False, False)
+STOCK = Speed("transformers", "convolution", "padded", "transformers", "torch", False, False)
 SMALL = {
     "conv_dim": [256, 256, 256],
     "conv_kernel": [20, 8, 4],

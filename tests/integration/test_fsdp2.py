@@ -76,7 +76,10 @@ PRETRAINING = {"codevector_dim": 16, "proj_codevector_dim": 16, "num_codevectors
 KINDS = {
     "lora": {"model": {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}, "freeze_feature_encoder": True}},
     "head alone at first": {"model": {"freeze_updates": 3}},
-    "pre-training": {"task": "pretraining", "model": {"config": running.TINY_CONFIG | PRETRAINING, "num_negatives": 10}},
+    "pre-training": {
+        "task": "pretraining",
+        "model": {"config": running.TINY_CONFIG | PRETRAINING, "num_negatives": 10},
+    },
 }
 
 

@@ -1,5 +1,6 @@
 """Hosts, links and storage that are emulated do what they were asked to, as measured from inside."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -125,6 +126,30 @@ def test_storage_gives_files_and_ranges_and_is_no_faster_than_asked(prepared):
         seconds = time.monotonic() - began
     expected_s = (len(whole) + 50_200) / 200_000
     assert expected_s <= seconds < 3 * expected_s
+
+
+def test_storage_keeps_its_rate_over_hundreds_of_connections(prepared):
+    """Loaders connect all at once; what the server does not take then, the system tries again after seconds."""
+    size, number = (prepared / "shard.tar").stat().st_size, 500
+
+    async def received(port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /shard.tar HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        content = await reader.readexactly(size)
+        writer.close()
+        return head.startswith(b"HTTP/1.1 200") and len(content)
+
+    async def all_received(port):
+        return await asyncio.gather(*(received(port) for _ in range(number)))
+
+    with Storage(prepared, mbit_per_s=200) as storage:
+        began = time.monotonic()
+        port = int(storage.url.rpartition(":")[2])
+        sizes = asyncio.run(asyncio.wait_for(all_received(port), LIMIT_S))
+        seconds = time.monotonic() - began
+    assert sizes == [size] * number
+    assert number * size / 25e6 <= seconds < 2 * number * size / 25e6
 
 
 def test_storage_gives_nothing_outside_its_folder(prepared):

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from w2v_lightning.model.ctc import ctc_loss
+from w2v_lightning.model.speed import Speed
+
 pytest.importorskip("triton")
 
 
@@ -77,3 +80,57 @@ def test_first_convolution(kernels):
     )  # fmt: skip
     expected = functional.gelu(waveforms_BT.unfold(1, 10, 5) @ weight_BKC + shift_BC[:, None])
     torch.testing.assert_close(y_BFC, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "frames", "labels"),
+    [
+        (32, [30, 25, 20, 10, 1], [12, 10, 0, 11, 1]),  # the fourth cannot be aligned
+        (5, [21, 17], [3, 2]),
+        (40, [90, 90], [80, 7]),  # more labels than a tile of the gradient has
+    ],
+)
+def test_ctc_and_its_gradient_are_torchs_in_double_precision(tokens, frames, labels):
+    from w2v_lightning.model.ctc_kernels import ctc
+
+    torch.manual_seed(0)
+    logits_BFV = 3 * torch.randn(len(frames), max(frames) + 3, tokens)
+    labels_BU = torch.randint(1, tokens, (len(frames), max(labels) + 2))
+    labels_BU[0, 2] = labels_BU[0, 1]  # the same twice: a blank has to be between them
+    counts = torch.tensor(frames), torch.tensor(labels)
+    exact = logits_BFV.double().requires_grad_()
+    expected = ctc_loss(exact, counts[0], labels_BU, counts[1], speed=Speed(ctc="torch"))
+    expected.sum().backward()
+    losses, gradient = ctc(logits_BFV.log_softmax(-1), labels_BU, *counts, 0, with_gradient=True)
+    alone, none = ctc(logits_BFV.log_softmax(-1), labels_BU, *counts, 0, with_gradient=False)
+    assert none is None
+    assert torch.equal(alone, losses)
+    assert [loss == float("inf") for loss in losses] == [u > f for u, f in zip(labels, frames, strict=True)]
+    torch.testing.assert_close(losses.nan_to_num(posinf=0.0).double(), expected.detach(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(gradient.double(), exact.grad, rtol=0, atol=2e-4)
+
+
+def test_ctc_of_logits_that_are_no_numbers_is_none_either():
+    from w2v_lightning.model.ctc_kernels import ctc
+
+    log_probs_BFV = torch.randn(2, 6, 5).log_softmax(-1)
+    log_probs_BFV[0, 3] = float("nan")
+    counts = torch.tensor([6, 6]), torch.tensor([2, 2])
+    losses, gradient = ctc(log_probs_BFV, torch.tensor([[1, 2], [3, 3]]), *counts, 0, with_gradient=True)
+    assert losses[0].isnan()
+    assert gradient[0].isnan().any()
+    assert losses[1].isfinite()
+    assert gradient[1].isfinite().all()
+
+
+def test_the_loss_by_our_kernels_has_zeros_where_labels_cannot_be_aligned():
+    """Through `ctc_loss`, whose other tests are of torch's."""
+    logits_BFV = torch.randn(2, 6, 5, requires_grad=True)
+    labels_BU, counts = torch.tensor([[1, 1, 1, 1], [2, 3, 0, 0]]), (torch.tensor([6, 6]), torch.tensor([4, 2]))
+    results = []
+    for way in ("fused", "torch"):
+        losses = ctc_loss(logits_BFV, counts[0], labels_BU, counts[1], speed=Speed(ctc=way))
+        results.append((losses.detach(), *torch.autograd.grad((losses * torch.tensor([2.0, 3.0])).sum(), logits_BFV)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert results[0][0][0] == 0
+    assert results[0][1][0].abs().sum() == 0

@@ -13,7 +13,7 @@ from w2v_lightning.model.positional import correlation, faster_way, fft_length
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.text import Vocabulary
 
-STOCK = Speed("transformers", "convolution", "padded", "transformers", False, False)
+STOCK = Speed("transformers", "convolution", "padded", "transformers", "torch", False, False)
 NO_DROPOUT = dict.fromkeys(
     ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout", "layerdrop"),
     0.0,

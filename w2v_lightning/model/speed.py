@@ -23,6 +23,10 @@ except ImportError:  # torch before 2.10
 
 Switch = Literal["auto", True, False]
 
+# What the kernels of the CTC loss hold: a tile of its gradient has all tokens, a block of threads a frame's states.
+MAX_TOKENS = 256
+MAX_LABELS = 4000
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -36,6 +40,8 @@ class Speed:
         attention: "packed" leaves out the padding (flash attention, half precision, on a GPU from compute capability
             8.0 on), "padded" masks it.
         feed_forward: "fused" has GELU and dropout in one kernel, on a GPU; "transformers" is its own modules.
+        ctc: "fused" has the loss and its gradient in two kernels that the host does not wait for, on a GPU; "torch" is
+            torch's own.
         compile: the transformer layers by torch.compile; auto: on a GPU, in training.
         fused_optimizer: AdamW in one kernel; auto: on a GPU.
     """
@@ -44,6 +50,7 @@ class Speed:
     positional_convolution: Literal["auto", "fft", "convolution"] = "auto"
     attention: Literal["auto", "packed", "padded"] = "auto"
     feed_forward: Literal["auto", "fused", "transformers"] = "auto"
+    ctc: Literal["auto", "fused", "torch"] = "auto"
     compile: Switch = "auto"
     fused_optimizer: Switch = "auto"
 
@@ -72,6 +79,13 @@ class Speed:
 
     def fuses_dropout(self, device: torch.device) -> bool:
         return has_triton(device) if self.feed_forward == "auto" else self.feed_forward == "fused"
+
+    def fuses_ctc(self, logits_BFV: Tensor, labels_BU: Tensor) -> bool:
+        """auto: what the kernels hold, float64 and very long utterances left out."""
+        if self.ctc != "auto":
+            return self.ctc == "fused"
+        is_small = logits_BFV.shape[2] <= MAX_TOKENS and labels_BU.shape[1] <= MAX_LABELS
+        return has_triton(logits_BFV.device) and logits_BFV.dtype == torch.float32 and is_small
 
     def compiles(self, device: torch.device) -> bool:
         return torch.is_grad_enabled() and has_triton(device) if self.compile == "auto" else self.compile

@@ -78,11 +78,17 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(chunk)
 
 
+class Server(ThreadingHTTPServer):
+    """Loaders connect by the hundred at once; what does not fit into the queue waits for seconds."""
+
+    daemon_threads = True
+    request_queue_size = 1024
+
+
 def main(arguments: list[str]) -> None:
     folder, bytes_per_s, port = arguments
     Handler.folder, Handler.bucket = Path(folder), Bucket(float(bytes_per_s))
-    server = ThreadingHTTPServer(("127.0.0.1", int(port)), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", int(port)), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
     while os.read(sys.stdin.fileno(), 1):
