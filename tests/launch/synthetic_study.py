@@ -31,6 +31,7 @@ WINDOW_NOISE = 0.03
 VALUES = {
     "flops_per_s": (9e9, 1.5e13),
     "contention": (0.15, 0.0),
+    "launch_s": (0.0, 0.05),
     "overhead_s": (0.04, 0.015),
     "imbalance": (0.03, 0.008),
     "overlap": (0.5, 0.6),

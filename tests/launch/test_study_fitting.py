@@ -204,6 +204,16 @@ def test_overhead_is_told_from_computing_by_steps_of_different_size():
     assert overhead.low <= 0.3 <= overhead.high
 
 
+def test_launching_is_told_from_computing_by_steps_of_different_size():
+    setups = [t4(computed_s=s, audio_s=s, micro_batches=1) for s in (50.0, 100.0, 800.0, 1600.0)]
+    known = parameters(setups, launch_s=0.3)
+    found = fit(runs(known, setups, 0.02, repetitions=2))
+    assert [found.predict(setup).bottleneck for setup in setups] == ["compute: launching"] * 2 + ["compute"] * 2
+    launching = found.parameters[names(setups[0])["launch_s"]]
+    assert launching.basis == "measured"
+    assert launching.low <= 0.3 <= launching.high
+
+
 @pytest.mark.parametrize(
     "setup",
     [

@@ -22,6 +22,14 @@ def test_more_devices_share_the_computing():
     assert found(four).overhead_s == found(one).overhead_s  # which does not shrink
 
 
+def test_a_small_micro_batch_is_handed_over_no_faster_than_a_large_one():
+    small, large = t4(computed_s=20.0, micro_batches=2), t4()
+    known = parameters([small], flops_per_s=1e13, launch_s=0.05)
+    assert terms(small, known).compute_s == pytest.approx(2 * 0.05)  # the GPU alone: 0.056 s
+    assert terms(large, known).compute_s == pytest.approx(1600 * 2.8e10 / 1e13)
+    assert [bottleneck(setup, known) for setup in (small, large)] == ["compute: launching", "compute"]
+
+
 def test_processes_on_too_few_cores_bring_nothing():
     two, four = (found(cpu(n, logged_every=math.inf), contention=0.2) for n in (2, 4))
     assert two.compute_s == pytest.approx(1.2 / 2 * found(cpu(1)).compute_s)
@@ -148,7 +156,7 @@ def test_slowest_of_two_is_known():
 
 
 def test_parameters_are_those_that_matter():
-    assert set(names(t4())) == {"flops_per_s", "overhead_s", "decode_audio_s_per_s"}
+    assert set(names(t4())) == {"flops_per_s", "launch_s", "overhead_s", "decode_audio_s_per_s"}
     assert "contention" in names(cpu())
     assert "link_efficiency" in names(t4(1, hosts=2))
     assert "bytes_per_s" not in names(t4(1, hosts=2))  # one GPU per host: nothing travels within

@@ -8,6 +8,7 @@ from launch.study.runs import Run
 # What a parameter is for, and what would measure it.
 NEEDS = {
     "overhead_s": "what does not shrink with more devices ({}): runs that differ much in audio per device and step",
+    "launch_s": "how fast the host hands work to a GPU ({}): a run of micro-batches that are small for it",
     "contention": "how processes slow each other down ({}): runs with one process and with several",
     "hop_s": "latency within a host ({}): a run on several devices of one",
     "bytes_per_s": "bandwidth within a host ({}): a run on several devices of one",

@@ -94,13 +94,17 @@ def _solved(residuals: Residuals, start_P: np.ndarray) -> np.ndarray:
 
 
 def _starts(problem: Problem, runs: Sequence[Run]) -> list[np.ndarray]:
-    """Where the priors are. And with each loader that was waited for as slow as it was seen to be: as long as computing
-    is the slower of the two, the model has no slope that leads there."""
-    seen: dict[str, float] = {}
-    for run in runs:
+    """Where the priors are. And with each loader that was waited for as slow as it was seen to be, and then each host
+    of GPUs, too: as long as computing is the slower of the two, the model has no slope that leads there."""
+    loaders: dict[str, float] = {}
+    hosts: dict[str, float] = {}
+    for run in runs:  # each can do what it did in any of them
         for name, rate in _slow_loader(run).items():
-            seen[name] = max(rate, seen.get(name, 0.0))  # it can do what it did in any run
-    return [_start(problem, {}), *([_start(problem, seen)] if seen else [])]
+            loaders[name] = max(rate, loaders.get(name, 0.0))
+        if name := names(run.setup).get("launch_s"):
+            hosts[name] = min(run.measured.compute_s / run.setup.micro_batches, hosts.get(name, math.inf))
+    starts = [{}] + [loaders] * bool(loaders) + [loaders | hosts] * bool(hosts)
+    return [_start(problem, seen) for seen in starts]
 
 
 def _start(problem: Problem, seen: Mapping[str, float]) -> np.ndarray:

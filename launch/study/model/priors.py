@@ -72,6 +72,7 @@ SHARED = {
 PRIORS = {
     "imbalance": Prior(0.01, 1.0, "assumed: 1 % between devices"),
     "overlap": Prior(0.5, 0.4, "assumed: half of the last micro-batch; its backward pass is two thirds"),
+    "launch_s": Prior(0.05, 0.4, "50 ms on the host of an H200, wav2vec2-base (docs/study/h200.md)"),
     "hop_s": Prior(25e-6, 0.7, "2 H200 of one host, 4 KiB (docs/results.md)"),
     "bytes_per_s": Prior(1e10, 1.0, "assumed: 10 GB/s between devices of unknown make"),
     "link_hop_s": Prior(50e-6, 0.7, "assumed: 50 microseconds between hosts of a data centre"),

@@ -4,6 +4,7 @@ A step of W devices on H hosts. Parameters in capitals below are fitted (fitting
 
     compute         computed audio x FLOP per audio-second / (W x FLOPS_PER_S) x slowdown
                     One rate of each device and precision: micro-batches are as large as memory allows, and so alike.
+                    On GPUs at least micro-batches x LAUNCH_S: the host hands over small ones no faster than large ones.
     slowdown        (1 + CONTENTION x (busy devices of the machine - 1)) / device_share
                     Only of CPUs: processes share its cores, and these share caches and memory.
     data            computed audio of a host / (its workers x DECODE_AUDIO_S_PER_S), or where the storage's rate is
@@ -150,8 +151,7 @@ def names(setup: Setup) -> dict[str, str]:
     """The parameters that this setup's step time follows from: what each is, and its name."""
     device, computing = short_name(setup.device), f"{short_name(setup.device)} in {setup.precision}"
     of = {"flops_per_s": computing, "overhead_s": computing, "decode_audio_s_per_s": setup.storage}
-    if setup.is_cpu:
-        of["contention"] = device
+    of |= {"contention": device} if setup.is_cpu else {"launch_s": device}
     if setup.storage_bytes_per_s:
         of["storage_audio_s_per_s"] = setup.storage
     if setup.world_size > 1:
@@ -190,9 +190,12 @@ def all_reduce_s(setup: Setup, parameters: Parameters, num_bytes: int, buckets: 
 
 
 def bottleneck(setup: Setup, parameters: Parameters) -> str:
-    """What it would pay most to speed up: "compute", "imbalance", "overhead", "data: storage", "data: decoding",
-    "communication: latency" or "communication: bandwidth"."""
+    """What it would pay most to speed up: "compute", "compute: launching", "imbalance", "overhead", "data: storage",
+    "data: decoding", "communication: latency" or "communication: bandwidth"."""
     found = terms(setup, parameters).bottleneck
+    if found == "compute" and not setup.is_cpu:
+        at_once = {**parameters, names(setup)["launch_s"]: 0.0}
+        return found if terms(setup, at_once).compute_s == terms(setup, parameters).compute_s else f"{found}: launching"
     if found == "communication":
         at_once = _gradients_s(setup, parameters, hop_s=1e-12, link_hop_s=1e-12)
         in_no_time = _gradients_s(setup, parameters, bytes_per_s=math.inf, link_efficiency=math.inf)
@@ -220,7 +223,8 @@ def _slowdown(setup: Setup, found: Parameters) -> Any:
 
 def _compute_s(setup: Setup, found: Parameters) -> Any:
     work = setup.computed_s * setup.flops_per_audio_s
-    return work / (setup.world_size * found["flops_per_s"]) * _slowdown(setup, found)
+    computing_s = work / (setup.world_size * found["flops_per_s"]) * _slowdown(setup, found)
+    return np.maximum(computing_s, setup.micro_batches * found.get("launch_s", 0.0))
 
 
 def _loading_s(setup: Setup, found: Parameters) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ NOTE = (
 MEANINGS = {
     "flops_per_s": ("Computing in training", "FLOP/s"),
     "contention": ("Slowdown by each other busy process", ""),
+    "launch_s": ("Handing a micro-batch to the GPU", "s"),
     "overhead_s": ("Overhead of a step", "s"),
     "decode_audio_s_per_s": ("Loading by one worker", "audio-s/s"),
     "storage_audio_s_per_s": ("Storage of a host", "audio-s/s"),
