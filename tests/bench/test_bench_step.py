@@ -104,6 +104,11 @@ def test_each_optimisation_is_switched_off_alone(bench, monkeypatch):
     assert found["agreement"] is None
 
 
+def test_some_optimisations_are_switched_off_alone(bench):
+    found = bench("--ablate", "ctc,compile", "--compare", "", "--steps", "1", "--repetitions", "1").found
+    assert [s["side"] for s in found["sides"]] == ["ours", "ours", "ours without ctc", "ours", "ours without compile"]
+
+
 def test_ours_is_tried_with_several_device_seconds_too(bench):
     found = bench("--device-seconds", "12,24", "--repetitions", "1", "--steps", "1").found
     assert [(s["side"], s["device_seconds"]) for s in found["sides"]] == [

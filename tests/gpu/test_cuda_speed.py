@@ -144,8 +144,8 @@ def test_a_step_waits_for_nothing():
 
 
 @pytest.mark.parametrize(("frames", "labels"), [(1750, 600), (300, 100), (40, 30)])
-def test_our_ctc_is_as_exact_as_torchs_and_the_same_every_time(frames, labels):
-    """Both in float32 against the CPU in float64."""
+def test_our_ctc_is_more_exact_than_torchs_and_the_same_every_time(frames, labels):
+    """Both against the CPU in float64."""
     torch.manual_seed(0)
     logits_BFV = 3 * torch.randn(8, frames, 32)
     labels_BU = torch.randint(1, 32, (8, labels))
@@ -165,7 +165,7 @@ def test_our_ctc_is_as_exact_as_torchs_and_the_same_every_time(frames, labels):
     errors = [[relative(*pair) for pair in zip(found, exact, strict=True)] for found in (ours, torchs)]
     print(frames, "ours", errors[0], "torch's", errors[1])
     assert all(torch.equal(*pair) for pair in zip(ours, again, strict=True))
-    assert errors[0][0] < 1e-5
-    assert errors[0][1] < max(1e-4, 1.5 * errors[1][1])
+    assert errors[0][0] < 1e-6
+    assert errors[0][1] < max(2e-5, errors[1][1] / 10)
     assert ours[0][1] == 0
     assert not ours[1][1].any()

@@ -44,7 +44,7 @@ class Settings:
     steps: int
     manifest: str | None
     off: tuple[str, ...]
-    ablate: bool
+    ablate: tuple[str, ...]
     in_fit: bool
 
     def build(self, off: Sequence[str] = (), **options: object) -> Wav2Vec2CTC:
@@ -68,7 +68,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=8, help="different steps in a pass (default %(default)d)")
     add("--manifest", help="whose durations and texts to take; default: like train-clean-100's")
     add("--off", default="", help=f"optimisations to switch off: {','.join(OPTIMISATIONS)}")
-    add("--ablate", action="store_true", help="also measure ours without each optimisation alone")
+    every = ",".join(OPTIMISATIONS)
+    add("--ablate", nargs="?", const=every, default="", metavar="NAMES", help="also without each of these alone (all)")
     add("--in-fit", action="store_true", help="also measure ours inside Trainer.fit, with the usual callbacks")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
 
@@ -97,7 +98,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         steps=options.steps,
         manifest=options.manifest,
         off=_names("off", options.off, OPTIMISATIONS),
-        ablate=options.ablate,
+        ablate=_names("ablate", options.ablate, OPTIMISATIONS),
         in_fit=options.in_fit,
     )
 

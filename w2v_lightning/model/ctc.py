@@ -64,7 +64,7 @@ class _Fused(torch.autograd.Function):
         log_probs_BFV = logits_BFV.log_softmax(dim=-1).contiguous()
         losses_B, gradient_BFV = ctc(log_probs_BFV, labels_BU, *counts, blank_id, ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient_BFV)
-        return losses_B.masked_fill(losses_B == math.inf, 0.0)
+        return losses_B.masked_fill(losses_B == math.inf, 0.0).to(logits_BFV.dtype)
 
     @staticmethod
     @once_differentiable
