@@ -43,6 +43,14 @@ def exported(folder):
     return load_file(last)
 
 
+def assert_same_weights(folder, other):
+    found, expected = exported(folder), exported(other)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        # The softmax does not see a bias of the keys: its gradient is rounding alone, which Adam makes large.
+        assert "k_proj.bias" in name or torch.allclose(found[name], weight, atol=1e-5), name
+
+
 def test_preempted_on_two_then_on_one_then_on_three_processes(corpus, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "moved"
     clipped = {"gradient_clip_val": 0.5}
@@ -65,11 +73,7 @@ def test_preempted_on_two_then_on_one_then_on_three_processes(corpus, tmp_path):
     assert found_ids == ids
     assert found_losses == pytest.approx(losses, rel=1e-5)
     assert list(losses) == list(range(NUM_STEPS))
-    found, expected = exported(folder), exported(whole)
-    assert found.keys() == expected.keys()
-    for name, weight in expected.items():
-        # The softmax does not see a bias of the keys: its gradient is rounding alone, which Adam makes large.
-        assert "k_proj.bias" in name or torch.allclose(found[name], weight, atol=1e-5), name
+    assert_same_weights(folder, whole)
 
 
 PRETRAINING = {"codevector_dim": 16, "proj_codevector_dim": 16, "num_codevectors_per_group": 20}
@@ -99,7 +103,4 @@ def test_it_is_ddp_also_for(kind, corpus, tmp_path):
     (_, ddp), (_, fsdp2) = (witness.steps(tmp_path / strategy / "seen") for strategy in ("ddp", "fsdp2"))
     assert fsdp2 == pytest.approx(ddp, rel=1e-5)
     assert list(ddp) == list(range(6))
-    found, expected = exported(tmp_path / "fsdp2"), exported(tmp_path / "ddp")
-    assert found.keys() == expected.keys()
-    for name, weight in expected.items():
-        assert "k_proj.bias" in name or torch.allclose(found[name], weight, atol=1e-5), name
+    assert_same_weights(tmp_path / "fsdp2", tmp_path / "ddp")

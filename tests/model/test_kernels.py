@@ -122,7 +122,6 @@ def test_ctc_stays_exact_over_many_frames():
         loss = ctc_loss(found, counts[0], labels_BU, counts[1], speed=Speed(ctc=way))
         (gradient,) = torch.autograd.grad(loss.sum(), found)
         errors.append(((gradient - expected).norm() / expected.norm()).item())
-    print(errors)
     assert errors[0] < 2e-5
     assert errors[0] < errors[1] / 10
 

@@ -55,7 +55,7 @@ class Settings:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    has_gpu = torch.cuda.is_available()
+    has_gpu, every = torch.cuda.is_available(), ",".join(OPTIMISATIONS)
     add = parser.add_argument
     add("--model", default="base", help="base, large, a model folder, or a config as JSON (default %(default)s)")
     add("--precision", choices=PRECISIONS, default=choose_precision("auto")[0], help="(default %(default)s)")
@@ -67,8 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--repetitions", type=int, default=5, help="passes of each side (default %(default)d)")
     add("--steps", type=int, default=8, help="different steps in a pass (default %(default)d)")
     add("--manifest", help="whose durations and texts to take; default: like train-clean-100's")
-    add("--off", default="", help=f"optimisations to switch off: {','.join(OPTIMISATIONS)}")
-    every = ",".join(OPTIMISATIONS)
+    add("--off", default="", help=f"optimisations to switch off: {every}")
     add("--ablate", nargs="?", const=every, default="", metavar="NAMES", help="also without each of these alone (all)")
     add("--in-fit", action="store_true", help="also measure ours inside Trainer.fit, with the usual callbacks")
     add("--json", type=Path, metavar="FILE", help="write all figures there")

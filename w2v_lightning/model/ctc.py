@@ -29,7 +29,7 @@ def ctc_loss(
 
     Args:
         num_frames_B: int64, on the CPU; so is `num_labels_B`.
-        speed: whether our kernels compute it; where there are too many tokens or labels for them, torch does.
+        speed: whether our kernels compute it; auto: torch does where there are too many tokens or labels for them.
     """
     with (
         record_function("CTC"),

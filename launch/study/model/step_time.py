@@ -41,6 +41,9 @@ LATENCY_BYTES = 4 * 2**10  # of throughput.json's all_reduce.latency_ms
 GLOO_AHEAD_BYTES = 2 * 2**20  # two segments of its kMaxSegmentSize (gloo/allreduce.h)
 LOGGED_EVERY = 50  # steps: Lightning's default
 
+# What an all-reduce takes is due to these.
+LATENCIES, RATES = ("hop_s", "link_hop_s"), ("bytes_per_s", "link_efficiency")
+
 # By name, such as "hop_s of Tesla T4"; numbers, or arrays of as many draws each.
 Parameters = Mapping[str, Any]
 
@@ -172,8 +175,9 @@ def terms(setup: Setup, parameters: Parameters) -> Terms:
         KeyError: a parameter of `names(setup)` is missing.
         InputError: hosts are joined by a link whose rate is not known.
     """
-    found = {what: parameters[name] for what, name in names(setup).items()}
-    compute_s, loading_s = _compute_s(setup, found), np.maximum(*_loading_s(setup, found))
+    found = _of(setup, parameters)
+    compute_s = np.maximum(_computing_s(setup, found), _launching_s(setup, found))
+    loading_s = np.maximum(*_loading_s(setup, found))
     return Terms(
         compute_s=compute_s,
         data_s=loading_s if setup.loader_workers else 0.0,
@@ -186,30 +190,30 @@ def terms(setup: Setup, parameters: Parameters) -> Terms:
 
 def all_reduce_s(setup: Setup, parameters: Parameters, num_bytes: int, buckets: int) -> tuple[Any, Any]:
     """One all-reduce with nothing else going on: the time for latency, and for bytes."""
-    return _all_reduce_s(setup, {what: parameters[name] for what, name in names(setup).items()}, num_bytes, buckets)
+    return _all_reduce_s(setup, _of(setup, parameters), num_bytes, buckets)
 
 
 def bottleneck(setup: Setup, parameters: Parameters) -> str:
     """What it would pay most to speed up: "compute", "compute: launching", "imbalance", "overhead", "data: storage",
     "data: decoding", "communication: latency" or "communication: bandwidth"."""
-    found = terms(setup, parameters).bottleneck
-    if found == "compute" and not setup.is_cpu:
-        at_once = {**parameters, names(setup)["launch_s"]: 0.0}
-        return found if terms(setup, at_once).compute_s == terms(setup, parameters).compute_s else f"{found}: launching"
-    if found == "communication":
-        at_once = _gradients_s(setup, parameters, hop_s=1e-12, link_hop_s=1e-12)
-        in_no_time = _gradients_s(setup, parameters, bytes_per_s=math.inf, link_efficiency=math.inf)
-        return f"{found}: {'latency' if at_once < in_no_time else 'bandwidth'}"
-    if found == "data":
-        decoded_s, read_s = _loading_s(setup, {what: parameters[name] for what, name in names(setup).items()})
-        return f"{found}: {'storage' if read_s > decoded_s else 'decoding'}"
-    return found
+    named, found = terms(setup, parameters).bottleneck, _of(setup, parameters)
+    if named == "compute" and _launching_s(setup, found) > _computing_s(setup, found):
+        return f"{named}: launching"
+    if named == "communication":
+        at_once, in_no_time = (
+            sum(_all_reduce_s(setup, found | changes, setup.gradient_bytes, setup.gradient_buckets))
+            for changes in (dict.fromkeys(LATENCIES, 1e-12), dict.fromkeys(RATES, math.inf))
+        )
+        return f"{named}: {'latency' if at_once < in_no_time else 'bandwidth'}"
+    if named == "data":
+        decoded_s, read_s = _loading_s(setup, found)
+        return f"{named}: {'storage' if read_s > decoded_s else 'decoding'}"
+    return named
 
 
-def _gradients_s(setup: Setup, parameters: Parameters, **changes: float) -> float:
-    """Their all-reduce, had some parameters other values."""
-    changed = {name: changes[what] for what, name in names(setup).items() if what in changes}
-    return sum(all_reduce_s(setup, {**parameters, **changed}, setup.gradient_bytes, setup.gradient_buckets))
+def _of(setup: Setup, parameters: Parameters) -> dict[str, Any]:
+    """This setup's own, by what each is."""
+    return {what: parameters[name] for what, name in names(setup).items()}
 
 
 def slowest(world_size: int) -> float:
@@ -221,10 +225,13 @@ def _slowdown(setup: Setup, found: Parameters) -> Any:
     return (1 + found.get("contention", 0.0) * np.maximum(setup.busy_devices - 1, 0.0)) / setup.device_share
 
 
-def _compute_s(setup: Setup, found: Parameters) -> Any:
+def _computing_s(setup: Setup, found: Parameters) -> Any:
     work = setup.computed_s * setup.flops_per_audio_s
-    computing_s = work / (setup.world_size * found["flops_per_s"]) * _slowdown(setup, found)
-    return np.maximum(computing_s, setup.micro_batches * found.get("launch_s", 0.0))
+    return work / (setup.world_size * found["flops_per_s"]) * _slowdown(setup, found)
+
+
+def _launching_s(setup: Setup, found: Parameters) -> Any:
+    return setup.micro_batches * found.get("launch_s", 0.0)
 
 
 def _loading_s(setup: Setup, found: Parameters) -> tuple[Any, Any]:
