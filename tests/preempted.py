@@ -25,10 +25,14 @@ LIMIT_S = 60
 
 
 class Holds(Callback):
-    """Says where the run is, by a file, and stays there until all ranks know where to stop (or for ever)."""
+    """Says where the run is, by a file, and stays there until all ranks know where to stop (or for ever).
 
-    def __init__(self, folder: Path, place: str | None, preemption: Preemption, for_ever: bool):
+    Before each micro-batch it pauses for `pause_s`, for a test that must keep up with the run.
+    """
+
+    def __init__(self, folder: Path, place: str | None, preemption: Preemption, for_ever: bool, pause_s: float):
         self.folder, self.place, self.preemption, self.for_ever = folder, place, preemption, for_ever
+        self.pause_s = pause_s
 
     def at(self, place: str) -> None:
         if place != self.place:
@@ -44,6 +48,7 @@ class Holds(Callback):
         self.at("starting")
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        time.sleep(self.pause_s)
         self.at(f"step {trainer.global_step}, micro-batch {batch.micro_batch}")
 
     def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
@@ -70,7 +75,8 @@ class Recorded(Wav2Vec2CTC):
 
 def run(root, folder, place=None, ranks=1, rank=0, port=0, holds_on=0, for_ever=False, options=None):
     """Train to the end, from the newest checkpoint on; leave the weights in FOLDER/end.pt."""
-    settings = {"max_steps": 8, "every": "3 steps", "dropout": 0.1, "device_seconds": 3.3, **(options or {})}
+    settings = {"max_steps": 8, "every": "3 steps", "dropout": 0.1, "device_seconds": 3.3, "pause_s": 0.0}
+    settings |= options or {}
     _log_to(folder / f"log{rank}")
     multiprocessing.set_start_method("fork", force=True)  # of loader workers, as it would be without the server
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(ranks))
@@ -84,7 +90,7 @@ def run(root, folder, place=None, ranks=1, rank=0, port=0, holds_on=0, for_ever=
         str(root), ["train"], ["dev"], batch_seconds=9, device_seconds=device_seconds, num_workers=1
     )
     preemption = Preemption()
-    holds = Holds(folder, place if rank == holds_on else None, preemption, for_ever)
+    holds = Holds(folder, place if rank == holds_on else None, preemption, for_ever, settings["pause_s"])
     recent = RecentCheckpoints(str(folder / "checkpoints"), Interval.parse(settings["every"]))
     found = [path for path in files.found_in(recent.folder) if files.damage(path) is None]
     trainer = Trainer(

@@ -43,6 +43,24 @@ if __name__ == "__main__":
     print(worker.exitcode, flush=True)
     worker.kill()
 """
+ORPHAN = """
+import multiprocessing, os, time
+from w2v_lightning import sigterm
+
+def work(pipe):
+    pipe.send(os.getpid())
+    while not os.path.exists("parent is gone"):
+        time.sleep(0.01)
+    sigterm.heed_parent_only()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    ours, its = multiprocessing.Pipe()
+    worker = multiprocessing.get_context({method!r}).Process(target=work, args=(its,))
+    worker.start()
+    print(ours.recv(), flush=True)
+    worker.join()
+"""
 
 
 def start(code):
@@ -71,7 +89,7 @@ def test_what_comes_by_two_ways_is_one_signal():
         process.kill()
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="SIGTERM's sender is not known on this system")
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="SIGTERM's sender is not known on this system")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_worker_heeds_its_parent_only(method, tmp_path):
     (tmp_path / "script.py").write_text(WORKER.format(method=method))
@@ -79,6 +97,22 @@ def test_a_worker_heeds_its_parent_only(method, tmp_path):
         [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False, timeout=90
     )
     assert done.stdout.split("\n")[:2] == ["still here", "0"], done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="SIGTERM's sender is not known on this system")
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_worker_whose_parent_was_killed_as_it_started_ends(method, tmp_path):
+    (tmp_path / "script.py").write_text(ORPHAN.format(method=method))
+    with subprocess.Popen([sys.executable, "script.py"], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+        (tmp_path / "parent is gone").touch()
+        try:
+            parent.communicate(timeout=20)  # until nobody holds the pipe any more
+        except subprocess.TimeoutExpired:
+            os.kill(worker, signal.SIGKILL)
+            pytest.fail("The worker is still there.")
 
 
 def test_stopping_leaves_everything_as_it_was():

@@ -15,6 +15,7 @@ from typing import NoReturn
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: what failed may succeed when it is started again
 # One SIGTERM may come by several ways, such as to the process group and from torchrun: within this time it is the same.
 SAME_SIGNAL_S = 2.0
+LOOK_AT_PARENT_EVERY_S = 1.0
 HOW_TO_GO_ON = "The same command goes on from there"
 
 
@@ -101,15 +102,18 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def heed_parent_only(_worker_id: int = 0) -> None:
     """To be called in a loader worker: SIGTERM ends it only where it comes from the process that has started it.
 
-    torchrun and SLURM send theirs to all processes; one whose loader workers are gone could not finish its step.
+    torchrun and SLURM send theirs to all processes; one whose loader workers are gone could not finish its step. Where
+    that process is gone, the worker ends, too: torch's own look at it is blind to one that went as the worker started.
     """
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_parent_says, daemon=True).start()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_when_parent_says() -> None:
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()  # not getppid, which may be a server that forks
-    while parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
+    while parent and parent.is_alive():
+        heard = signal.sigtimedwait({signal.SIGTERM}, LOOK_AT_PARENT_EVERY_S)
+        if heard and heard.si_pid == parent.pid:
+            break
     os._exit(0)
