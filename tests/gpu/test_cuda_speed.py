@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.ctc import ctc_loss
+from w2v_lightning.model.positional import positional
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.text import Vocabulary
 
@@ -81,6 +82,7 @@ def test_in_float32_logits_and_gradients_are_those_of_transformers(config):
 @pytest.mark.parametrize("config", [BASE, LARGE], ids=["base", "large"])
 def test_in_half_precision_no_way_is_less_exact_than_transformers_modules(config, dtype):
     """All against float32; padded utterances."""
+    torch.compiler.reset()  # each precision counts towards the number of times that a function is compiled
     model = build(config)
     num_samples = [48_000, 40_000, 47_321]
     exact = loss_and_gradient(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=STOCK), num_samples)
@@ -91,12 +93,41 @@ def test_in_half_precision_no_way_is_less_exact_than_transformers_modules(config
         return [relative(*pair) for pair in zip(found, exact, strict=True)]
 
     stock = error(STOCK)
-    ways = ({}, {"compile": False}, {"attention": "padded"}, {"feature_encoder": "channels_last"})
+    ways = [{}, {"compile": False}, {"attention": "padded"}, {"feature_encoder": "channels_last"}]
+    positional_ways = ("blocks", "fft") if dtype == torch.bfloat16 else ("fft",)
+    ways += [{"positional_convolution": way} for way in positional_ways]
     for way in ways:
         ours = error(Speed(**way))
         print(config is BASE, dtype, way, "ours", ours, "transformers' modules", stock)
         assert ours[0] < 1.5 * stock[0], way
         assert ours[1] < 1.5 * stock[1], way
+
+
+@pytest.mark.parametrize(
+    ("utterances", "frames", "channels", "taps"),
+    [(3, 700, 768, 128), (1, 100, 768, 128), (3, 700, 1024, 128), (3, 700, 160, 15)],
+)
+def test_convolution_in_blocks_is_about_as_exact_as_cudnns(utterances, frames, channels, taps):
+    """Output and gradients in bfloat16, against float64."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv1d(channels, channels, taps, padding=taps // 2, groups=16, device="cuda")
+    hidden_BFC = torch.randn(utterances, frames, channels, device="cuda").cumsum(1).bfloat16()
+    gradient_BFC = torch.randn_like(hidden_BFC)
+
+    def run(conv, hidden_BFC, way):
+        hidden_BFC = hidden_BFC.clone().requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16, enabled=hidden_BFC.dtype == torch.bfloat16):
+            output_BFC = positional(conv, hidden_BFC, way)
+        inputs = hidden_BFC, conv.weight, conv.bias
+        return [output_BFC, *torch.autograd.grad(output_BFC, inputs, gradient_BFC.to(output_BFC.dtype))]
+
+    results = [run(conv, hidden_BFC, way) for way in ("blocks", "blocks", "convolution")]
+    exact = run(conv.double(), hidden_BFC.double(), "convolution")
+    for ours, again, theirs, true in zip(*results, exact, strict=True):
+        errors = relative(ours.double(), true), relative(theirs.double(), true)
+        print(channels, taps, "ours", errors[0], "cuDNN's", errors[1])
+        assert torch.equal(ours, again)
+        assert errors[0] < 1.3 * errors[1] + 1e-6
 
 
 def test_gelu_with_dropout_drops_its_share_and_has_the_gradient_of_what_it_kept():

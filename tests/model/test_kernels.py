@@ -150,3 +150,51 @@ def test_the_loss_by_our_kernels_has_zeros_where_labels_cannot_be_aligned():
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
     assert results[0][0][0] == 0
     assert results[0][1][0].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("utterances", "frames", "channels", "groups", "taps"),
+    [
+        (2, 300, 48, 1, 128),  # a group of wav2vec2's
+        (3, 129, 32, 2, 129),  # a block of one frame
+        (1, 256, 20, 1, 7),
+    ],
+)
+def test_convolution_in_blocks_and_its_gradients(utterances, frames, channels, groups, taps):
+    """In float32, whose products are exact in the interpreter."""
+    from w2v_lightning.model.positional_kernels import correlation_in_blocks
+
+    sizes = utterances, frames, channels, groups, taps
+    found, _, exact = blocks_and_conv1d(correlation_in_blocks, torch.float32, *sizes)
+    for ours, true in zip(found, exact, strict=True):
+        assert ((ours - true).norm() / true.norm()).item() < 1e-6
+
+
+def test_in_half_precision_convolution_in_blocks_is_about_as_exact_as_conv1d():
+    """float16: the interpreter knows no products of bfloat16."""
+    from w2v_lightning.model.positional_kernels import correlation_in_blocks
+
+    found, expected, exact = blocks_and_conv1d(correlation_in_blocks, torch.float16, 2, 300, 48, 1, 128)
+    for ours, theirs, true in zip(found, expected, exact, strict=True):
+        ours_off, theirs_off = (((x.double() - true).norm() / true.norm()).item() for x in (ours, theirs))
+        assert ours_off < 1.3 * theirs_off
+
+
+def blocks_and_conv1d(correlation_in_blocks, dtype, utterances, frames, channels, groups, taps):
+    """Output and gradients by hidden, weight and bias, with frames of `dtype`; and of conv1d in float64."""
+    torch.manual_seed(0)
+    hidden_BFC = torch.randn(utterances, frames, channels).to(dtype)
+    weight_CIK, bias_C = torch.randn(channels, channels // groups, taps), torch.randn(channels)
+    gradient_BFC = torch.randn_like(hidden_BFC)
+
+    def conv1d(hidden_BFC, weight_CIK, bias_C, groups, offset):
+        weights = (x.to(hidden_BFC.dtype) for x in (weight_CIK, bias_C))
+        output_BCF = functional.conv1d(hidden_BFC.transpose(1, 2), *weights, padding=offset, groups=groups)
+        return output_BCF[..., :frames].transpose(1, 2)
+
+    def run(function, exact=False):
+        given = [x.double() if exact else x.clone() for x in (hidden_BFC, weight_CIK, bias_C)]
+        output_BFC = function(*(x.requires_grad_() for x in given), groups, taps // 2)
+        return [output_BFC.detach(), *torch.autograd.grad(output_BFC, given, gradient_BFC.to(output_BFC.dtype))]
+
+    return run(correlation_in_blocks), run(conv1d), run(conv1d, exact=True)

@@ -9,7 +9,7 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.model import positional, wav2vec2
 from w2v_lightning.model.features import convolution, moments, normalised_weights
 from w2v_lightning.model.layers import Packing
-from w2v_lightning.model.positional import correlation, faster_way, fft_length
+from w2v_lightning.model.positional import correlation, fastest_way, fft_length
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.text import Vocabulary
 
@@ -158,29 +158,45 @@ def test_fft_lengths_are_few_and_long_enough():
     assert len(set(lengths)) < 25
 
 
-def test_the_faster_positional_convolution_is_measured_once_and_remembered(tmp_path, monkeypatch):
+def test_the_fastest_positional_convolution_is_measured_once_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("W2V_LIGHTNING_CACHE", str(tmp_path))
     trials = []
     seconds = {"fft": 1.0, "convolution": 2.0}
     monkeypatch.setattr(positional, "_seconds", lambda way, *_: trials.append(way) or seconds[way])
-    embedding = build(TINY_CONFIG).wav2vec2.encoder.pos_conv_embed
-    hidden_BFC = torch.zeros(1, 10, 48)
+    conv = build(TINY_CONFIG).wav2vec2.encoder.pos_conv_embed.conv
     for content, expected_trials in ((None, 2), ("", 0), ("{", 2), ("[]", 2), ('{"other": "fft"}', 2)):
         positional._remembered_way.cache_clear()
         if content:
             (tmp_path / "positional_convolution.json").write_text(content)
         trials.clear()
-        assert faster_way(embedding, hidden_BFC) == "fft"
+        assert fastest_way(conv, torch.device("cpu"), torch.float32) == "fft"
         assert len(trials) == expected_trials, content
     assert '"other": "fft"' in (tmp_path / "positional_convolution.json").read_text()
     positional._remembered_way.cache_clear()
 
 
-def test_it_can_be_measured_where_nothing_is_trained():
+def test_a_way_that_was_not_there_before_is_tried_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("W2V_LIGHTNING_CACHE", str(tmp_path))
+    seconds = {"blocks": 0.5, "fft": 1.0, "convolution": 2.0}
+    monkeypatch.setattr(positional, "_seconds", lambda way, *_: seconds[way])
+    conv, cpu = build(TINY_CONFIG).wav2vec2.encoder.pos_conv_embed.conv, torch.device("cpu")
     positional._remembered_way.cache_clear()
-    embedding = build(GROUP).wav2vec2.encoder.pos_conv_embed
+    assert fastest_way(conv, cpu, torch.bfloat16) == "fft"
+    monkeypatch.setattr(positional, "has_triton", lambda device: True)
+    positional._remembered_way.cache_clear()
+    assert fastest_way(conv, cpu, torch.bfloat16) == "blocks"
+    assert fastest_way(conv, cpu, torch.float32) == "fft"
+    assert fastest_way(torch.nn.Conv1d(8, 8, 130, padding=65), cpu, torch.bfloat16) == "fft"
+    assert fastest_way(torch.nn.Conv1d(256, 256, 3, padding=1), cpu, torch.bfloat16) == "fft"
+    positional._remembered_way.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_it_can_be_measured_where_nothing_is_trained(dtype):
+    positional._remembered_way.cache_clear()
+    conv = build(GROUP).wav2vec2.encoder.pos_conv_embed.conv
     with torch.inference_mode():
-        assert faster_way(embedding, torch.zeros(1, 10, 48)) in ("fft", "convolution")
+        assert fastest_way(conv, torch.device("cpu"), dtype) in ("fft", "convolution")
 
 
 def test_packed_frames_come_back_where_they_were():
@@ -204,6 +220,8 @@ def test_what_a_device_cannot_do_is_refused_and_auto_goes_round_it():
     wav2vec2.ctc_logits(model, *x)
     with pytest.raises(InputError, match=r"model\.speed\.attention=packed: flash attention needs a GPU"):
         wav2vec2.ctc_logits(model, *x, speed=Speed(attention="packed"))
+    with pytest.raises(InputError, match=r"model\.speed\.positional_convolution=blocks: its kernels need a GPU"):
+        wav2vec2.ctc_logits(model, *x, speed=Speed(positional_convolution="blocks"))
     with pytest.raises(
         InputError, match=r"model\.speed\.positional_convolution: 'fast' is not known; choose from auto"
     ):

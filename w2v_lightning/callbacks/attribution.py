@@ -23,7 +23,7 @@ NAMES = tuple(
         (r"flash|fmha|sdpa|scaled_dot_product", "attention"),
         (r"ctc", "CTC"),
         (r"adam|multi_tensor|_foreach", "optimiser"),
-        (r"fft|cgemm", "positional convolution"),
+        (r"fft|cgemm|spectra", "positional convolution"),
         (r"memcpy|memset", "copies"),
         (r"gemm|nvjet|cutlass|\b(mm|addmm|bmm|baddbmm)\b", "layer matrix products"),
         (r"gelu", "feed-forward"),

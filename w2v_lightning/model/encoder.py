@@ -25,20 +25,39 @@ from w2v_lightning.model.features import layer_norm
 from w2v_lightning.model.layers import Bounds, Packing
 from w2v_lightning.model.positional import positional
 from w2v_lightning.model.sharding import gathered_layer
-from w2v_lightning.model.speed import Speed, to_device
+from w2v_lightning.model.speed import Speed, compiled, to_device
 
 
-def masked(
-    wav2vec2: Wav2Vec2Model, hidden_BFC: Tensor, time_mask_BF: Tensor | None, channel_mask_BC: Tensor | None
-) -> Tensor:
-    """Projected features (B, F, C) with masks that were drawn elsewhere: frames replaced by the mask embedding where
-    `time_mask_BF` is True, channels zeroed where `channel_mask_BC` is."""
+def projected(
+    wav2vec2: Wav2Vec2Model,
+    features_BFC: Tensor,
+    time_mask_BF: Tensor | None,
+    channel_mask_BC: Tensor | None,
+    speed: Speed = Speed(),
+) -> tuple[Tensor, Tensor]:
+    """Projected features with masks that were drawn elsewhere, and the normalised features; both (B, F, C).
+
+    Args:
+        wav2vec2: transformers' model without head.
+        features_BFC: what the convolutions over the waveform made.
+        time_mask_BF: bool, True where a frame is replaced by the mask embedding.
+        channel_mask_BC: bool, True where a channel is zeroed.
+        speed: how it is computed.
+    """
+    function = compiled(_projected) if speed.compiles(features_BFC.device) else _projected
+    return function(wav2vec2, features_BFC, time_mask_BF, channel_mask_BC)
+
+
+def _projected(
+    wav2vec2: Wav2Vec2Model, features_BFC: Tensor, time_mask_BF: Tensor | None, channel_mask_BC: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    hidden_BFC, features_BFC = wav2vec2.feature_projection(features_BFC)
     if time_mask_BF is not None:
         embedding_C = wav2vec2.masked_spec_embed.to(hidden_BFC.dtype)
         hidden_BFC = torch.where(time_mask_BF[..., None], embedding_C, hidden_BFC)
     if channel_mask_BC is not None:
         hidden_BFC = hidden_BFC.masked_fill(channel_mask_BC[:, None], 0.0)
-    return hidden_BFC
+    return hidden_BFC, features_BFC
 
 
 def contextualise(
@@ -52,7 +71,7 @@ def contextualise(
 
     Args:
         wav2vec2: transformers' model without head.
-        hidden_BFC: what the feature projection made.
+        hidden_BFC: what `projected` made.
         num_frames_B: int64, frames of each utterance without its padding, on the CPU; None: there is no padding, or it
             is to be seen.
         dropped_layers: layers that are skipped in this pass.
@@ -70,8 +89,9 @@ def contextualise(
         hidden_BFC = hidden_BFC.masked_fill(~is_real_BF[..., None], 0.0)
         mask_B11F = is_real_BF[:, None, None]
     with record_function("positional convolution"):
-        hidden_BFC = hidden_BFC + positional(encoder.pos_conv_embed, hidden_BFC, speed.positional_convolution)
-    hidden_BFC = encoder.dropout(hidden_BFC if is_pre_norm else layer_norm(encoder.layer_norm, hidden_BFC))
+        positions_BFC = positional(encoder.pos_conv_embed.conv, hidden_BFC, speed.positional_convolution)
+    add = compiled(_with_positions) if speed.compiles(hidden_BFC.device) else _with_positions
+    hidden_BFC = add(encoder, hidden_BFC, positions_BFC)
     if speed.packs(hidden_BFC.device, hidden_BFC.dtype, encoder):
         packing = Packing.of(num_frames_B, counts_B, num_frames)
         hidden_NC = _layers(encoder, packing.pack(hidden_BFC), packing.bounds, dropped_layers, speed)
@@ -79,6 +99,12 @@ def contextualise(
     else:
         hidden_BFC = _layers(encoder, hidden_BFC, Bounds(mask_B11F), dropped_layers, speed)
     return layer_norm(encoder.layer_norm, hidden_BFC) if is_pre_norm else hidden_BFC
+
+
+def _with_positions(encoder: nn.Module, hidden_BFC: Tensor, positions_BFC: Tensor) -> Tensor:
+    hidden_BFC = hidden_BFC + encoder.pos_conv_embed.activation(positions_BFC)
+    is_pre_norm = encoder.config.do_stable_layer_norm
+    return encoder.dropout(hidden_BFC if is_pre_norm else layer_norm(encoder.layer_norm, hidden_BFC))
 
 
 def _layers(

@@ -1,7 +1,8 @@
-"""The positional convolution of the transformer's input, by FFT where that is faster.
+"""The positional convolution of the transformer's input, by Fourier transforms where that is faster.
 
 Its kernel is 128 frames long and its channels come in 16 groups, for which cuDNN has no kernel that uses tensor cores:
-a product of spectra does the same in a fraction of the time.
+a product of spectra does the same in a fraction of the time. The spectra are those of whole utterances, in float32 by
+FFT, or, in bfloat16 on a GPU, those of blocks of frames, by kernels of ours (positional_kernels.py).
 
 Shapes: B utterances, F frames, C channels, G groups of I input and O output channels, K taps, S frequencies.
 """
@@ -19,8 +20,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
 from w2v_lightning.data.manifest import atomic_text_file, cache_root
+from w2v_lightning.errors import InputError
+from w2v_lightning.model.speed import has_triton
 
-WAYS = ("fft", "convolution")
+MAX_TAPS = 129  # that blocks of half their transforms' length leave room for
+MAX_GROUP_CHANNELS = 128  # of a tile
 
 # What a measurement runs on: the longest that most corpora have, and enough of them to fill a GPU.
 TRIAL_FRAMES = 768
@@ -28,23 +32,33 @@ TRIAL_FRAMES_OF_ALL = {"cuda": 20_000, "cpu": 768}
 TRIALS = 3
 
 
-def positional(embedding: nn.Module, hidden_BFC: Tensor, way: str = "auto") -> Tensor:
-    """What transformers' Wav2Vec2PositionalConvEmbedding gives for frames (B, F, C): convolution and activation.
+def positional(conv: nn.Conv1d, hidden_BFC: Tensor, way: str = "auto") -> Tensor:
+    """The first F frames (B, F, C) of the convolution in transformers' Wav2Vec2PositionalConvEmbedding.
 
     Args:
-        embedding: the module.
+        conv: that convolution, padded by half its taps.
         hidden_BFC: zero behind each utterance.
-        way: "fft" or "convolution"; "auto" is the faster one on this device.
+        way: "blocks", "fft" or "convolution"; "auto" is the fastest on this device.
+
+    Raises:
+        InputError: there are no blocks here.
     """
+    device = hidden_BFC.device
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else conv.bias.dtype
     if way == "auto":
-        way = faster_way(embedding, hidden_BFC)
+        way = fastest_way(conv, device, dtype)
     if way == "convolution":
-        return embedding(hidden_BFC)
-    conv, weight_CIK = embedding.conv, weight(embedding.conv)
-    with torch.autocast(hidden_BFC.device.type, enabled=False):
-        full_BFC = hidden_BFC.to(weight_CIK.dtype)
-        output_BFC = correlation(full_BFC, weight_CIK, conv.groups, offset=conv.padding[0]) + conv.bias
-    return embedding.activation(output_BFC.to(hidden_BFC.dtype))
+        return conv(hidden_BFC.transpose(1, 2))[..., : hidden_BFC.shape[1]].transpose(1, 2)
+    weight_CIK, offset = weight(conv), conv.padding[0]
+    with torch.autocast(device.type, enabled=False):
+        if way == "fft":
+            full_BFC = hidden_BFC.to(weight_CIK.dtype)
+            return (correlation(full_BFC, weight_CIK, conv.groups, offset) + conv.bias).to(hidden_BFC.dtype)
+        if obstacle := _obstacle_to_blocks(conv, device, dtype):
+            raise InputError(f"model.speed.positional_convolution=blocks: {obstacle}; set it to auto.")
+        from w2v_lightning.model.positional_kernels import correlation_in_blocks  # needs Triton
+
+        return correlation_in_blocks(hidden_BFC.to(dtype), weight_CIK.float(), conv.bias, conv.groups, offset)
 
 
 def weight(conv: nn.Module) -> Tensor:
@@ -81,30 +95,42 @@ def fft_length(least: int) -> int:
     return length * 3 // 4 if length * 3 // 4 >= least else length
 
 
-def faster_way(embedding: nn.Module, hidden_BFC: Tensor) -> str:
-    """ "fft" or "convolution", whichever was faster on this device; measured once, then read from the cache folder.
+def _obstacle_to_blocks(conv: nn.Conv1d, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why our kernels cannot compute it here."""
+    if not has_triton(device):
+        return "its kernels need a GPU of compute capability 8.0 or later, Triton and a C compiler"
+    if dtype != torch.bfloat16:
+        return f"spectra are kept in bfloat16, found {dtype}"
+    if conv.kernel_size[0] > MAX_TAPS:
+        return f"at most {MAX_TAPS} taps have room, found {conv.kernel_size[0]}"
+    if conv.in_channels // conv.groups > MAX_GROUP_CHANNELS:
+        return f"at most {MAX_GROUP_CHANNELS} channels a group have room, found {conv.in_channels // conv.groups}"
+    return None
+
+
+def fastest_way(conv: nn.Conv1d, device: torch.device, dtype: torch.dtype) -> str:
+    """Of those that are there on this device; measured once, then read from the cache folder.
 
     So a run that is resumed computes as it did before.
     """
-    conv = embedding.conv
-    device = hidden_BFC.device
     if device.type not in TRIAL_FRAMES_OF_ALL:
         return "convolution"
-    is_autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if is_autocast else conv.bias.dtype
+    ways = ("fft", "convolution") if _obstacle_to_blocks(conv, device, dtype) else ("blocks", "fft", "convolution")
     shape = (conv.out_channels, conv.groups, conv.kernel_size[0])
-    return _remembered_way(device, dtype, shape, torch.get_num_threads() if device.type == "cpu" else 1)
+    return _remembered_way(ways, device, dtype, shape, torch.get_num_threads() if device.type == "cpu" else 1)
 
 
 @cache
-def _remembered_way(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], threads: int) -> str:
+def _remembered_way(
+    ways: tuple[str, ...], device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], threads: int
+) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {threads} threads"
-    key = f"{name}, {dtype}, {shape}, torch {torch.__version__}"
+    key = f"{name}, {dtype}, {shape}, torch {torch.__version__}, {' or '.join(ways)}"
     path = cache_root() / "positional_convolution.json"
     known = _read(path)
-    if known.get(key) in WAYS:
+    if known.get(key) in ways:
         return known[key]
-    seconds = {way: _seconds(way, device, dtype, shape) for way in WAYS}
+    seconds = {way: _seconds(way, device, dtype, shape) for way in ways}
     way = min(seconds, key=seconds.get)
     with atomic_text_file(path) as file:
         json.dump({**known, key: way}, file, indent=1)
@@ -127,12 +153,14 @@ def _seconds(way: str, device: torch.device, dtype: torch.dtype, shape: tuple[in
     devices = [device] if device.type == "cuda" else []
     # What is remembered is for training, also where scoring comes first.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+        is_half = dtype.itemsize == 2
         conv = nn.Conv1d(channels, channels, taps, padding=taps // 2, groups=groups, device=device)
-        hidden_BFC = torch.randn(num, TRIAL_FRAMES, channels, device=device, requires_grad=True)
+        conv.to(torch.float32 if is_half else dtype)
+        hidden_BFC = torch.randn(num, TRIAL_FRAMES, channels, device=device, dtype=dtype, requires_grad=True)
 
         def trial() -> None:
-            with torch.autocast(device.type, dtype, enabled=dtype.itemsize == 2):
-                positional(_Embedding(conv), hidden_BFC, way).sum().backward()
+            with torch.autocast(device.type, dtype, enabled=is_half):
+                positional(conv, hidden_BFC, way).sum().backward()
 
         return min(_timed(trial, device) for _ in range(1 + TRIALS))
 
@@ -144,15 +172,3 @@ def _timed(function: Callable[[], None], device: torch.device) -> float:
     function()
     synchronize()
     return time.perf_counter() - start
-
-
-class _Embedding(nn.Module):
-    """A positional convolution of no model, to measure with."""
-
-    def __init__(self, conv: nn.Conv1d):
-        super().__init__()
-        self.conv = conv
-        self.activation = nn.Identity()
-
-    def forward(self, hidden_BFC: Tensor) -> Tensor:
-        return self.conv(hidden_BFC.transpose(1, 2))[..., : hidden_BFC.shape[1]].transpose(1, 2)

@@ -20,7 +20,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import wav2vec2
-from w2v_lightning.model.encoder import contextualise, masked
+from w2v_lightning.model.encoder import contextualise, projected
 from w2v_lightning.model.features import conv_features
 from w2v_lightning.model.speed import Speed, to_device
 
@@ -99,8 +99,7 @@ def run(
     core = model.wav2vec2
     waveforms_BT = batch.input_values()
     conv_BFC = scale_gradient(conv_features(core, waveforms_BT, batch.num_samples_B, speed), feature_grad_mult)
-    hidden_BFC, features_BFC = core.feature_projection(conv_BFC)
-    hidden_BFC = masked(core, hidden_BFC, batch.time_mask_BF, batch.channel_mask_BC)
+    hidden_BFC, features_BFC = projected(core, conv_BFC, batch.time_mask_BF, batch.channel_mask_BC, speed)
     hidden_BFC = contextualise(core, hidden_BFC, batch.num_frames_B, dropped_layers, speed)
     predicted_MD = model.project_hid(hidden_BFC.flatten(0, 1).index_select(0, batch.masked_M))
     features_MC = model.dropout_features(features_BFC.flatten(0, 1).index_select(0, batch.masked_M))

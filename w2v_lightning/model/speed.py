@@ -36,7 +36,8 @@ class Speed:
         feature_encoder: "channels_last" keeps a frame's channels together in memory and computes the group norm of the
             base models from the waveform; "fused", for a frozen one on a GPU, has the first convolution, its norm and
             activation in one kernel besides; "transformers" is its own modules.
-        positional_convolution: "fft", or "convolution"; "auto" times both once on each device, and remembers.
+        positional_convolution: "blocks", for bfloat16 on a GPU, "fft", or "convolution"; "auto" times all of them once
+            on each device, and remembers.
         attention: "packed" leaves out the padding (flash attention, half precision, on a GPU from compute capability
             8.0 on), "padded" masks it.
         feed_forward: "fused" has GELU and dropout in one kernel, on a GPU; "transformers" is its own modules.
@@ -47,7 +48,7 @@ class Speed:
     """
 
     feature_encoder: Literal["auto", "fused", "channels_last", "transformers"] = "auto"
-    positional_convolution: Literal["auto", "fft", "convolution"] = "auto"
+    positional_convolution: Literal["auto", "blocks", "fft", "convolution"] = "auto"
     attention: Literal["auto", "packed", "padded"] = "auto"
     feed_forward: Literal["auto", "fused", "transformers"] = "auto"
     ctc: Literal["auto", "fused", "torch"] = "auto"

@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec, SpecAugment
 from w2v_lightning.errors import InputError
-from w2v_lightning.model.encoder import contextualise, masked
+from w2v_lightning.model.encoder import contextualise, projected
 from w2v_lightning.model.features import conv_features
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.text import Vocabulary
@@ -133,8 +133,7 @@ def ctc_logits(
             num_samples_B, num_frames_B = torch.full_like(num_samples_B, waveforms_BT.shape[1]), None
         with record_function("feature encoder"):
             features_BFC = conv_features(wav2vec2, waveforms_BT, num_samples_B, speed)
-        hidden_BFC, _ = wav2vec2.feature_projection(features_BFC)
-        hidden_BFC = masked(wav2vec2, hidden_BFC, time_mask_BF, channel_mask_BC)
+        hidden_BFC, _ = projected(wav2vec2, features_BFC, time_mask_BF, channel_mask_BC, speed)
         hidden_BFC = contextualise(wav2vec2, hidden_BFC, num_frames_B, dropped_layers, speed)
     return model.lm_head(model.dropout(hidden_BFC))
 
