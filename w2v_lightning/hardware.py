@@ -62,11 +62,19 @@ def versions() -> dict[str, str]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "driver": _driver_version(),
-        "lightning": _installed("lightning"),
-        "transformers": _installed("transformers"),
+        "lightning": installed_version("lightning"),
+        "transformers": installed_version("transformers"),
+        "flash-attn-4": installed_version("flash-attn-4"),
         "w2v_lightning": __version__,
     }
     return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _elapsed_s(function: Callable[[], object], device: torch.device) -> float:
@@ -102,10 +110,3 @@ def _driver_version() -> str | None:
         return None
     finally:
         pynvml.nvmlShutdown()
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,5 +1,7 @@
 """On a GPU, every way through the model computes what transformers' own modules compute."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch.nn import functional
@@ -17,6 +19,7 @@ NO_DROPOUT = dict.fromkeys(
     ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout", "layerdrop"),
     0.0,
 ) | {"apply_spec_augment": False}
+HAS_FLASH4 = find_spec("flash_attn") is not None
 BASE = {"num_hidden_layers": 3}
 LARGE = {
     "num_hidden_layers": 3,
@@ -96,11 +99,41 @@ def test_in_half_precision_no_way_is_less_exact_than_transformers_modules(config
     ways = [{}, {"compile": False}, {"attention": "padded"}, {"feature_encoder": "channels_last"}]
     positional_ways = ("blocks", "fft") if dtype == torch.bfloat16 else ("fft",)
     ways += [{"positional_convolution": way} for way in positional_ways]
+    ways += [{"attention": way} for way in ("packed", *(("flash4",) if HAS_FLASH4 else ()))]
     for way in ways:
         ours = error(Speed(**way))
         print(config is BASE, dtype, way, "ours", ours, "transformers' modules", stock)
         assert ours[0] < 1.5 * stock[0], way
         assert ours[1] < 1.5 * stock[1], way
+
+
+@pytest.mark.skipif(not HAS_FLASH4, reason="flash-attn-4 is not installed")
+@pytest.mark.parametrize("heads", [12, 16])
+def test_flash4_is_the_attention_within_utterances(heads):
+    """Against float32, and torch's flash attention in bfloat16."""
+    from w2v_lightning.model.flash4 import _flash4, flash4
+    from w2v_lightning.model.layers import _flash
+
+    torch.manual_seed(0)
+    counts = [700, 1, 129, 128, 333]
+    starts_B = torch.tensor([0, *counts], device="cuda").cumsum(0).int()
+    qkv_N3HD = torch.randn(sum(counts), 3, heads, 64, device="cuda").bfloat16()
+    gradient_NHD = torch.randn(sum(counts), heads, 64, device="cuda").bfloat16()
+
+    def run(attend, qkv_N3HD):
+        qkv_N3HD = qkv_N3HD.clone().requires_grad_()
+        found_NHD = attend(qkv_N3HD, starts_B, max(counts))
+        return found_NHD, *torch.autograd.grad(found_NHD, qkv_N3HD, gradient_NHD.to(found_NHD.dtype))
+
+    def exact(qkv_N3HD, *_):
+        parts = (x_F3HD.permute(1, 2, 0, 3)[:, None] for x_F3HD in qkv_N3HD.split(counts))
+        return torch.cat([functional.scaled_dot_product_attention(*part)[0].transpose(0, 1) for part in parts])
+
+    expected = run(exact, qkv_N3HD.float())
+    for ours, theirs, true in zip(run(flash4, qkv_N3HD), run(_flash, qkv_N3HD), expected, strict=True):
+        assert ours.shape == true.shape
+        assert relative(ours.float(), true) < 1.2 * relative(theirs.float(), true)
+    torch.library.opcheck(_flash4, (qkv_N3HD.requires_grad_(), starts_B, max(counts)))
 
 
 @pytest.mark.parametrize(

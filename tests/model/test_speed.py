@@ -10,7 +10,7 @@ from w2v_lightning.model import positional, wav2vec2
 from w2v_lightning.model.features import convolution, moments, normalised_weights
 from w2v_lightning.model.layers import Packing
 from w2v_lightning.model.positional import correlation, fastest_way, fft_length
-from w2v_lightning.model.speed import Speed
+from w2v_lightning.model.speed import FLASH4, FLASH4_FRAMES, Speed, _obstacle_to_flash4
 from w2v_lightning.text import Vocabulary
 
 STOCK = Speed("transformers", "convolution", "padded", "transformers", "torch", False, False)
@@ -226,6 +226,32 @@ def test_what_a_device_cannot_do_is_refused_and_auto_goes_round_it():
         InputError, match=r"model\.speed\.positional_convolution: 'fast' is not known; choose from auto"
     ):
         Speed(positional_convolution="fast")
+
+
+@pytest.mark.parametrize(
+    ("installed", "capability", "head_size", "obstacle"),
+    [
+        (FLASH4, (9, 0), 64, None),
+        (None, (9, 0), 64, "flash-attn-4 is not installed, pip install 'w2v-lightning"),
+        ("4.0.1", (9, 0), 64, f"flash-attn-4 {FLASH4} is needed.* found 4.0.1"),
+        (FLASH4, (8, 0), 64, "it is for Hopper GPUs"),
+        (FLASH4, (9, 0), 80, "it is for heads of 64 channels, found 80"),
+    ],
+)
+def test_flash4_is_taken_where_it_has_been_tried(monkeypatch, request, installed, capability, head_size, obstacle):
+    _obstacle_to_flash4.cache_clear()
+    request.addfinalizer(_obstacle_to_flash4.cache_clear)
+    monkeypatch.setattr("w2v_lightning.model.speed.installed_version", lambda name: installed)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda")
+    assert Speed().takes_flash4(device, head_size, FLASH4_FRAMES) == (obstacle is None)
+    assert not Speed().takes_flash4(device, head_size, FLASH4_FRAMES - 1)
+    assert not Speed(attention="packed").takes_flash4(device, head_size, FLASH4_FRAMES)
+    if obstacle:
+        with pytest.raises(InputError, match=rf"model\.speed\.attention=flash4: {obstacle}"):
+            Speed(attention="flash4").takes_flash4(device, head_size, 1)
+    else:
+        assert Speed(attention="flash4").takes_flash4(device, head_size, 1)
 
 
 def test_on_the_cpu_nothing_that_needs_a_gpu_is_taken():

@@ -1,9 +1,10 @@
 """The transformer layers, over frames that lie packed one utterance behind the other, or padded.
 
-Shapes: B utterances, F frames, C channels, N frames of all utterances together, H heads of D channels. X stands for
-(N,) or (B, F).
+Shapes: B utterances, F frames, C channels, N frames of all utterances together, H heads of D channels, 3: query, key
+and value. X stands for (N,) or (B, F).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ from transformers.models.wav2vec2 import modeling_wav2vec2
 
 from w2v_lightning.model.features import is_gelu, layer_norm
 from w2v_lightning.model.speed import Speed, compiled, varlen_attn
+
+# From queries, keys and values (N, 3, H, D), where utterances begin, and the frames of the longest; to (N, H, D).
+PackedAttention = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class Bounds(NamedTuple):
@@ -26,9 +30,11 @@ class Bounds(NamedTuple):
 
 def transformer_layer(layer: nn.Module, hidden_XC: Tensor, bounds: Bounds, speed: Speed) -> Tensor:
     """The output of one of transformers' Wav2Vec2EncoderLayer or ...StableLayerNorm; (X, C)."""
+    device = hidden_XC.device
     # Compiled once for all layers: they differ in their weights only.
-    function = compiled(layer_output) if speed.compiles(hidden_XC.device) else layer_output
-    arguments = (layer, hidden_XC, *bounds, speed.fuses_dropout(hidden_XC.device))
+    function = compiled(layer_output) if speed.compiles(device) else layer_output
+    attend = None if bounds.starts_B is None else _packed_attention(layer.attention, hidden_XC, speed)
+    arguments = (layer, hidden_XC, *bounds, attend, speed.fuses_dropout(device))
     if layer.training and getattr(layer, "gradient_checkpointing", False):
         return checkpoint(function, *arguments, use_reentrant=False)
     return function(*arguments)
@@ -40,15 +46,16 @@ def layer_output(
     mask_B11F: Tensor | None,
     starts_B: Tensor | None,
     longest: int,
+    attend: PackedAttention | None,
     fuses_dropout: bool,
 ) -> Tensor:
     is_pre_norm = isinstance(layer, modeling_wav2vec2.Wav2Vec2EncoderLayerStableLayerNorm)
     heard_XC = layer_norm(layer.layer_norm, hidden_XC) if is_pre_norm else hidden_XC
-    query_XHD, key_XHD, value_XHD = heads(layer.attention, heard_XC)
-    if starts_B is not None:
-        found_XHD = varlen_attn(query_XHD, key_XHD, value_XHD, starts_B, starts_B, longest, longest)
+    qkv_X3HD = heads(layer.attention, heard_XC)
+    if attend is None:
+        found_XHD = _padded_attention(layer.attention, *qkv_X3HD.unbind(-3), mask_B11F)
     else:
-        found_XHD = _padded_attention(layer.attention, query_XHD, key_XHD, value_XHD, mask_B11F)
+        found_XHD = attend(qkv_X3HD, starts_B, longest)
     hidden_XC = hidden_XC + layer.dropout(layer.attention.out_proj(found_XHD.flatten(-2)))
     if is_pre_norm:
         heard_XC = layer_norm(layer.final_layer_norm, hidden_XC)
@@ -72,16 +79,28 @@ def feed_forward(block: nn.Module, hidden_XC: Tensor, fuses_dropout: bool) -> Te
     return block.output_dropout(block.output_dense(inner_XC))
 
 
-def heads(attention: nn.Module, hidden_XC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (X, H, D); in one matrix product, unless something (LoRA) wraps the projections."""
+def heads(attention: nn.Module, hidden_XC: Tensor) -> Tensor:
+    """Queries, keys and values (X, 3, H, D); in one matrix product, unless something (LoRA) wraps the projections."""
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     if all(type(projection) is nn.Linear for projection in projections):
         weight = torch.cat([projection.weight for projection in projections])
         bias = torch.cat([projection.bias for projection in projections])
-        outputs = functional.linear(hidden_XC, weight, bias).chunk(3, dim=-1)
+        outputs_XC = functional.linear(hidden_XC, weight, bias)
     else:
-        outputs = [projection(hidden_XC) for projection in projections]
-    return tuple(output_XC.unflatten(-1, (attention.num_heads, attention.head_dim)) for output_XC in outputs)
+        outputs_XC = torch.cat([projection(hidden_XC) for projection in projections], dim=-1)
+    return outputs_XC.unflatten(-1, (3, attention.num_heads, attention.head_dim))
+
+
+def _packed_attention(attention: nn.Module, hidden_NC: Tensor, speed: Speed) -> PackedAttention:
+    if not speed.takes_flash4(hidden_NC.device, attention.head_dim, len(hidden_NC)):
+        return _flash
+    from w2v_lightning.model.flash4 import flash4  # where flash-attn-4 is installed
+
+    return flash4
+
+
+def _flash(qkv_N3HD: Tensor, starts_B: Tensor, longest: int) -> Tensor:
+    return varlen_attn(*qkv_N3HD.unbind(1), starts_B, starts_B, longest, longest)
 
 
 def _padded_attention(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from w2v_lightning.errors import InputError
+from w2v_lightning.hardware import installed_version
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -26,6 +27,9 @@ Switch = Literal["auto", True, False]
 # What the kernels of the CTC loss hold: a tile of its gradient has all tokens, a block of threads a frame's states.
 MAX_TOKENS = 256
 MAX_LABELS = 4000
+
+FLASH4 = "4.0.0b36"  # the functions of flash-attn-4 that are called are private, and may change
+FLASH4_FRAMES = 32_000  # so many keep the GPU busy while the host prepares its next kernels, which takes it longer
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Speed:
         positional_convolution: "blocks", for bfloat16 on a GPU, "fft", or "convolution"; "auto" times all of them once
             on each device, and remembers.
         attention: "packed" leaves out the padding (flash attention, half precision, on a GPU from compute capability
-            8.0 on), "padded" masks it.
+            8.0 on), "flash4" does that with the kernels of flash-attn-4 for Hopper GPUs, where that is installed and
+            a micro-batch is long, "padded" masks it.
         feed_forward: "fused" has GELU and dropout in one kernel, on a GPU; "transformers" is its own modules.
         ctc: "fused" has the loss and its gradient in two kernels that the host does not wait for, on a GPU; "torch" is
             torch's own.
@@ -49,7 +54,7 @@ class Speed:
 
     feature_encoder: Literal["auto", "fused", "channels_last", "transformers"] = "auto"
     positional_convolution: Literal["auto", "blocks", "fft", "convolution"] = "auto"
-    attention: Literal["auto", "packed", "padded"] = "auto"
+    attention: Literal["auto", "flash4", "packed", "padded"] = "auto"
     feed_forward: Literal["auto", "fused", "transformers"] = "auto"
     ctc: Literal["auto", "fused", "torch"] = "auto"
     compile: Switch = "auto"
@@ -74,9 +79,22 @@ class Speed:
             InputError: they are to be and cannot.
         """
         obstacle = _obstacle_to_packing(device, dtype, encoder)
-        if self.attention == "packed" and obstacle:
-            raise InputError(f"model.speed.attention=packed: {obstacle}; set it to auto or padded.")
+        if self.attention in ("packed", "flash4") and obstacle:
+            raise InputError(f"model.speed.attention={self.attention}: {obstacle}; set it to auto or padded.")
         return self.attention != "padded" and obstacle is None
+
+    def takes_flash4(self, device: torch.device, head_size: int, num_frames: int) -> bool:
+        """Whether that many packed frames go through flash-attn-4's kernels.
+
+        Raises:
+            InputError: they are to and cannot.
+        """
+        obstacle = _obstacle_to_flash4(device, head_size)
+        if self.attention == "flash4" and obstacle:
+            raise InputError(f"model.speed.attention=flash4: {obstacle}; set it to auto or packed.")
+        if self.attention == "auto":
+            return obstacle is None and num_frames >= FLASH4_FRAMES
+        return self.attention == "flash4"
 
     def fuses_dropout(self, device: torch.device) -> bool:
         return has_triton(device) if self.feed_forward == "auto" else self.feed_forward == "fused"
@@ -109,6 +127,19 @@ def _obstacle_to_packing(device: torch.device, dtype: torch.dtype, encoder: nn.M
     if encoder.training and encoder.config.attention_dropout > 0:
         return f"it knows no attention_dropout, found {encoder.config.attention_dropout}"
     return None
+
+
+@cache
+def _obstacle_to_flash4(device: torch.device, head_size: int) -> str | None:
+    """Why its kernels are not taken here: where there is none they have been tried."""
+    found = installed_version("flash-attn-4")
+    if found is None:
+        return "flash-attn-4 is not installed, pip install 'w2v-lightning[flash4]'"
+    if found != FLASH4:
+        return f"flash-attn-4 {FLASH4} is needed, pip install 'w2v-lightning[flash4]', found {found}"
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return "it is for Hopper GPUs, compute capability 9.0"
+    return None if head_size == 64 else f"it is for heads of 64 channels, found {head_size}"
 
 
 @cache

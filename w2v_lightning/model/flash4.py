@@ -1,0 +1,72 @@
+"""Attention of packed utterances by FlashAttention-4, whose kernels are made for Hopper GPUs.
+
+Imported only where flash-attn-4 is installed. torch's own flash attention has kernels for the generation before.
+
+Shapes: N frames of all utterances, H heads of D channels, B utterances.
+"""
+
+import torch
+from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
+from torch import Tensor
+
+
+@torch.library.custom_op("w2v_lightning::flash4", mutates_args=())
+def _flash4(qkv_N3HD: Tensor, starts_B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    query_NHD, key_NHD, value_NHD = qkv_N3HD.unbind(1)
+    found_NHD, log_sums_HN, *_ = _flash_attn_fwd(
+        query_NHD, key_NHD, value_NHD, return_lse=True, **_bounds(starts_B, longest)
+    )
+    return found_NHD, log_sums_HN
+
+
+@_flash4.register_fake
+def _(qkv_N3HD: Tensor, starts_B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    num_frames, _, num_heads, _ = qkv_N3HD.shape
+    return torch.empty_like(qkv_N3HD[:, 0]), qkv_N3HD.new_empty(num_heads, num_frames, dtype=torch.float32)
+
+
+@torch.library.custom_op("w2v_lightning::flash4_backward", mutates_args=())
+def _flash4_gradient(
+    gradient_NHD: Tensor, qkv_N3HD: Tensor, found_NHD: Tensor, log_sums_HN: Tensor, starts_B: Tensor, longest: int
+) -> Tensor:
+    """Of queries, keys and values side by side, as they came: three tensors would have to be put together."""
+    gradient_N3HD = torch.empty_like(qkv_N3HD)
+    of_query_NHD, of_key_NHD, of_value_NHD = gradient_N3HD.unbind(1)
+    _flash_attn_bwd(
+        *qkv_N3HD.unbind(1), found_NHD, gradient_NHD.contiguous(), log_sums_HN, dq=of_query_NHD, dk=of_key_NHD,
+        dv=of_value_NHD, deterministic=torch.are_deterministic_algorithms_enabled(), **_bounds(starts_B, longest),
+    )  # fmt: skip
+    return gradient_N3HD
+
+
+@_flash4_gradient.register_fake
+def _(gradient_NHD: Tensor, qkv_N3HD: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(qkv_N3HD)
+
+
+def _bounds(starts_B: Tensor, longest: int) -> dict[str, Tensor | int]:
+    return {"cu_seqlens_q": starts_B, "cu_seqlens_k": starts_B, "max_seqlen_q": longest, "max_seqlen_k": longest}
+
+
+def _setup_context(ctx, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+    qkv_N3HD, starts_B, ctx.longest = inputs
+    ctx.save_for_backward(qkv_N3HD, *output, starts_B)
+
+
+def _backward(ctx, gradient_NHD: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    return _flash4_gradient(gradient_NHD, *ctx.saved_tensors, ctx.longest), None, None
+
+
+_flash4.register_autograd(_backward, setup_context=_setup_context)
+
+
+def flash4(qkv_N3HD: Tensor, starts_B: Tensor, longest: int) -> Tensor:
+    """What each frame found among its utterance's (N, H, D).
+
+    Args:
+        qkv_N3HD: queries, keys and values, in half precision.
+        starts_B: int32, where utterances begin, and the end of the last (B + 1).
+        longest: frames of the longest.
+    """
+    found_NHD, _ = _flash4(qkv_N3HD, starts_B, longest)
+    return found_NHD
