@@ -104,3 +104,15 @@ def test_it_is_ddp_also_for(kind, corpus, tmp_path):
     assert fsdp2 == pytest.approx(ddp, rel=1e-5)
     assert list(ddp) == list(range(6))
     assert_same_weights(tmp_path / "fsdp2", tmp_path / "ddp")
+
+
+def test_compiled_layers_whose_weights_are_shared_out(corpus, tmp_path):
+    """Compiling is for GPUs; that both go together can be seen without one."""
+    losses = []
+    for folder, options in ((tmp_path / "plain", []), (tmp_path / "compiled", ["--model.speed.compile=true"])):
+        config = running.config(corpus, folder, 3)
+        with fit(config, folder, 2, "fsdp2", *options) as process:
+            ended(process, folder)
+        losses.append(witness.steps(folder / "seen")[1])
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
