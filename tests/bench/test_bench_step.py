@@ -105,8 +105,10 @@ def test_each_optimisation_is_switched_off_alone(bench, monkeypatch):
 
 
 def test_some_optimisations_are_switched_off_alone(bench):
-    found = bench("--ablate", "ctc,compile", "--compare", "", "--steps", "1", "--repetitions", "1").found
-    assert [s["side"] for s in found["sides"]] == ["ours", "ours", "ours without ctc", "ours", "ours without compile"]
+    ablate = ["--ablate", "ctc,positional_convolution=fft"]
+    found = bench(*ablate, "--compare", "", "--steps", "1", "--repetitions", "1").found
+    sides = ["ours", "ours", "ours without ctc", "ours", "ours with positional_convolution=fft"]
+    assert [s["side"] for s in found["sides"]] == sides
 
 
 def test_ours_is_tried_with_several_device_seconds_too(bench):
@@ -121,6 +123,8 @@ def test_off_is_the_plain_way():
     assert speed_without([]) == Speed()
     off = speed_without(["positional_convolution", "compile"])
     assert (off.positional_convolution, off.compile, off.attention) == ("convolution", False, "auto")
+    off = speed_without(["attention=packed", "compile=true", "ctc"])
+    assert (off.attention, off.compile, off.ctc) == ("packed", True, "torch")
 
 
 def test_what_stock_cannot_do_is_reported_and_ours_is_measured(bench, monkeypatch):
@@ -222,6 +226,8 @@ def test_memory_of_a_side_is_without_that_of_the_others(monkeypatch):
         (["--model", "nowhere"], "--model is 'nowhere': give base, large, a model's folder"),
         (["--compare", "hf,hv"], "--compare: there is no 'hv'; choose from hf, hf-compiled"),
         (["--off", "everything"], "--off: there is no 'everything'; choose from feature_encoder"),
+        (["--off", "attention=fast"], "--off: attention has no way 'fast'; choose from auto, flash4, packed, padded"),
+        (["--ablate", "=packed"], "--ablate: there is no ''; choose from feature_encoder"),
         (["--hf-device-seconds", "12,many"], "--hf-device-seconds must be numbers such as 400,800, found '12,many'"),
         (["--hf-device-seconds", "12,-1"], "--hf-device-seconds must be above 0, found -1"),
         (["--repetitions", "0"], "--repetitions must be above 0, found 0"),

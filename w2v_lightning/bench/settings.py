@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -67,8 +67,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--repetitions", type=int, default=5, help="passes of each side (default %(default)d)")
     add("--steps", type=int, default=8, help="different steps in a pass (default %(default)d)")
     add("--manifest", help="whose durations and texts to take; default: like train-clean-100's")
-    add("--off", default="", help=f"optimisations to switch off: {every}")
-    add("--ablate", nargs="?", const=every, default="", metavar="NAMES", help="also without each of these alone (all)")
+    add("--off", default="", help=f"optimisations to switch off, or NAME=WAY, as attention=packed: {every}")
+    add("--ablate", nargs="?", const=every, default="", metavar="NAMES", help="also with each of these alone off (all)")
     add("--in-fit", action="store_true", help="also measure ours inside Trainer.fit, with the usual callbacks")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
 
@@ -96,15 +96,25 @@ def settings_of(options: argparse.Namespace) -> Settings:
         repetitions=options.repetitions,
         steps=options.steps,
         manifest=options.manifest,
-        off=_names("off", options.off, OPTIMISATIONS),
-        ablate=_names("ablate", options.ablate, OPTIMISATIONS),
+        off=_optimisations("off", options.off),
+        ablate=_optimisations("ablate", options.ablate),
         in_fit=options.in_fit,
     )
 
 
 def speed_without(off: Sequence[str]) -> Speed:
-    """The fastest way for everything but `off`, which go the plain way: the last that each field of Speed names."""
-    return Speed(**{name: get_args(ways)[-1] for name, ways in get_type_hints(Speed).items() if name in off})
+    """The fastest way for everything but `off`: NAME=WAY goes that way, NAME the last one that its field of Speed
+    names, the plain one."""
+    chosen = {}
+    for name, _, way in (optimisation.partition("=") for optimisation in off):
+        ways = ways_of(name)
+        chosen[name] = ways[way] if way else list(ways.values())[-1]
+    return Speed(**chosen)
+
+
+def ways_of(name: str) -> dict[str, object]:
+    """The values that a field of Speed may have, by how they are written."""
+    return {str(way).lower(): way for way in get_args(get_type_hints(Speed)[name])}
 
 
 def weights_and_config(name: str) -> tuple[str | None, dict]:
@@ -129,12 +139,25 @@ def _check_positive(name: str, value: float) -> None:
         raise InputError(f"--{name.replace('_', '-')} must be above 0, found {value:g}.")
 
 
-def _names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+def _names(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(name for name in text.split(",") if name)
     for name in names:
-        if name not in known:
-            raise InputError(f"--{option}: there is no {name!r}; choose from {', '.join(known)}.")
+        _check_known(f"--{option}: there is no {name!r}", name, known)
     return names
+
+
+def _optimisations(option: str, text: str) -> tuple[str, ...]:
+    entries = tuple(entry for entry in text.split(",") if entry)
+    for name, has_way, way in (entry.partition("=") for entry in entries):
+        _check_known(f"--{option}: there is no {name!r}", name, OPTIMISATIONS)
+        if has_way:
+            _check_known(f"--{option}: {name} has no way {way!r}", way, ways_of(name))
+    return entries
+
+
+def _check_known(complaint: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise InputError(f"{complaint}; choose from {', '.join(known)}.")
 
 
 def _seconds(name: str, text: str | None) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from w2v_lightning.bench import in_fit, step_report
 from w2v_lightning.bench.agreement import agreement
-from w2v_lightning.bench.settings import STOCK, Settings, add_options, settings_of
+from w2v_lightning.bench.settings import STOCK, Settings, add_options, settings_of, speed_without
 from w2v_lightning.bench.side import Memory, Passes, Side
 from w2v_lightning.bench.step_report import Result
 from w2v_lightning.bench.stepper import Stepper, our_stepper
@@ -113,9 +113,11 @@ def _stock_turns(
 
 
 def _measure_ablations(settings: Settings, ours: Side, load: Workload, result: Result) -> None:
-    """Ours without each of these optimisations alone, each in turn with ours."""
-    for name in (name for name in settings.ablate if name not in settings.off):
-        group = f"without {name}"
+    """Ours with each of these optimisations alone switched off, each in turn with ours."""
+    for name in settings.ablate:
+        if speed_without([*settings.off, name]) == speed_without(settings.off):
+            continue
+        group = f"{'with' if '=' in name else 'without'} {name}"
         build = partial(_build_without, settings, name)
         with _reported(f"ours {group}", result.failures):
             side = Side(f"ours {group}", build, settings.machine)
