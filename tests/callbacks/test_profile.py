@@ -48,6 +48,7 @@ Kernel = namedtuple("Kernel", "name device duration")
         ("gelu_dropout_kernel", ("CompiledFunction",), "feed-forward"),
         ("triton_per_fused_native_layer_norm_0", ("CompiledFunction",), "layer pointwise"),
         ("void vector_fft<512>", (), "positional convolution"),
+        ("_spectra_product", (), "positional convolution"),
         ("void multi_tensor_apply_kernel<adam>", (), "optimiser"),
         ("ctc_loss_backward_log_beta_gpu_kernel", (), "CTC"),
         ("Memcpy HtoD (Pinned -> Device)", (), "copies"),

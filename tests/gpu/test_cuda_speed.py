@@ -1,15 +1,14 @@
 """On a GPU, every way through the model computes what transformers' own modules compute."""
 
-from importlib.util import find_spec
-
 import pytest
 import torch
 from torch.nn import functional
 
+from w2v_lightning.hardware import installed_version
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.ctc import ctc_loss
 from w2v_lightning.model.positional import positional
-from w2v_lightning.model.speed import Speed
+from w2v_lightning.model.speed import FLASH4, Speed
 from w2v_lightning.text import Vocabulary
 
 pytestmark = pytest.mark.gpu
@@ -19,7 +18,7 @@ NO_DROPOUT = dict.fromkeys(
     ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout", "layerdrop"),
     0.0,
 ) | {"apply_spec_augment": False}
-HAS_FLASH4 = find_spec("flash_attn") is not None
+HAS_FLASH4 = installed_version("flash-attn-4") == FLASH4
 BASE = {"num_hidden_layers": 3}
 LARGE = {
     "num_hidden_layers": 3,
@@ -107,7 +106,7 @@ def test_in_half_precision_no_way_is_less_exact_than_transformers_modules(config
         assert ours[1] < 1.5 * stock[1], way
 
 
-@pytest.mark.skipif(not HAS_FLASH4, reason="flash-attn-4 is not installed")
+@pytest.mark.skipif(not HAS_FLASH4, reason=f"flash-attn-4 {FLASH4} is not installed")
 @pytest.mark.parametrize("heads", [12, 16])
 def test_flash4_is_the_attention_within_utterances(heads):
     """Against float32, and torch's flash attention in bfloat16."""

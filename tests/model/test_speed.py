@@ -1,5 +1,8 @@
 """All ways through the model compute the same: logits and gradients, and what is set is what is taken."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import TINY_CONFIG
@@ -252,6 +255,11 @@ def test_flash4_is_taken_where_it_has_been_tried(monkeypatch, request, installed
             Speed(attention="flash4").takes_flash4(device, head_size, 1)
     else:
         assert Speed(attention="flash4").takes_flash4(device, head_size, 1)
+
+
+def test_the_extra_installs_the_flash4_that_is_taken():
+    project = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["flash4"] == [f"flash-attn-4[cu13]=={FLASH4}"]
 
 
 def test_on_the_cpu_nothing_that_needs_a_gpu_is_taken():

@@ -5,13 +5,13 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_type_hints
 
 import torch
 
 from w2v_lightning.bench.stepper import Machine
 from w2v_lightning.errors import InputError
-from w2v_lightning.model.speed import Speed
+from w2v_lightning.model.speed import Speed, ways_of
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.precision import choose_precision
 
@@ -103,18 +103,12 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def speed_without(off: Sequence[str]) -> Speed:
-    """The fastest way for everything but `off`: NAME=WAY goes that way, NAME the last one that its field of Speed
-    names, the plain one."""
+    """The fastest way for everything but `off`: NAME=WAY goes that way, NAME the plain one."""
     chosen = {}
     for name, _, way in (optimisation.partition("=") for optimisation in off):
         ways = ways_of(name)
         chosen[name] = ways[way] if way else list(ways.values())[-1]
     return Speed(**chosen)
-
-
-def ways_of(name: str) -> dict[str, object]:
-    """The values that a field of Speed may have, by how they are written."""
-    return {str(way).lower(): way for way in get_args(get_type_hints(Speed)[name])}
 
 
 def weights_and_config(name: str) -> tuple[str | None, dict]:

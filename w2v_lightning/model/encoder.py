@@ -25,7 +25,7 @@ from w2v_lightning.model.features import layer_norm
 from w2v_lightning.model.layers import Bounds, Packing
 from w2v_lightning.model.positional import positional
 from w2v_lightning.model.sharding import gathered_layer
-from w2v_lightning.model.speed import Speed, compiled, to_device
+from w2v_lightning.model.speed import Speed, to_device
 
 
 def projected(
@@ -44,7 +44,7 @@ def projected(
         channel_mask_BC: bool, True where a channel is zeroed.
         speed: how it is computed.
     """
-    function = compiled(_projected) if speed.compiles(features_BFC.device) else _projected
+    function = speed.compiled(_projected, features_BFC.device)
     return function(wav2vec2, features_BFC, time_mask_BF, channel_mask_BC)
 
 
@@ -90,7 +90,7 @@ def contextualise(
         mask_B11F = is_real_BF[:, None, None]
     with record_function("positional convolution"):
         positions_BFC = positional(encoder.pos_conv_embed.conv, hidden_BFC, speed.positional_convolution)
-    add = compiled(_with_positions) if speed.compiles(hidden_BFC.device) else _with_positions
+    add = speed.compiled(_with_positions, hidden_BFC.device)
     hidden_BFC = add(encoder, hidden_BFC, positions_BFC)
     if speed.packs(hidden_BFC.device, hidden_BFC.dtype, encoder):
         packing = Packing.of(num_frames_B, counts_B, num_frames)

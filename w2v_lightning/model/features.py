@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import Wav2Vec2Model
 from transformers.activations import GELUActivation
 
-from w2v_lightning.model.speed import Speed, compiled, to_device
+from w2v_lightning.model.speed import Speed, to_device
 
 ALIGNMENT = 8  # half-precision matrix products are fast where sizes are multiples of it
 KERNEL_CHANNELS = 256  # our kernel's widest tile
@@ -66,7 +66,7 @@ def convolution(conv: nn.Conv1d, hidden_BFC: Tensor) -> Tensor:
 def _first_group_norm_layer(layer: nn.Module, waveforms_BT: Tensor, num_samples_B: Tensor, speed: Speed) -> Tensor:
     windows_BFK = _windows(layer.conv, waveforms_BT)
     num_frames_B = _num_windows(layer.conv, num_samples_B)
-    get_weights = compiled(normalised_weights) if speed.compiles(waveforms_BT.device) else normalised_weights
+    get_weights = speed.compiled(normalised_weights, waveforms_BT.device)
     weight_BKC, shift_BC = get_weights(layer, windows_BFK, num_frames_B)
     is_frozen = not (torch.is_grad_enabled() and weight_BKC.requires_grad)
     fits = weight_BKC.shape[2] % KERNEL_CHANNELS == 0 and is_gelu(layer.activation)

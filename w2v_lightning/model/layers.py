@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.wav2vec2 import modeling_wav2vec2
 
 from w2v_lightning.model.features import is_gelu, layer_norm
-from w2v_lightning.model.speed import Speed, compiled, varlen_attn
+from w2v_lightning.model.speed import Speed, varlen_attn
 
 # From queries, keys and values (N, 3, H, D), where utterances begin, and the frames of the longest; to (N, H, D).
 PackedAttention = Callable[[Tensor, Tensor, int], Tensor]
@@ -32,7 +32,7 @@ def transformer_layer(layer: nn.Module, hidden_XC: Tensor, bounds: Bounds, speed
     """The output of one of transformers' Wav2Vec2EncoderLayer or ...StableLayerNorm; (X, C)."""
     device = hidden_XC.device
     # Compiled once for all layers: they differ in their weights only.
-    function = compiled(layer_output) if speed.compiles(device) else layer_output
+    function = speed.compiled(layer_output, device)
     attend = None if bounds.starts_B is None else _packed_attention(layer.attention, hidden_XC, speed)
     arguments = (layer, hidden_XC, *bounds, attend, speed.fuses_dropout(device))
     if layer.training and getattr(layer, "gradient_checkpointing", False):

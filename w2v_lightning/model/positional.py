@@ -154,8 +154,8 @@ def _seconds(way: str, device: torch.device, dtype: torch.dtype, shape: tuple[in
     # What is remembered is for training, also where scoring comes first.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         is_half = dtype.itemsize == 2
-        conv = nn.Conv1d(channels, channels, taps, padding=taps // 2, groups=groups, device=device)
-        conv.to(torch.float32 if is_half else dtype)
+        options = {"device": device, "dtype": torch.float32 if is_half else dtype}
+        conv = nn.Conv1d(channels, channels, taps, padding=taps // 2, groups=groups, **options)
         hidden_BFC = torch.randn(num, TRIAL_FRAMES, channels, device=device, dtype=dtype, requires_grad=True)
 
         def trial() -> None:

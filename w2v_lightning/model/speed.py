@@ -61,10 +61,10 @@ class Speed:
     fused_optimizer: Switch = "auto"
 
     def __post_init__(self):
-        for name, ways in get_type_hints(type(self)).items():
-            if getattr(self, name) not in get_args(ways):
-                known = ", ".join(str(way).lower() for way in get_args(ways))
-                raise InputError(f"model.speed.{name}: {getattr(self, name)!r} is not known; choose from {known}.")
+        for name, found in vars(self).items():
+            ways = ways_of(name)
+            if found not in ways.values():
+                raise InputError(f"model.speed.{name}: {found!r} is not known; choose from {', '.join(ways)}.")
 
     def feature_way(self, device: torch.device) -> str:
         """The way through the feature encoder; auto: the group norm's statistics need float64, which MPS lacks."""
@@ -109,8 +109,17 @@ class Speed:
     def compiles(self, device: torch.device) -> bool:
         return torch.is_grad_enabled() and has_triton(device) if self.compile == "auto" else self.compile
 
+    def compiled(self, function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+        """`function`, by torch.compile where that is the way."""
+        return _compiled(function) if self.compiles(device) else function
+
     def fuses_optimizer(self, device: torch.device) -> bool:
         return device.type == "cuda" if self.fused_optimizer == "auto" else self.fused_optimizer
+
+
+def ways_of(name: str) -> dict[str, Any]:
+    """The values that a field of `Speed` may have, by how they are written; the last one is the plain way."""
+    return {str(way).lower(): way for way in get_args(get_type_hints(Speed)[name])}
 
 
 def _obstacle_to_packing(device: torch.device, dtype: torch.dtype, encoder: nn.Module) -> str | None:
@@ -153,7 +162,7 @@ def has_triton(device: torch.device) -> bool:
 
 
 @cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` by torch.compile, for tensors of any sizes: none is a reason to compile anew."""
     return torch.compile(function, dynamic=True)
 
