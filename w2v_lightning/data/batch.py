@@ -16,6 +16,12 @@ from w2v_lightning.text import Vocabulary
 SAMPLE_RATE = 16_000  # Hz; every published wav2vec2 hears 16 kHz
 
 
+def one_of_few(size: int, an_octave: int) -> int:
+    """The next size up of as many in an octave, a power of two."""
+    grid = 1 << max(0, (size - 1).bit_length() - an_octave.bit_length())
+    return -(-size // grid) * grid
+
+
 @dataclass(frozen=True)
 class SpecAugment:
     """Time and channel masks in fairseq's units: `prob` is the share of positions that would be masked if spans never
@@ -57,10 +63,7 @@ class InputSpec:
 
         cuDNN and cuFFT make a plan for each new shape.
         """
-        if not self.coarse_lengths:
-            return longest
-        grid = 1 << max(0, (longest - 1).bit_length() - 7)
-        return -(-longest // grid) * grid
+        return one_of_few(longest, an_octave=64) if self.coarse_lengths else longest
 
     @property
     def min_samples(self) -> int:

@@ -5,8 +5,16 @@ its windows of samples with its weights. The group norm that follows it in the b
 weights: it is linear once its mean and variance are known, and these follow from the covariance of the windows (10 x
 10), without computing the output first, which is the largest tensor of the whole model.
 
-Shapes: B utterances, T samples, F frames, C channels, K samples in a window of the first convolution.
+The frames of all utterances follow each other in one row, as if they were one utterance: cuDNN plans a convolution anew
+for each new shape, for milliseconds of the host's time each, and a row's length can be rounded to one of a few. Each
+utterance has a multiple of what the later convolutions stride over, so that its frames begin where they would begin
+alone; what reaches over its end is none of its own frames.
+
+Shapes: B utterances, T samples, F frames, C channels, K samples in a window of the first convolution, N frames of all
+utterances, in a row.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +22,14 @@ from torch.nn import functional
 from transformers import Wav2Vec2Model
 from transformers.activations import GELUActivation
 
+from w2v_lightning.data.batch import one_of_few
 from w2v_lightning.model.speed import Speed, to_device
 
 ALIGNMENT = 8  # half-precision matrix products are fast where sizes are multiples of it
 KERNEL_CHANNELS = 256  # our kernel's widest tile
 CHUNK_FRAMES = 256  # windows in one product of a covariance: enough of them at once to fill a GPU
+MOST_ELEMENTS = 2_000_000_000  # of a row: cuDNN is fastest where 32 bits can count them
+LENGTHS_AN_OCTAVE = 32  # of a row, on a GPU: 1.2 % is computed in vain
 
 
 def conv_features(
@@ -33,24 +44,44 @@ def conv_features(
         speed: how it is computed.
     """
     num_samples_B = to_device(num_samples_B, waveforms_BT.device)
-    first, *others = wav2vec2.feature_extractor.conv_layers
-    has_group_norm = isinstance(getattr(first, "layer_norm", None), nn.GroupNorm)
-    if speed.feature_way(waveforms_BT.device) != "transformers":
-        if has_group_norm:
-            hidden_BFC = _first_group_norm_layer(first, waveforms_BT, num_samples_B, speed)
-        else:
-            hidden_BFC = _product(_windows(first.conv, waveforms_BT), *_window_weights(first.conv))
-            hidden_BFC = _norm_and_activation(first, hidden_BFC)
-        for layer in others:
-            hidden_BFC = _norm_and_activation(layer, convolution(layer.conv, hidden_BFC))
-        return hidden_BFC
-    if not has_group_norm:
-        return wav2vec2.feature_extractor(waveforms_BT).transpose(1, 2)  # each frame is normalised by itself
+    layers = wav2vec2.feature_extractor.conv_layers
+    if speed.feature_way(waveforms_BT.device) == "transformers":
+        return _by_transformers_modules(wav2vec2.feature_extractor, waveforms_BT, num_samples_B)
+    num_elements = waveforms_BT.numel() // layers[0].conv.stride[0] * layers[0].conv.out_channels
+    num_rows = 1 + num_elements // MOST_ELEMENTS
+    rows = zip(waveforms_BT.chunk(num_rows), num_samples_B.chunk(num_rows), strict=True)
+    return torch.cat([_in_a_row(layers, *row, speed) for row in rows])
+
+
+def _by_transformers_modules(extractor: nn.Module, waveforms_BT: Tensor, num_samples_B: Tensor) -> Tensor:
+    first, *others = extractor.conv_layers
+    if not _has_group_norm(first):
+        return extractor(waveforms_BT).transpose(1, 2)  # each frame is normalised by itself
     num_frames_B = _num_windows(first.conv, num_samples_B)
     hidden_BCF = first.activation(masked_group_norm(first.layer_norm, first.conv(waveforms_BT[:, None]), num_frames_B))
     for layer in others:
         hidden_BCF = layer(hidden_BCF)
     return hidden_BCF.transpose(1, 2)
+
+
+def _in_a_row(layers: nn.ModuleList, waveforms_BT: Tensor, num_samples_B: Tensor, speed: Speed) -> Tensor:
+    """Output (B, F, C) of the layers."""
+    first, *others = layers
+    num_utterances, num_samples = waveforms_BT.shape
+    num_frames = num_samples
+    for layer in layers:
+        num_frames = _num_windows(layer.conv, num_frames)
+    stride = math.prod(layer.conv.stride[0] for layer in others)
+    room = math.ceil(_num_windows(first.conv, num_samples) / stride)  # frames, those that reach over the end included
+    num_padded = (room * stride - 1) * first.conv.stride[0] + first.conv.kernel_size[0]
+    waveforms_BT = functional.pad(waveforms_BT, (0, num_padded - num_samples))
+    first_layer = _first_group_norm_layer if _has_group_norm(first) else _first_layer_norm_layer
+    hidden_1NC = first_layer(first, waveforms_BT, num_samples_B, speed)[None]
+    for layer in others:
+        hidden_1NC = _norm_and_activation(layer, convolution(layer.conv, hidden_1NC))
+    missing = num_utterances * room - hidden_1NC.shape[1]  # of the last one's, or too many: negative
+    hidden_NC = functional.pad(hidden_1NC[0], (0, 0, 0, missing))
+    return hidden_NC.unflatten(0, (num_utterances, room))[:, :num_frames]
 
 
 def convolution(conv: nn.Conv1d, hidden_BFC: Tensor) -> Tensor:
@@ -63,7 +94,21 @@ def convolution(conv: nn.Conv1d, hidden_BFC: Tensor) -> Tensor:
     return image_BC1F.permute(0, 2, 3, 1)[:, 0]
 
 
+def _has_group_norm(layer: nn.Module) -> bool:
+    return isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm)
+
+
+def _first_layer_norm_layer(layer: nn.Module, waveforms_BT: Tensor, _num_samples_B: Tensor, _speed: Speed) -> Tensor:
+    """Its output (N, C)."""
+    windows_NK = _windows(layer.conv, waveforms_BT).flatten(0, 1)
+    if windows_NK.is_cuda:
+        num_spare = one_of_few(len(windows_NK), LENGTHS_AN_OCTAVE) - len(windows_NK)
+        windows_NK = functional.pad(windows_NK, (0, 0, 0, num_spare))
+    return _norm_and_activation(layer, _product(windows_NK, *_window_weights(layer.conv)))
+
+
 def _first_group_norm_layer(layer: nn.Module, waveforms_BT: Tensor, num_samples_B: Tensor, speed: Speed) -> Tensor:
+    """Its output (N, C)."""
     windows_BFK = _windows(layer.conv, waveforms_BT)
     num_frames_B = _num_windows(layer.conv, num_samples_B)
     get_weights = speed.compiled(normalised_weights, waveforms_BT.device)
@@ -73,8 +118,9 @@ def _first_group_norm_layer(layer: nn.Module, waveforms_BT: Tensor, num_samples_
     if speed.feature_way(waveforms_BT.device) == "fused" and is_frozen and fits:
         from w2v_lightning.model.kernels import first_convolution  # needs Triton
 
-        return first_convolution(waveforms_BT, weight_BKC, shift_BC, layer.conv.stride[0], _dtype(waveforms_BT))
-    return layer.activation(_product(windows_BFK, weight_BKC, shift_BC))
+        length, dtype = one_of_few(windows_BFK.shape[:2].numel(), LENGTHS_AN_OCTAVE), _dtype(waveforms_BT)
+        return first_convolution(waveforms_BT, weight_BKC, shift_BC, layer.conv.stride[0], dtype, length)
+    return layer.activation(_product(windows_BFK, weight_BKC, shift_BC)).flatten(0, 1)
 
 
 def normalised_weights(layer: nn.Module, windows_BFK: Tensor, num_frames_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,8 +177,8 @@ def _windows(conv: nn.Conv1d, waveforms_BT: Tensor) -> Tensor:
     return waveforms_BT.unfold(1, conv.kernel_size[0], conv.stride[0])
 
 
-def _num_windows(conv: nn.Conv1d, num_samples_B: Tensor) -> Tensor:
-    return (num_samples_B - conv.kernel_size[0]) // conv.stride[0] + 1
+def _num_windows(conv: nn.Conv1d, num_samples: int | Tensor) -> int | Tensor:
+    return (num_samples - conv.kernel_size[0]) // conv.stride[0] + 1
 
 
 def _dtype(values: Tensor) -> torch.dtype:
@@ -151,23 +197,23 @@ def _window_weights(conv: nn.Conv1d) -> tuple[Tensor, Tensor]:
     return weight_KC, conv.bias if conv.bias is not None else weight_KC.new_zeros(weight_KC.shape[1])
 
 
-def _product(windows_BFK: Tensor, weight_KC: Tensor, bias_C: Tensor) -> Tensor:
-    """Windows times weights, which may be each utterance's own, plus bias; (B, F, C).
+def _product(windows_XK: Tensor, weight_KC: Tensor, bias_C: Tensor) -> Tensor:
+    """Windows times weights, which may be each utterance's own, plus bias; (N, C), or (B, F, C).
 
     The bias is the weight of one more sample that is always 1: added to the output, it would be read and written again.
 
     In half precision both factors are split into what they round to and the rest. A filter for high frequencies takes
     differences of nearly equal samples, and the norm that follows makes them large again, their rounding included.
     """
-    windows_BFK = functional.pad(windows_BFK, (0, 1), value=1.0)
+    windows_XK = functional.pad(windows_XK, (0, 1), value=1.0)
     weight_KC = torch.cat([weight_KC, bias_C[..., None, :]], dim=-2)
-    dtype = _dtype(windows_BFK)
+    dtype = _dtype(windows_XK)
     if dtype.itemsize == 2:
-        (windows_BFK, rest_BFK), (weight_KC, rest_KC) = _split(windows_BFK, dtype), _split(weight_KC, dtype)
-        windows_BFK = torch.cat([windows_BFK, rest_BFK, windows_BFK], dim=-1)
+        (windows_XK, rest_XK), (weight_KC, rest_KC) = _split(windows_XK, dtype), _split(weight_KC, dtype)
+        windows_XK = torch.cat([windows_XK, rest_XK, windows_XK], dim=-1)
         weight_KC = torch.cat([weight_KC, weight_KC, rest_KC], dim=-2)
-    missing = -windows_BFK.shape[2] % ALIGNMENT
-    return functional.pad(windows_BFK, (0, missing)) @ functional.pad(weight_KC, (0, 0, 0, missing))
+    missing = -windows_XK.shape[-1] % ALIGNMENT
+    return functional.pad(windows_XK, (0, missing)) @ functional.pad(weight_KC, (0, 0, 0, missing))
 
 
 def _split(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -153,23 +153,27 @@ def _first_convolution(
 
 
 def first_convolution(
-    waveforms_BT: Tensor, weight_BKC: Tensor, shift_BC: Tensor, stride: int, dtype: torch.dtype
+    waveforms_BT: Tensor, weight_BKC: Tensor, shift_BC: Tensor, stride: int, dtype: torch.dtype, length: int
 ) -> Tensor:
-    """GELU of a strided convolution over one channel, with weights and shift of each utterance's own; (B, F, C).
+    """GELU of a strided convolution over one channel, with weights and shift of each utterance's own.
 
     Computed more exactly than `dtype`, which it is put out in. Without gradient.
+
+    Returns:
+        (`length`, C): the frames of one utterance after those of the other, and zeros behind them.
     """
     num_utterances, num_samples = waveforms_BT.shape
     taps, channels = weight_BKC.shape[1:]
     frames = (num_samples - taps) // stride + 1
-    y_BFC = torch.empty(num_utterances, frames, channels, device=waveforms_BT.device, dtype=dtype)
+    y_NC = torch.empty(length, channels, device=waveforms_BT.device, dtype=dtype)
+    y_NC[num_utterances * frames :] = 0.0
 
     def grid(tile: dict[str, int]) -> tuple[int, int, int]:
         return triton.cdiv(frames, tile["FRAMES"]), num_utterances, triton.cdiv(channels, tile["CHANNELS"])
 
     _first_convolution[grid](
-        waveforms_BT.contiguous(), weight_BKC.contiguous(), shift_BC.contiguous(), y_BFC, num_samples, frames, channels,
+        waveforms_BT.contiguous(), weight_BKC.contiguous(), shift_BC.contiguous(), y_NC, num_samples, frames, channels,
         STRIDE=stride, TAPS=taps, TAPS_PADDED=max(16, triton.next_power_of_2(taps)),
         PRECISION="tf32" if dtype == torch.bfloat16 else "tf32x3",  # exact to 11 bits, bfloat16 to 8
     )  # fmt: skip
-    return y_BFC
+    return y_NC
