@@ -1,8 +1,10 @@
 """`fit --profile`: groups by range, by backward, by name; on a CPU for real, on a GPU with made-up kernels."""
 
+import functools
 import gzip
 import io
 import json
+import re
 from collections import namedtuple
 
 import pytest
@@ -151,14 +153,17 @@ def fit(tmp_path, data, console=None, **options):
     return module
 
 
-def test_a_run_prints_its_groups_and_leaves_a_trace(tmp_path, data):
-    output = io.StringIO()
+def test_a_run_prints_its_groups_and_leaves_a_trace(tmp_path, data, monkeypatch):
+    output, audio_s = io.StringIO(), [0.0]
+    monkeypatch.setattr(Wav2Vec2CTC, "on_train_batch_end", functools.partialmethod(note_audio, audio_s), raising=False)
     profiled = fit(tmp_path, data, Console(file=output, width=120), max_epochs=2)
     lines = output.getvalue().splitlines()
     rows = {line[:24].strip(): line.split()[-2:] for line in lines if line.endswith(("%", "%  "))}
     assert {"optimiser", "data wait"} <= set(rows)
     assert 50 < sum(float(share.rstrip("%")) for _, share in rows.values()) <= 101
-    assert f"{NUM_STEPS} steps of " in output.getvalue()
+    monkeypatch.undo()
+    of_last_s = sum(audio_s[-1 - NUM_STEPS : -1])
+    assert re.search(rf"{NUM_STEPS} steps of \S+ ms, {of_last_s / NUM_STEPS:.1f} s of audio each", output.getvalue())
     (trace,) = tmp_path.glob("trace.json.gz")
     assert not list(tmp_path.glob(".*trace*"))
     names = {entry.get("name") for entry in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
@@ -168,6 +173,12 @@ def test_a_run_prints_its_groups_and_leaves_a_trace(tmp_path, data):
     plain = fit(tmp_path, data, max_epochs=2)
     for name, weight in plain.state_dict().items():
         assert torch.equal(weight, profiled.state_dict()[name])
+
+
+def note_audio(self, audio_s, outputs, batch, batch_idx):
+    audio_s[-1] += batch.audio_seconds
+    if batch.is_last_of_step:
+        audio_s.append(0.0)
 
 
 def test_a_run_that_is_too_short_says_so_before_it_begins(tmp_path, data):

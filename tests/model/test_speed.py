@@ -9,7 +9,7 @@ from tiny import TINY_CONFIG
 from torch.nn import functional
 
 from w2v_lightning.errors import InputError
-from w2v_lightning.model import positional, wav2vec2
+from w2v_lightning.model import features, positional, wav2vec2
 from w2v_lightning.model.features import convolution, moments, normalised_weights
 from w2v_lightning.model.layers import Packing
 from w2v_lightning.model.positional import correlation, fastest_way, fft_length
@@ -142,6 +142,35 @@ def test_convolution_with_channels_last(kernel, stride):
     hidden_BFC = torch.randn(2, 31, 6)
     expected_BFC = conv(hidden_BFC.transpose(1, 2)).transpose(1, 2)
     torch.testing.assert_close(convolution(conv, hidden_BFC), expected_BFC)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_rows_of_the_feature_encoder_may_be_longer_and_several(config, monkeypatch):
+    model = build(config, torch.float64)
+    expected = logits_and_gradients(model, wav2vec2_features(model))
+    monkeypatch.setattr(features, "row_length", lambda num_frames, _: num_frames + 500)
+    assert_same(logits_and_gradients(model, wav2vec2_features(model)), expected, 1e-9)
+    rows, in_a_row = [], features._in_a_row
+    monkeypatch.setattr(features, "_in_a_row", lambda *x: rows.append(x) or in_a_row(*x))
+    monkeypatch.setattr(features, "MOST_ELEMENTS", 30_000)
+    assert_same(logits_and_gradients(model, wav2vec2_features(model)), expected, 1e-9)
+    assert len(rows) == 3
+
+
+def wav2vec2_features(model):
+    return lambda *x: features.conv_features(model.wav2vec2, *x)
+
+
+@pytest.mark.parametrize(("kernels", "strides"), [((4, 5, 2), (3, 2, 2)), ((5, 1, 4), (2, 3, 3)), ((2, 7), (5, 1))])
+def test_an_utterance_in_a_row_finds_its_own_frames_whatever_the_geometry(kernels, strides):
+    config = TINY_CONFIG | {"conv_kernel": kernels, "conv_stride": strides, "conv_dim": [8] * len(kernels)}
+    model = build(config, torch.float64, num_feat_extract_layers=len(kernels))
+    for num_samples in ((100, 53, 100), (61,)):
+        expected = logits_and_gradients(model, lambda x, _: model.wav2vec2.feature_extractor(x).mT, num_samples)
+        assert_same(logits_and_gradients(model, wav2vec2_features(model), num_samples), expected, 1e-9)
+    waveforms_BT = torch.zeros(2, 77, dtype=torch.float64)
+    found_BFC = features.conv_features(model.wav2vec2, waveforms_BT, torch.tensor([77, 60]))
+    assert found_BFC.shape == model.wav2vec2.feature_extractor(waveforms_BT).mT.shape
 
 
 @pytest.mark.parametrize("taps", [1, 4, 5, 128])

@@ -46,6 +46,7 @@ class Profile(Callback):
         if trainer.is_global_zero:
             self._is_cuda = pl_module.device.type == "cuda"
             self._steps, self._first, self._end = 0, wait + WARMUP_STEPS, wait + WARMUP_STEPS + NUM_STEPS
+            self._audio_s = 0.0
             pl_module.training_step = _in_range(pl_module.training_step)
             self._profiler = self._new_profiler(wait)
             self._profiler.start()
@@ -60,7 +61,11 @@ class Profile(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch: Batch, batch_idx
     ) -> None:
-        if self._profiler is None or not batch.is_last_of_step:
+        if self._profiler is None:
+            return
+        if self._steps >= self._first:
+            self._audio_s += batch.audio_seconds
+        if not batch.is_last_of_step:
             return
         self._steps += 1
         if self._steps == self._first and self._is_cuda:
@@ -97,7 +102,7 @@ class Profile(Callback):
         events = profiler.events()
         wall_s = sum(_seconds(event) for event in events if event.name.startswith("ProfilerStep") and _is_cpu(event))
         seconds = time_by_group(gpu_works(events) if self._is_cuda else cpu_works(events))
-        self.console.print(_table(seconds, wall_s, "device" if self._is_cuda else "CPU"))
+        self.console.print(_table(seconds, wall_s, self._audio_s, "device" if self._is_cuda else "CPU"))
         if self._is_cuda:
             busy_s = covered_s((e.time_range.start, e.time_range.end) for e in events if _is_on_device(e))
             self.console.print(f"The device was busy for {busy_s / wall_s:.0%} of the time.", highlight=False)
@@ -195,8 +200,8 @@ def _seconds(event: FunctionEvent) -> float:
     return event.time_range.elapsed_us() / 1e6
 
 
-def _table(seconds: dict[str, float], wall_s: float, where: str) -> Table:
-    title = f"{NUM_STEPS} steps of {1000 * wall_s / NUM_STEPS:.1f} ms"
+def _table(seconds: dict[str, float], wall_s: float, audio_s: float, where: str) -> Table:
+    title = f"{NUM_STEPS} steps of {1000 * wall_s / NUM_STEPS:.1f} ms, {audio_s / NUM_STEPS:,.1f} s of audio each"
     table = Table("", f"ms a step ({where})", "share of the time", box=box.SIMPLE, title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"

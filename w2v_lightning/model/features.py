@@ -94,6 +94,11 @@ def convolution(conv: nn.Conv1d, hidden_BFC: Tensor) -> Tensor:
     return image_BC1F.permute(0, 2, 3, 1)[:, 0]
 
 
+def row_length(num_frames: int, device: torch.device) -> int:
+    """Frames of a row that has to hold so many."""
+    return one_of_few(num_frames, LENGTHS_AN_OCTAVE) if device.type == "cuda" else num_frames
+
+
 def _has_group_norm(layer: nn.Module) -> bool:
     return isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm)
 
@@ -101,9 +106,8 @@ def _has_group_norm(layer: nn.Module) -> bool:
 def _first_layer_norm_layer(layer: nn.Module, waveforms_BT: Tensor, _num_samples_B: Tensor, _speed: Speed) -> Tensor:
     """Its output (N, C)."""
     windows_NK = _windows(layer.conv, waveforms_BT).flatten(0, 1)
-    if windows_NK.is_cuda:
-        num_spare = one_of_few(len(windows_NK), LENGTHS_AN_OCTAVE) - len(windows_NK)
-        windows_NK = functional.pad(windows_NK, (0, 0, 0, num_spare))
+    num_spare = row_length(len(windows_NK), windows_NK.device) - len(windows_NK)
+    windows_NK = functional.pad(windows_NK, (0, 0, 0, num_spare))
     return _norm_and_activation(layer, _product(windows_NK, *_window_weights(layer.conv)))
 
 
@@ -118,8 +122,8 @@ def _first_group_norm_layer(layer: nn.Module, waveforms_BT: Tensor, num_samples_
     if speed.feature_way(waveforms_BT.device) == "fused" and is_frozen and fits:
         from w2v_lightning.model.kernels import first_convolution  # needs Triton
 
-        length, dtype = one_of_few(windows_BFK.shape[:2].numel(), LENGTHS_AN_OCTAVE), _dtype(waveforms_BT)
-        return first_convolution(waveforms_BT, weight_BKC, shift_BC, layer.conv.stride[0], dtype, length)
+        length = row_length(windows_BFK.shape[:2].numel(), windows_BFK.device)
+        return first_convolution(waveforms_BT, weight_BKC, shift_BC, layer.conv.stride[0], _dtype(waveforms_BT), length)
     return layer.activation(_product(windows_BFK, weight_BKC, shift_BC)).flatten(0, 1)
 
 
