@@ -9,7 +9,7 @@ from corpus import SAMPLE_RATE, spell, write_split
 
 from w2v_lightning.data.batch import InputSpec, SpecAugment
 from w2v_lightning.data.librispeech import load_split
-from w2v_lightning.data.loader import TimedLoader, UtteranceDataset, train_loader
+from w2v_lightning.data.loader import SETTLE_S, TimedLoader, UtteranceDataset, train_loader
 from w2v_lightning.data.samplers import Slot, TrainSampler
 from w2v_lightning.errors import InputError
 from w2v_lightning.text import Vocabulary
@@ -175,3 +175,14 @@ def test_a_resumed_epoch_is_followed_by_a_whole_one(manifest):
     assert places(batches) == [(step, 0) for step in range(1, sampler.num_steps)]
     sampler.set_epoch(3)
     assert places(batches) == [(step, 0) for step in range(sampler.num_steps)]
+
+
+@pytest.mark.parametrize(("num_workers", "is_distributed", "waits"), [(1, True, 1), (0, True, 0), (1, False, 0)])
+def test_workers_are_not_forked_while_a_collective_lets_go(monkeypatch, num_workers, is_distributed, waits):
+    """The hang itself was seen once in some hundred runs of several processes on a busy machine."""
+    done = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: is_distributed)
+    monkeypatch.setattr("w2v_lightning.data.loader.time.sleep", lambda seconds: done.append(seconds))
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda self: done.append("started") or iter([]))
+    assert list(TimedLoader([1], num_workers=num_workers)) == []
+    assert done == [SETTLE_S] * waits + ["started"]

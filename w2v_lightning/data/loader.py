@@ -21,6 +21,11 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.sigterm import heed_parent_only
 from w2v_lightning.text import count_repeats
 
+# A fork takes along a lock that another thread holds just then, for ever held. Gloo's threads let go of a collective's
+# tensors after the main thread has gone on, and make themselves known to the interpreter for that, under such a lock:
+# in Python 3.11 the fork then never starts. Waiting lets them finish.
+SETTLE_S = 0.05
+
 
 class UtteranceDataset(Dataset):
     """`dataset[slot]` is the slot's Batch. One worker makes a whole micro-batch: nothing is copied twice.
@@ -140,6 +145,8 @@ class TimedLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         started = time.perf_counter()
+        if self.num_workers and torch.distributed.is_available() and torch.distributed.is_initialized():
+            time.sleep(SETTLE_S)
         batches = super().__iter__()  # starts the workers: not put off to the first batch
         self.waited_s += time.perf_counter() - started
         return self._timed(batches)
