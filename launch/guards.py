@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from launch import build
+from launch import build, images
 from launch.instances import Instance, instance
 from launch.job import Job
 from launch.service_errors import explained
@@ -45,6 +45,7 @@ def check(job: Job, clients: Callable[[str], Any], *, budget: float | None, is_d
 def check_alone(job: Job, budget: float | None) -> None:
     """Without network: all but NEEDS_NETWORK."""
     check_role(job.role)
+    check_image(job, instance(job.instance_type))
     check_gpus(job, instance(job.instance_type))
     check_hours(job)
     check_spot(job)
@@ -58,6 +59,14 @@ def check_role(role: str) -> None:
         raise InputError(
             f"--role: {found}. Training runs as a role that may read the data and write the output"
             " (docs/sagemaker.md makes one); give its ARN, such as arn:aws:iam::123456789012:role/w2v-training."
+        )
+
+
+def check_image(job: Job, machine: Instance) -> None:
+    if reason := images.obstacle(job.image, machine):
+        raise InputError(
+            f"--instance-type {machine.name}: {reason}. Choose another type, such as ml.g4dn.xlarge or ml.g5.xlarge, or"
+            " give the --image of a torch that was built with CUDA 12.6."
         )
 
 

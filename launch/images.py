@@ -1,5 +1,8 @@
 """AWS's PyTorch training images, by release of torch and by region."""
 
+import re
+
+from launch.instances import Instance
 from w2v_lightning.errors import InputError
 
 # Release of torch: repository and tag. From 2.12 on, the image's torchaudio (2.11) is of another release.
@@ -61,3 +64,18 @@ def image_uri(torch: str, region: str) -> str:
     repository, tag = IMAGES[torch]
     domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
     return f"{ACCOUNTS[region]}.dkr.ecr.{region}.{domain}/{repository}:{tag}"
+
+
+def obstacle(image: str, machine: Instance) -> str | None:
+    """Why an image cannot compute on an instance's GPUs, as far as its tag names its CUDA; None: nothing is known.
+
+    CUDA 13 has no compiler and no libraries for GPUs before compute capability 7.5 (its release notes), so a V100 is
+    there, torch sees it, and the first kernel fails.
+    """
+    cuda = re.search(r":.*\bcu(\d+)(\d)\b", image)
+    if cuda is None or int(cuda[1]) < 13 or machine.capability >= (7, 5):
+        return None
+    return (
+        f"CUDA {cuda[1]}.{cuda[2]}, which torch in the training image has, knows no {machine.gpu_name.split()[0]}"
+        f" (compute capability {machine.capability[0]}.{machine.capability[1]}), only 7.5 and later"
+    )

@@ -27,6 +27,7 @@ CONFIG = {
     "checkpoint_keep": 2,
 }
 JOB = replace(sample_job.JOB, config=CONFIG, region=REGION)
+CUDA_13 = "763104351884.dkr.ecr.eu-west-1.amazonaws.com/pytorch:2.13-cu133-amzn2023-sagemaker"
 MANIFESTS = {"train-clean-100.jsonl": 8_000_000, "dev-clean.jsonl": 700_000, "dev-other.jsonl": 700_000}
 DATA = {**MANIFESTS, "shards/train-clean-100-000000.tar": 512_000_000}
 
@@ -70,6 +71,10 @@ def test_a_sound_job_passes_and_a_dry_run_names_what_it_leaves_out(aws, capsys, 
     ("job", "words"),
     [
         (replace(JOB, instance_type="ml.g4dn.12xlrge"), ["--instance-type", "ml.g4dn.12xlarge"]),
+        (
+            replace(JOB, instance_type="ml.p3.2xlarge", image=CUDA_13),
+            ["--instance-type", "V100", "13.3", "--image", "12.6"],
+        ),
         (replace(JOB, role=""), ["--role", "there is none", "docs/sagemaker.md"]),
         (replace(JOB, role="w2v-training"), ["--role", "'w2v-training' is no ARN"]),
         (replace(JOB, role="arn:aws:iam::123456789012:user/me"), ["--role", "user/me"]),

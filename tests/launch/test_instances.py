@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.images import ACCOUNTS, IMAGES, image_uri
+from launch.images import ACCOUNTS, IMAGES, image_uri, obstacle
 from launch.instances import INSTANCES, instance, nccl_environment
 from w2v_lightning.errors import InputError
 
@@ -92,3 +92,15 @@ def test_an_image_of_a_region_comes_from_that_region():
 def test_where_there_is_no_image_the_way_out_is_named(torch, region):
     with pytest.raises(InputError, match="--image"):
         image_uri(torch, region)
+
+
+@pytest.mark.parametrize("torch", IMAGES)
+def test_images_of_cuda_13_are_for_turing_and_later(torch):
+    image = image_uri(torch, "us-east-1")
+    useless = {machine.gpu_name for machine in INSTANCES.values() if obstacle(image, machine)}
+    assert useless == {"V100"}
+
+
+@pytest.mark.parametrize("image", ["mine:latest", "mine:2.8.0-cu129", "host:5000/mine", "cu130/mine:2.9-cu126-sm70"])
+def test_of_other_images_no_gpu_is_refused(image):
+    assert obstacle(image, instance("ml.p3.2xlarge")) is None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sample_job import FULL_CONFIG as CONFIG
 from synthetic_study import cpu, parameters, runs, t4
 
+from launch.images import image_uri
 from launch.instances import INSTANCES
 from launch.spot import save_s
 from launch.study import prices
@@ -27,6 +28,7 @@ from launch.study.prices import Price, SpotPrice
 from w2v_lightning.errors import InputError
 
 REGION = "us-east-1"
+IMAGE = image_uri("2.11", REGION)
 DEFAULTS = {"startup_minutes": 5, "capacity_wait_minutes": 30, "interruptions_per_instance_hour": 0.1}
 ASSUMED = Assumptions(Assumption(300.0, "a"), Assumption(1800.0, "b"), Assumption(0.1, "c"))
 EPOCH = AssumedEpoch(hours=100, batch_seconds=1600, fill=0.975, padded=1.025, utterance_s=12.3, source="runs")
@@ -123,9 +125,11 @@ def test_the_whole_way_by_brute_force():
         for count in COUNTS:
             hours = (300 + 1000 * (8.0 / (count * INSTANCES[name].gpus) + 0.2)) / 3600
             usd = hours * count * price.usd_per_hour
-            if region == REGION and hours <= deadline_h and (cheapest is None or usd < cheapest[0]):
+            if region != REGION or INSTANCES[name].gpu_name == "V100":  # which the image cannot use
+                continue
+            if hours <= deadline_h and (cheapest is None or usd < cheapest[0]):
                 cheapest = usd, name, count
-    possible, _ = candidates(REGION, None, "never")
+    possible, *_ = candidates(REGION, IMAGE, None, "never")
     found, left_out = estimates(possible, task(), ByGpus(), ASSUMED, REGION, deadline_h)
     best = recommend(found, deadline_h, None).best
     assert (best.usd, best.candidate.instance_type, best.candidate.count) == (pytest.approx(cheapest[0]), *cheapest[1:])
@@ -188,7 +192,7 @@ def test_the_interval_is_the_configs_unless_submit_chooses(every, interval_s):
 
 def test_what_would_hardly_end_is_left_out():
     often = replace(ASSUMED, interruptions_per_instance_hour=Assumption(60.0, "c"))
-    possible, _ = candidates(REGION, None, "only", ["ml.g4dn.xlarge"])
+    possible, *_ = candidates(REGION, IMAGE, None, "only", ["ml.g4dn.xlarge"])
     found, left_out = estimates(possible, task(config={"checkpoint_every": "1h"}), ByGpus(), often, REGION)
     assert not found
     assert set(left_out.values()) == {"interrupted so often that it would hardly end"}
@@ -209,27 +213,38 @@ def test_a_candidate_as_the_step_time_model_sees_it():
 
 
 def test_candidates_are_all_that_have_a_price():
-    found, missing = candidates(REGION, None, "allow", most=4)
+    found, missing, useless = candidates(REGION, IMAGE, None, "allow", most=4)
     kinds = {one.instance_type for one in found}
     assert "ml.g4dn.12xlarge" in kinds
     assert "ml.p5.48xlarge" in missing
-    assert not kinds & set(missing)
+    assert not kinds & {*missing, *useless}
     assert len(found) == len(kinds) * 4 * 2
     assert {one.precision for one in found if "g4dn" in one.instance_type} == {"16-mixed"}
     assert {one.precision for one in found if "g5" in one.instance_type} == {"bf16-mixed"}
-    assert {one.is_spot for one in candidates(REGION, None, "only")[0]} == {True}
-    assert {one.precision for one in candidates(REGION, "32-true", "never")[0]} == {"32-true"}
+    assert {one.is_spot for one in candidates(REGION, IMAGE, None, "only")[0]} == {True}
+    assert {one.precision for one in candidates(REGION, IMAGE, "32-true", "never")[0]} == {"32-true"}
+
+
+def test_what_the_image_cannot_use_is_no_candidate():
+    _, _, useless = candidates(REGION, IMAGE, None, "allow")
+    assert set(useless) == {"ml.p3.2xlarge", "ml.p3.8xlarge", "ml.p3.16xlarge", "ml.p3dn.24xlarge"}
+    assert len(set(useless.values())) == 1
+    found, _, useless = candidates(REGION, "123.dkr.ecr.eu-west-1.amazonaws.com/mine:torch2.8-cu126", None, "allow")
+    assert "ml.p3.2xlarge" in {one.instance_type for one in found}
+    assert not useless
+    with pytest.raises(InputError, match=r"ml.p3.2xlarge: CUDA 13.0.* knows no V100"):
+        candidates(REGION, IMAGE, None, "allow", ["ml.p3.2xlarge"])
 
 
 def test_a_region_without_prices_is_an_error_that_says_how_to_get_some():
     with pytest.raises(InputError, match=r"eu-central-1.*study prices --refresh --region eu-central-1"):
-        candidates("eu-central-1", None, "allow")
+        candidates("eu-central-1", IMAGE, None, "allow")
 
 
 def test_what_a_gpu_cannot_do_leaves_it_out():
     setups = [t4(1), t4(4)]
     fitted = fit(runs(parameters(setups), setups))
-    possible, _ = candidates(REGION, "bf16-mixed", "never", ["ml.g4dn.xlarge", "ml.g5.xlarge"], most=1)
+    possible, *_ = candidates(REGION, IMAGE, "bf16-mixed", "never", ["ml.g4dn.xlarge", "ml.g5.xlarge"], most=1)
     found, left_out = estimates(possible, task(), fitted, ASSUMED, REGION)
     assert [one.candidate.instance_type for one in found] == ["ml.g5.xlarge"]
     assert "T4" in left_out["1 x ml.g4dn.xlarge, on demand"]

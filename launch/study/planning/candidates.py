@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launch import images
 from launch.instances import INSTANCES, Instance, instance
 from launch.study.model.specs import short_name
 from launch.study.model.step_time import LOGGED_EVERY, Setup
@@ -57,35 +58,45 @@ class Task:
 
 
 def candidates(
-    region: str, precision: str | None, pricing: str, instance_types: Sequence[str] | None = None, most: int = 16
-) -> tuple[list[Candidate], list[str]]:
-    """All instances that there is a price for, in every number; and which instance types there is none for.
+    region: str,
+    image: str,
+    precision: str | None,
+    pricing: str,
+    instance_types: Sequence[str] | None = None,
+    most: int = 16,
+) -> tuple[list[Candidate], list[str], dict[str, str]]:
+    """All instances that there is a price for, in every number; which types there is none for; and why the image
+    cannot use others.
 
     Args:
         region: such as "us-east-1".
+        image: URI of the training image.
         precision: the config's; None: as each GPU has it.
         pricing: "allow": both; "only": spot; "never": on demand.
         instance_types: None: all.
         most: instances at once.
 
     Raises:
-        InputError: there is no price in this region at all.
+        InputError: there is no price in this region at all, or none of these types can be used.
     """
-    found, missing, error = [], [], None
+    found, missing, useless, error = [], [], {}, None
     for name in instance_types or INSTANCES:
+        machine = instance(name)
+        if reason := images.obstacle(image, machine):
+            useless[name] = reason
+            continue
         try:
             on_demand(name, region)
         except InputError as no_price:
             missing.append(name)
             error = no_price
             continue
-        machine = instance(name)
         for count in (count for count in COUNTS if count <= most):
             for is_spot in {"allow": (False, True), "only": (True,), "never": (False,)}[pricing]:
                 found.append(Candidate(name, count, is_spot, precision or machine.precision))
     if not found:
-        raise error
-    return found, missing
+        raise error or InputError("; ".join(f"{name}: {reason}" for name, reason in useless.items()) + ".")
+    return found, missing, useless
 
 
 def setup_of(candidate: Candidate, task: Task) -> Setup:

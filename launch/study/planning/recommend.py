@@ -13,6 +13,7 @@ from rich.console import Console
 
 from launch import session
 from launch.config import resolve
+from launch.images import image_uri
 from launch.instances import instance
 from launch.study import runs as run_files
 from launch.study.model.fitted import Fitted
@@ -147,13 +148,14 @@ def make_plan(options: argparse.Namespace, runs: Sequence[Run], fitted: Fitted, 
     config = resolve(options.config, options.overrides)
     task, length = task_of(config, options, runs)
     assumed = assumptions(runs, defaults())
-    possible, without_price = candidates(
-        region, config["trainer"].get("precision"), options.spot, options.instance_type, options.most_instances
+    image, precision = image_uri(defaults()["torch"], region), config["trainer"].get("precision")
+    possible, without_price, useless = candidates(
+        region, image, precision, options.spot, options.instance_type, options.most_instances
     )
     found, left_out = estimates(possible, task, fitted, assumed, region, options.deadline)
     return Plan(
         found=found,
-        left_out=left_out,
+        left_out=useless | left_out,
         without_price=without_price,
         recommendation=recommend(found, options.deadline, options.budget),
         task=task,
