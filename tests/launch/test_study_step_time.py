@@ -17,17 +17,23 @@ def found(setup, **changes):
 
 def test_more_devices_share_the_computing():
     one, four = t4(), t4(4, logged_every=math.inf)
-    assert found(one, flops_per_s=1e13).compute_s == pytest.approx(1600 * 2.8e10 / 1e13)
-    assert found(four).compute_s == pytest.approx(found(one).compute_s / 4)
+    assert found(one, flops_per_s=1e13).compute_s == pytest.approx(1600 * 2.8e10 / 1e13, rel=1e-3)
+    assert found(four, launch_s=1e-9).compute_s == pytest.approx(found(one, launch_s=1e-9).compute_s / 4)
     assert found(four).overhead_s == found(one).overhead_s  # which does not shrink
 
 
 def test_a_small_micro_batch_is_handed_over_no_faster_than_a_large_one():
     small, large = t4(computed_s=20.0, micro_batches=2), t4()
     known = parameters([small], flops_per_s=1e13, launch_s=0.05)
-    assert terms(small, known).compute_s == pytest.approx(2 * 0.05)  # the GPU alone: 0.056 s
-    assert terms(large, known).compute_s == pytest.approx(1600 * 2.8e10 / 1e13)
+    assert terms(small, known).compute_s == pytest.approx(2 * 0.05, rel=0.02)  # the GPU alone: 0.056 s
+    assert terms(large, known).compute_s == pytest.approx(1600 * 2.8e10 / 1e13, rel=1e-3)
     assert [bottleneck(setup, known) for setup in (small, large)] == ["compute: launching", "compute"]
+
+
+def test_a_gpu_and_a_host_that_take_as_long_wait_for_each_other_in_turn():
+    setup = t4(computed_s=20.0, micro_batches=1)
+    known = parameters([setup], flops_per_s=1e13, launch_s=0.056)
+    assert terms(setup, known).compute_s == pytest.approx(1.149 * 0.056, rel=1e-3)
 
 
 def test_processes_on_too_few_cores_bring_nothing():

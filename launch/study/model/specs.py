@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from launch.instances import GPUS as INSTANCE_GPUS
 from w2v_lightning.errors import InputError
 
 
@@ -37,6 +38,10 @@ GPUS = (
 )
 # What Lightning's precision multiplies in. float32 stays float32: torch's default, which the package leaves alone.
 MULTIPLIED = {"32-true": "fp32", "16-mixed": "fp16", "16-true": "fp16", "bf16-mixed": "bf16", "bf16-true": "bf16"}
+# What is left of the speed in half precision with nothing but the ways that GPUs before compute capability 8.0 have:
+# 0.79 to 0.81 on an H200 (docs/performance.md), whose arithmetic is to its memory's bandwidth what a T4's is. In
+# float32 it was not measured.
+WITHOUT_KERNELS = 0.8
 
 
 def find(device: str) -> Gpu | None:
@@ -64,6 +69,16 @@ def ratios(device: str, precision: str, to_device: str, to_precision: str) -> tu
     products = _tflop_per_s(gpu, precision) / _tflop_per_s(to_gpu, to_precision)
     memory = gpu.memory_gb_per_s / to_gpu.memory_gb_per_s * _width(to_precision) / _width(precision)
     return products, memory
+
+
+def of_kernels(device: str, precision: str, to_device: str, to_precision: str) -> float:
+    """Speed of one device of the table in a precision over another's, by the ways of computing that each has."""
+    return _left_without_kernels(device, precision) / _left_without_kernels(to_device, to_precision)
+
+
+def _left_without_kernels(device: str, precision: str) -> float:
+    _, capability = INSTANCE_GPUS[short_name(device)]
+    return WITHOUT_KERNELS if capability < (8, 0) and _width(precision) == 2 else 1.0
 
 
 def _tflop_per_s(gpu: Gpu, precision: str) -> float:
