@@ -177,11 +177,15 @@ def test_a_resumed_epoch_is_followed_by_a_whole_one(manifest):
     assert places(batches) == [(step, 0) for step in range(sampler.num_steps)]
 
 
-@pytest.mark.parametrize(("num_workers", "is_distributed", "waits"), [(1, True, 1), (0, True, 0), (1, False, 0)])
-def test_workers_are_not_forked_while_a_collective_lets_go(monkeypatch, num_workers, is_distributed, waits):
+@pytest.mark.parametrize(
+    ("num_workers", "is_distributed", "python", "waits"),
+    [(1, True, (3, 11, 7), 1), (0, True, (3, 11, 7), 0), (1, False, (3, 11, 7), 0), (1, True, (3, 12, 0), 0)],
+)
+def test_workers_are_not_forked_while_a_collective_lets_go(monkeypatch, num_workers, is_distributed, python, waits):
     """The hang itself was seen once in some hundred runs of several processes on a busy machine."""
     done = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: is_distributed)
+    monkeypatch.setattr("w2v_lightning.data.loader.sys.version_info", python)
     monkeypatch.setattr("w2v_lightning.data.loader.time.sleep", lambda seconds: done.append(seconds))
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda self: done.append("started") or iter([]))
     assert list(TimedLoader([1], num_workers=num_workers)) == []

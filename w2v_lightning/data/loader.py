@@ -1,5 +1,6 @@
 """Read, decode, augment, mask and pad: from a slot of the plan to a Batch, inside a loader worker."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,8 +24,14 @@ from w2v_lightning.text import count_repeats
 
 # A fork takes along a lock that another thread holds just then, for ever held. Gloo's threads let go of a collective's
 # tensors after the main thread has gone on, and make themselves known to the interpreter for that, under such a lock:
-# in Python 3.11 the fork then never starts. Waiting lets them finish.
+# in Python 3.11 a worker forked then never starts (gh-112275, fixed in its last releases and 3.12). Waiting lets them
+# finish.
 SETTLE_S = 0.05
+
+
+def _may_fork_while_a_collective_lets_go() -> bool:
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return is_distributed and sys.version_info < (3, 12)
 
 
 class UtteranceDataset(Dataset):
@@ -145,7 +152,7 @@ class TimedLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         started = time.perf_counter()
-        if self.num_workers and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self.num_workers and _may_fork_while_a_collective_lets_go():
             time.sleep(SETTLE_S)
         batches = super().__iter__()  # starts the workers: not put off to the first batch
         self.waited_s += time.perf_counter() - started
