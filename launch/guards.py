@@ -1,5 +1,6 @@
 """Checks before money is spent. Each is an InputError that names the option, what was found and the remedy."""
 
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ ROLE = re.compile(r"arn:aws(-[a-z-]+)?:iam::\d{12}:role/[\w+=,.@/-]+")
 JOB_NAME = r"{run}-[0-9a-f]{{6}}-\d{{14}}"  # see request.py
 S3_URI = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]+)(?:/(?P<prefix>.*?))?/*")
 NEEDS_NETWORK = "the regions of the buckets, the data in S3, whether they fit the disk, other jobs of the run"
+MAX_HOURS = 28 * 24  # of a training job: MaxRuntimeInSeconds, as SageMaker's API describes it
 # On the disk beside the data: two checkpoints of a large model and its best one (3.8 GB each), and the exported model.
 ROOM_GB = 20
 
@@ -45,10 +47,10 @@ def check(job: Job, clients: Callable[[str], Any], *, budget: float | None, is_d
 def check_alone(job: Job, budget: float | None) -> None:
     """Without network: all but NEEDS_NETWORK."""
     check_role(job.role)
+    split_uri("--data", job.data)
     check_image(job, instance(job.instance_type))
-    check_gpus(job, instance(job.instance_type))
     check_hours(job)
-    check_spot(job)
+    check_config(job.config, instance(job.instance_type), job.count, job.is_spot)
     check_budget(job, budget)
     build.check(job.config)
 
@@ -70,11 +72,22 @@ def check_image(job: Job, machine: Instance) -> None:
         )
 
 
-def check_gpus(job: Job, machine: Instance) -> None:
+def check_config(config: Mapping[str, Any], machine: Instance, count: int, is_spot: bool) -> None:
+    """Whether `fit` can train so on these instances.
+
+    Raises:
+        InputError: an option of the config does not go with them.
+    """
+    check_gpus(config, machine, count)
+    check_sharing(config, machine)
+    check_spot(config, is_spot)
+
+
+def check_gpus(config: Mapping[str, Any], machine: Instance, count: int) -> None:
     """One process is started for each GPU: a config that counts on another number ends once instances are paid for."""
-    if job.count < 1:
-        raise InputError(f"--count is {job.count}; a job has at least 1 instance.")
-    trainer = job.config.get("trainer", {})
+    if count < 1:
+        raise InputError(f"--count is {count}; a job has at least 1 instance.")
+    trainer = config.get("trainer", {})
     devices, hosts, accelerator = (
         trainer.get(name, default) for name, default in (("devices", "auto"), ("num_nodes", 1), ("accelerator", "auto"))
     )
@@ -83,11 +96,11 @@ def check_gpus(job: Job, machine: Instance) -> None:
             f"trainer.devices is {devices!r}, but {machine.name} has {machine.gpus} GPU(s): leave it out, or choose an"
             f" --instance-type with {_number_of(devices)}."
         )
-    if hosts not in (1, job.count):
-        raise InputError(f"trainer.num_nodes is {hosts}, but --count is {job.count}: leave it out, it follows from it.")
+    if hosts not in (1, count):
+        raise InputError(f"trainer.num_nodes is {hosts}, but --count is {count}: leave it out, it follows from it.")
     if accelerator not in ("auto", "gpu", "cuda"):
         raise InputError(
-            f"trainer.accelerator is {accelerator!r}: {machine.gpus * job.count} GPU(s) would be paid for and idle;"
+            f"trainer.accelerator is {accelerator!r}: {machine.gpus * count} GPU(s) would be paid for and idle;"
             " leave it out."
         )
 
@@ -97,25 +110,61 @@ def _number_of(devices: int | str | list[int]) -> int | None:
     if devices in ("auto", -1, "-1"):
         return None
     if isinstance(devices, str):
-        devices = [part for part in devices.split(",") if part] if "," in devices else int(devices)
+        parts = [part.strip() for part in devices.split(",") if part.strip()]
+        if not all(part.isdigit() for part in parts):
+            raise InputError(f"trainer.devices is {devices!r}: give a number of GPUs, or leave it out.")
+        devices = parts if "," in devices else int(devices)
     return len(devices) if isinstance(devices, list) else devices
 
 
-def check_hours(job: Job) -> None:
-    if not job.max_hours > 0:
-        raise InputError(f"--max-hours is {job.max_hours:g}: give the hours after which training is stopped.")
-    if job.max_wait_hours is not None and job.max_wait_hours < job.max_hours:
+def check_sharing(config: Mapping[str, Any], machine: Instance) -> None:
+    """What `fit` refuses with FSDP2, once instances are paid for."""
+    if not shares_weights(config):
+        return
+    from w2v_lightning.checkpoints.recent import Interval  # slow to import
+
+    precision, every = config["trainer"].get("precision"), config.get("checkpoint_every")
+    if (precision or machine.precision) == "16-mixed":
+        of = "trainer.precision is" if precision else f"the {machine.gpu_name}s of {machine.name} would compute in"
         raise InputError(
-            f"--max-wait-hours is {job.max_wait_hours:g}, less than --max-hours {job.max_hours:g}: it counts from the"
+            f"trainer.strategy fsdp2: {of} 16-mixed, with which it does not go; take 32-true or bf16-mixed."
+        )
+    if every and Interval.parse(every).seconds:
+        raise InputError(
+            f"trainer.strategy fsdp2: checkpoint_every is {every}, a time, at which devices that share a model out"
+            ' would not save at the same step; give steps, such as --checkpoint_every "500 steps".'
+        )
+
+
+def shares_weights(config: Mapping[str, Any]) -> bool:
+    """The strategy is FSDP2."""
+    strategy = config.get("trainer", {}).get("strategy")
+    named = strategy.get("class_path", "") if isinstance(strategy, Mapping) else str(strategy)
+    return named == "fsdp2" or named.endswith("FSDP2Strategy")
+
+
+def check_hours(job: Job) -> None:
+    if not round(job.max_hours * 3600 if math.isfinite(job.max_hours) else 0) > 0:
+        raise InputError(f"--max-hours is {job.max_hours:g}: give the hours after which training is stopped.")
+    if job.max_hours > MAX_HOURS:
+        raise InputError(
+            f"--max-hours is {job.max_hours:g}: SageMaker runs no training job for more than {MAX_HOURS} h (28 days)."
+            " Give at most that, and go on with `resubmit`, or train on more or faster GPUs."
+        )
+    if job.max_wait_hours is None:
+        return
+    if not math.isfinite(job.max_wait_hours) or job.max_wait_hours < job.max_hours:
+        raise InputError(
+            f"--max-wait-hours is {job.max_wait_hours:g}, and --max-hours {job.max_hours:g}: it counts from the"
             " submission, training included; give more, such as twice as much."
         )
 
 
-def check_spot(job: Job) -> None:
+def check_spot(config: Mapping[str, Any], is_spot: bool) -> None:
     """An interrupted job without checkpoints begins at step 0, as often as it is interrupted."""
-    if not job.is_spot:
+    if not is_spot:
         return
-    every, is_enabled = job.config.get("checkpoint_every"), job.config.get("trainer", {}).get("enable_checkpointing")
+    every, is_enabled = config.get("checkpoint_every"), config.get("trainer", {}).get("enable_checkpointing")
     if every == "never" or is_enabled is False:
         option = "checkpoint_every is never" if every == "never" else "trainer.enable_checkpointing is false"
         raise InputError(
@@ -131,11 +180,11 @@ def check_budget(job: Job, budget: float | None) -> None:
     price = on_demand(job.instance_type, job.region)
     bound = training_usd(job.max_hours * 3600, job.count, price.usd_per_hour)
     if bound > budget:
-        affordable = job.max_hours * budget / bound
+        affordable = math.floor(100 * job.max_hours * budget / bound) / 100
         raise InputError(
             f"--budget is ${budget:g}, but the job may cost up to ${bound:.2f}: an upper bound, --max-hours"
             f" {job.max_hours:g} x {job.count} {job.instance_type} x {price.described()}; one that ends earlier, or"
-            f" runs on spot, costs less. Give --max-hours {affordable:.2g} or less, or a higher --budget."
+            f" runs on spot, costs less. Give --max-hours {affordable:g} or less, or a higher --budget."
         )
 
 

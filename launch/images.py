@@ -60,7 +60,7 @@ def image_uri(torch: str, region: str) -> str:
             f"torch in launch/defaults.yaml is {torch!r}: choose from {', '.join(IMAGES)}, or give --image."
         )
     if region not in ACCOUNTS:
-        raise InputError(f"--region: no training image is known for {region!r}; check it, or give --image.")
+        raise InputError(f"--region: no training image is known for {region!r}; check it, or give `submit` an --image.")
     repository, tag = IMAGES[torch]
     domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
     return f"{ACCOUNTS[region]}.dkr.ecr.{region}.{domain}/{repository}:{tag}"

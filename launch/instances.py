@@ -123,7 +123,7 @@ def instance(name: str) -> Instance:
         InputError: no such type is known; names the nearest ones.
     """
     if name not in INSTANCES:
-        near = difflib.get_close_matches(name, INSTANCES, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(str(name), INSTANCES, n=3, cutoff=0.5)
         advice = f"did you mean {', '.join(near)}?" if near else f"such as {', '.join(list(INSTANCES)[:3])}."
         raise InputError(f"--instance-type: there is no {name!r} with GPUs for training in the table; {advice}")
     return INSTANCES[name]

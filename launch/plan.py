@@ -3,6 +3,7 @@
 from launch.images import IMAGES
 from launch.instances import Instance, instance, nccl_environment
 from launch.job import Job
+from launch.sizes import doubt
 from launch.spot import save_s
 from launch.study.cost import SPOT_SAVING_RANGE, training_usd
 from launch.study.prices import on_demand
@@ -22,6 +23,7 @@ def words(job: Job, interruptions_per_instance_hour: float) -> str:
     lines = {
         "run": f"{job.run}, in {job.folder}",
         "instances": _instances(job, machine),
+        "model": doubt(job.config["model"]),
         "precision": _precision(job, machine),
         "gradients": _gradients(job, machine),
         "NCCL": ", ".join(f"{name}={value}" for name, value in nccl_environment(machine, job.count).items()),
@@ -31,7 +33,7 @@ def words(job: Job, interruptions_per_instance_hour: float) -> str:
         "time": _time(job),
         "cost": _cost(job),
     }
-    return "\n".join(f"{name:<12} {text}" for name, text in lines.items())
+    return "\n".join(f"{name:<12} {text}" for name, text in lines.items() if text)
 
 
 def _instances(job: Job, machine: Instance) -> str:

@@ -1,13 +1,12 @@
 """How often a spot job saves a checkpoint."""
 
 import math
-import re
 from typing import Any
+
+from launch.sizes import size_of
 
 # The weights, and two averages of gradients that Adam keeps, in float32.
 BYTES_PER_PARAMETER = 12
-PARAMETERS = {"base": 95e6, "large": 317e6}  # of wav2vec2
-LARGE = re.compile(r"large|lv60|300m", re.IGNORECASE)
 SAVED_BYTES_PER_S = 100e6  # to the disk and on to S3; not measured: a general-purpose volume has 125 MB/s or more
 
 
@@ -22,14 +21,7 @@ def young_daly_s(save_s: float, mean_time_to_interruption_s: float) -> float:
 
 def save_s(config: dict[str, Any]) -> float:
     """Seconds until a checkpoint of the model that the options of `fit` describe is in S3; an estimate."""
-    return _parameters(config.get("model", {})) * BYTES_PER_PARAMETER / SAVED_BYTES_PER_S
-
-
-def _parameters(model: dict[str, Any]) -> float:
-    """By the model's width where the config gives one, else by what its name says."""
-    if width := (model.get("config") or {}).get("hidden_size"):
-        return PARAMETERS["large" if width >= 1024 else "base"]
-    return PARAMETERS["large" if LARGE.search(str(model.get("pretrained"))) else "base"]
+    return size_of(config.get("model", {})).parameters * BYTES_PER_PARAMETER / SAVED_BYTES_PER_S
 
 
 def checkpoint_every(config: dict[str, Any], count: int, interruptions_per_instance_hour: float) -> str:

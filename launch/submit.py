@@ -71,10 +71,21 @@ def _add_job_options(parser: argparse.ArgumentParser, default: Mapping[str, Any]
     add("--input-mode", choices=get_args(InputMode), help="mounted, copied, or read by the loader itself")
     add("--image", metavar="URI", help="of the training image; default: AWS's for PyTorch")
     add("--volume-gb", type=int, help="disk of each instance")
-    add("--budget", type=float, metavar="USD", help="refuse a job that may cost more")
+    add("--budget", type=positive, metavar="USD", help="refuse a job that may cost more")
     needs = "no credentials and no network needed" if is_new else "reads the run's last job, sends nothing"
     add("--dry-run", action="store_true", help=f"print the request (JSON) and the plan; {needs}", default=False)
     add("--wait", action="store_true", help="print what the job prints until it ends", default=False)
+
+
+def positive(text: str) -> float:
+    """For argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
 
 
 def _or(name: str) -> str:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from launch.sizes import like
 from launch.study.model.step_time import Setup, Terms
 from w2v_lightning.data.manifest import atomic_text_file
 from w2v_lightning.errors import InputError
@@ -148,6 +149,7 @@ class Run:
             link_delay_s=None if self.cell["link_delay_ms"] is None else self.cell["link_delay_ms"] / 1000,
             storage_bytes_per_s=self.cell["storage_bytes_per_s"],
             logged_every=min(window["steps"] for window in self.steady_windows),
+            layers=like(workload["parameters"]).num_hidden_layers,
         )
 
 
@@ -175,7 +177,13 @@ def read(path: Path) -> Run:
     names = [field.name for field in fields(Run)]
     if missing := [name for name in names if name not in found]:
         raise InputError(f"{path} lacks {', '.join(missing)}: run this cell again, or remove its folder.")
-    return Run(**{name: found[name] for name in names})
+    run = Run(**{name: found[name] for name in names})
+    try:
+        _ = run.cell["name"], run.is_measured and (run.setup, run.measured, run.audio_s_per_s)
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"has something that cannot be ({error})"
+        raise InputError(f"{path} {what}: run this cell again, or remove its folder.") from None
+    return run
 
 
 def read_all(folder: Path) -> list[Run]:

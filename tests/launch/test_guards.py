@@ -1,5 +1,7 @@
 """What is refused before money is spent, and what is not."""
 
+import math
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -28,6 +30,7 @@ CONFIG = {
 }
 JOB = replace(sample_job.JOB, config=CONFIG, region=REGION)
 CUDA_13 = "763104351884.dkr.ecr.eu-west-1.amazonaws.com/pytorch:2.13-cu133-amzn2023-sagemaker"
+SHARED_OUT = {"strategy": {"class_path": "w2v_lightning.FSDP2Strategy"}, "precision": "32-true"}
 MANIFESTS = {"train-clean-100.jsonl": 8_000_000, "dev-clean.jsonl": 700_000, "dev-other.jsonl": 700_000}
 DATA = {**MANIFESTS, "shards/train-clean-100-000000.tar": 512_000_000}
 
@@ -85,7 +88,15 @@ def test_a_sound_job_passes_and_a_dry_run_names_what_it_leaves_out(aws, capsys, 
         (with_options(JOB, trainer={"devices": "0,1,2"}), ["trainer.devices is '0,1,2'", "with 3"]),
         (with_options(JOB, trainer={"num_nodes": 3}), ["trainer.num_nodes is 3", "--count is 2"]),
         (with_options(JOB, trainer={"accelerator": "cpu"}), ["trainer.accelerator is 'cpu'", "8 GPU(s)"]),
+        (with_options(JOB, trainer={"devices": "foo"}), ["trainer.devices is 'foo'"]),
+        (with_options(JOB, trainer={"strategy": "fsdp2"}), ["fsdp2", "T4s of ml.g4dn.12xlarge", "16-mixed"]),
+        (with_options(JOB, trainer=SHARED_OUT), ["fsdp2", "checkpoint_every is 15m", "steps"]),
+        (replace(JOB, data="/local/path"), ["--data must be an S3 URI", "/local/path"]),
         (replace(JOB, max_hours=0), ["--max-hours is 0"]),
+        (replace(JOB, max_hours=0.0001), ["--max-hours is 0.0001"]),
+        (replace(JOB, max_hours=math.inf), ["--max-hours is inf"]),
+        (replace(JOB, max_hours=673, max_wait_hours=1000), ["--max-hours is 673", "672 h (28 days)", "resubmit"]),
+        (replace(JOB, max_wait_hours=math.nan), ["--max-wait-hours is nan"]),
         (replace(JOB, max_wait_hours=5), ["--max-wait-hours is 5", "--max-hours 6"]),
         (with_options(JOB, checkpoint_every="never"), ["--spot", "checkpoint_every is never"]),
         (with_options(JOB, trainer={"enable_checkpointing": False}), ["--spot", "trainer.enable_checkpointing"]),
@@ -112,6 +123,8 @@ def test_what_is_refused_before_anything_is_asked(job, words):
     [
         with_options(JOB, trainer={"devices": -1, "num_nodes": 2, "accelerator": "cuda"}),
         with_options(JOB, trainer={"devices": 4}),
+        with_options(JOB, trainer=SHARED_OUT, checkpoint_every="500 steps"),
+        replace(JOB, max_hours=672, max_wait_hours=1000),
         replace(with_options(JOB, checkpoint_every="never"), is_spot=False, max_wait_hours=None),
         replace(JOB, role="arn:aws-cn:iam::123456789012:role/service-role/w2v"),
         with_options(JOB, model={"vocabulary": "build"}),
@@ -141,6 +154,15 @@ def test_the_most_that_a_job_can_cost_is_held_against_the_budget():
     assert all(
         words in message for words in ("upper bound", "--max-hours 6 x 2 ml.g4dn.12xlarge", "as of", "3 or less")
     )
+
+
+@pytest.mark.parametrize(("max_hours", "budget"), [(12.2, 58.5), (500.0, 100.0), (1.0, 0.5)])
+def test_the_hours_that_a_budget_has_room_for_are_within_it(max_hours, budget):
+    job = replace(JOB, region="us-east-1", is_spot=False, max_wait_hours=None, max_hours=max_hours)
+    with pytest.raises(InputError) as raised:
+        dry_check(job, budget=budget)
+    hours = float(re.search(r"Give --max-hours (\S+) or less", str(raised.value))[1])
+    dry_check(replace(job, max_hours=hours), budget=budget)
 
 
 def test_a_budget_without_a_price_is_refused():

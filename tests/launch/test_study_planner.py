@@ -41,10 +41,14 @@ def task(**changes):
         "model": Model(3e10, 361_000_000, 15),
         "epoch": EPOCH,
         "steps": 1000,
-        "device_seconds": lambda machine: 200.0,
+        "device_seconds": lambda machine, world_size: 200.0,
         "input_mode": "FastFile",
     }
     return Task(**(values | changes))
+
+
+def computing_in(precision):
+    return CONFIG | {"trainer": CONFIG["trainer"] | {"precision": precision}}
 
 
 class ByGpus:
@@ -129,7 +133,7 @@ def test_the_whole_way_by_brute_force():
                 continue
             if hours <= deadline_h and (cheapest is None or usd < cheapest[0]):
                 cheapest = usd, name, count
-    possible, *_ = candidates(REGION, IMAGE, None, "never")
+    possible, *_ = candidates(REGION, IMAGE, CONFIG, "never")
     found, left_out = estimates(possible, task(), ByGpus(), ASSUMED, REGION, deadline_h)
     best = recommend(found, deadline_h, None).best
     assert (best.usd, best.candidate.instance_type, best.candidate.count) == (pytest.approx(cheapest[0]), *cheapest[1:])
@@ -192,7 +196,7 @@ def test_the_interval_is_the_configs_unless_submit_chooses(every, interval_s):
 
 def test_what_would_hardly_end_is_left_out():
     often = replace(ASSUMED, interruptions_per_instance_hour=Assumption(60.0, "c"))
-    possible, *_ = candidates(REGION, IMAGE, None, "only", ["ml.g4dn.xlarge"])
+    possible, *_ = candidates(REGION, IMAGE, CONFIG, "only", ["ml.g4dn.xlarge"])
     found, left_out = estimates(possible, task(config={"checkpoint_every": "1h"}), ByGpus(), often, REGION)
     assert not found
     assert set(left_out.values()) == {"interrupted so often that it would hardly end"}
@@ -213,38 +217,42 @@ def test_a_candidate_as_the_step_time_model_sees_it():
 
 
 def test_candidates_are_all_that_have_a_price():
-    found, missing, useless = candidates(REGION, IMAGE, None, "allow", most=4)
+    found, missing, useless = candidates(REGION, IMAGE, CONFIG, "allow", most=4)
     kinds = {one.instance_type for one in found}
     assert "ml.g4dn.12xlarge" in kinds
     assert "ml.p5.48xlarge" in missing
     assert not kinds & {*missing, *useless}
     assert len(found) == len(kinds) * 4 * 2
+    assert {one.count for one in candidates(REGION, IMAGE, CONFIG, "only", most=5)[0]} == {1, 2, 3, 4, 5}
+    assert max(one.count for one in candidates(REGION, IMAGE, CONFIG, "only", most=40)[0]) == 40
     assert {one.precision for one in found if "g4dn" in one.instance_type} == {"16-mixed"}
     assert {one.precision for one in found if "g5" in one.instance_type} == {"bf16-mixed"}
-    assert {one.is_spot for one in candidates(REGION, IMAGE, None, "only")[0]} == {True}
-    assert {one.precision for one in candidates(REGION, IMAGE, "32-true", "never")[0]} == {"32-true"}
+    assert {one.is_spot for one in candidates(REGION, IMAGE, CONFIG, "only")[0]} == {True}
+    assert {one.precision for one in candidates(REGION, IMAGE, computing_in("32-true"), "never")[0]} == {"32-true"}
 
 
 def test_what_the_image_cannot_use_is_no_candidate():
-    _, _, useless = candidates(REGION, IMAGE, None, "allow")
+    _, _, useless = candidates(REGION, IMAGE, CONFIG, "allow")
     assert set(useless) == {"ml.p3.2xlarge", "ml.p3.8xlarge", "ml.p3.16xlarge", "ml.p3dn.24xlarge"}
     assert len(set(useless.values())) == 1
-    found, _, useless = candidates(REGION, "123.dkr.ecr.eu-west-1.amazonaws.com/mine:torch2.8-cu126", None, "allow")
+    found, _, useless = candidates(REGION, "123.dkr.ecr.eu-west-1.amazonaws.com/mine:torch2.8-cu126", CONFIG, "allow")
     assert "ml.p3.2xlarge" in {one.instance_type for one in found}
     assert not useless
     with pytest.raises(InputError, match=r"ml.p3.2xlarge: CUDA 13.0.* knows no V100"):
-        candidates(REGION, IMAGE, None, "allow", ["ml.p3.2xlarge"])
+        candidates(REGION, IMAGE, CONFIG, "allow", ["ml.p3.2xlarge"])
 
 
 def test_a_region_without_prices_is_an_error_that_says_how_to_get_some():
     with pytest.raises(InputError, match=r"eu-central-1.*study prices --refresh --region eu-central-1"):
-        candidates("eu-central-1", IMAGE, None, "allow")
+        candidates("eu-central-1", IMAGE, CONFIG, "allow")
 
 
 def test_what_a_gpu_cannot_do_leaves_it_out():
     setups = [t4(1), t4(4)]
     fitted = fit(runs(parameters(setups), setups))
-    possible, *_ = candidates(REGION, IMAGE, "bf16-mixed", "never", ["ml.g4dn.xlarge", "ml.g5.xlarge"], most=1)
+    possible, *_ = candidates(
+        REGION, IMAGE, computing_in("bf16-mixed"), "never", ["ml.g4dn.xlarge", "ml.g5.xlarge"], most=1
+    )
     found, left_out = estimates(possible, task(), fitted, ASSUMED, REGION)
     assert [one.candidate.instance_type for one in found] == ["ml.g5.xlarge"]
     assert "T4" in left_out["1 x ml.g4dn.xlarge, on demand"]
@@ -293,16 +301,55 @@ def test_no_device_has_less_than_an_utterance():
     assert idle.computed_s == pytest.approx(2 * full.computed_s, rel=0.01)
 
 
+def machine_of(name):
+    return Candidate(name, 1, False, "x").machine
+
+
+def with_seconds(seconds, model=None, batch_seconds=1600.0, **trainer):
+    data = CONFIG["data"] | {"device_seconds": seconds, "batch_seconds": batch_seconds}
+    return CONFIG | {"data": data, "model": model or CONFIG["model"], "trainer": CONFIG["trainer"] | trainer}
+
+
 def test_device_seconds_are_the_configs_or_those_of_a_run_or_by_memory():
-    known = runs(parameters([t4(1)]), [t4(1)])  # 100 s in 11.2 GiB
+    known = runs(parameters([t4(1)]), [t4(1)])  # 100 s
     seconds = partial(workload.device_seconds, runs=known)
-    auto = CONFIG["data"] | {"device_seconds": "auto"}
-    t4_machine, a10g_machine = (Candidate(f"ml.{name}.xlarge", 1, False, "x").machine for name in ("g4dn", "g5"))
-    assert seconds(t4_machine, CONFIG["data"]) == 200
-    assert seconds(t4_machine, auto) == 100
-    assert seconds(a10g_machine, auto) == pytest.approx(0.9 * 24 * 100 / 11.2)
-    a10g_s = workload.device_seconds(a10g_machine, auto, [])  # as on the GPU that was measured by itself
-    assert a10g_s == pytest.approx(0.9 * 24 * 1600 / 24.7)
+    auto = with_seconds("auto")
+    t4_machine, a10g_machine, h200_machine = map(machine_of, ("ml.g4dn.xlarge", "ml.g5.xlarge", "ml.p5en.48xlarge"))
+    assert seconds(t4_machine, 1, with_seconds(200)) == 200
+    assert seconds(t4_machine, 1, auto) == 100
+    assert seconds(t4_machine, 1, with_seconds("auto", {"pretrained": "facebook/wav2vec2-xls-r-300m"})) > 100
+    assert seconds(a10g_machine, 1, auto) == pytest.approx((0.9 * 24 - 1.4) * 1600 / (24.7 - 1.4), rel=0.02)
+    large = with_seconds("auto", {"pretrained": "facebook/wav2vec2-large-lv60"})
+    assert seconds(h200_machine, 1, large) == pytest.approx((0.9 * 141 - 4.7) * 1600 / (56.8 - 4.7), rel=0.02)
+    assert seconds(a10g_machine, 1, with_seconds("auto", precision="32-true")) < 0.6 * seconds(a10g_machine, 1, auto)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "found"),
+    [
+        ("ml.g4dn.xlarge", with_seconds(1600), "1600 s at once take some 29 GiB, and the T4 has 16"),
+        ("ml.g6.xlarge", with_seconds(1600, {"pretrained": "facebook/wav2vec2-large"}), "take some 57 GiB"),
+        (
+            "ml.g6.xlarge",
+            with_seconds("auto", {"pretrained": "facebook/wav2vec2-xls-r-2b"}),
+            "some 32 GiB, and the L4 has 24",
+        ),
+    ],
+)
+def test_what_no_gpu_of_an_instance_can_hold_is_said(name, config, found):
+    with pytest.raises(InputError, match=found):
+        workload.device_seconds(machine_of(name), 1, config, [])
+
+
+def test_what_has_room_is_let_through():
+    fixed, two_b = with_seconds(1600), with_seconds("auto", {"pretrained": "facebook/wav2vec2-xls-r-2b"})
+    assert workload.device_seconds(machine_of("ml.g4dn.12xlarge"), 4, fixed, []) == 1600  # a GPU has 400 s of the step
+    checkpointed = with_seconds(1600, CONFIG["model"] | {"gradient_checkpointing": True})
+    assert workload.device_seconds(machine_of("ml.g4dn.xlarge"), 1, checkpointed, []) == 1600
+    shared_out = two_b | {"trainer": two_b["trainer"] | {"strategy": "fsdp2"}}
+    assert workload.device_seconds(machine_of("ml.g6.12xlarge"), 4, shared_out, []) > 20
+    small = with_seconds(1600, {"pretrained": None, "config": {"hidden_size": 64, "num_hidden_layers": 2}})
+    assert workload.device_seconds(machine_of("ml.g4dn.xlarge"), 1, small, []) == 1600
 
 
 def test_the_model_is_counted_without_its_weights():

@@ -122,7 +122,53 @@ def test_measured_is_what_was_run(study, monkeypatch):
     made = recommend.make_plan(options, found, fit(found), "here")
     measured = [one.candidate.count for one in made.found if one.basis == "measured"]
     assert measured == [1, 2, 4]
-    assert [one.candidate.count for one in made.found] == list(COUNTS)
+    assert [one.candidate.count for one in made.found] == [count for count in COUNTS if count <= 16]
+
+
+@pytest.fixture
+def resolved(monkeypatch):
+    """Make the config have these options."""
+
+    def change(**options):
+        changed = {k: {**FULL_CONFIG[k], **v} if isinstance(v, dict) else v for k, v in options.items()}
+        monkeypatch.setattr(recommend, "resolve", lambda *_: FULL_CONFIG | changed)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"checkpoint_every": "never"}, "spot"),
+        ({"trainer": {"devices": 1}}, "12xlarge"),
+        ({"trainer": {"strategy": "fsdp2"}, "checkpoint_every": "500 steps"}, "g4dn"),
+        ({"data": {"device_seconds": 1600}, "trainer": {"devices": 1}}, "1 x ml.g4dn.xlarge"),
+    ],
+)
+def test_what_submit_would_refuse_or_would_not_fit_is_not_recommended(capsys, resolved, options, refused):
+    resolved(**options)
+    status, out = printed(capsys, *HOURS)
+    assert status == 0
+    front = out.partition("Nothing that was considered")[2].partition("Not counted")[0]
+    assert refused not in front
+    assert re.search(rf"Left out, \d+ \(.*{refused}", out)
+
+
+def test_a_job_of_more_than_28_days_is_not_recommended(capsys):
+    _, out = printed(capsys, *PLAN, "--hours", "100", "--epochs", "5000", "--spot", "never")
+    assert "takes longer than the 28 days that SageMaker lets a training job run" in out
+    assert float(re.search(r"--max-hours (\S+)", out)[1]) <= 672
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "remark"),
+    [("myself/speech-model", "myself/speech-model is taken for a base model"), ("facebook/wav2vec2-xls-r-1b", "")],
+)
+def test_a_model_of_unknown_size_is_said_to_be_taken_for_base(capsys, resolved, pretrained, remark):
+    resolved(model={"pretrained": pretrained})
+    _, out = printed(capsys, *HOURS, "--spot", "never")
+    assert ("is taken for" in out) == bool(remark)
+    assert remark in out
 
 
 def test_limits_that_nothing_keeps(capsys):
@@ -132,7 +178,9 @@ def test_limits_that_nothing_keeps(capsys):
     assert "launch submit" not in out
     status, out = printed(capsys, *HOURS, "--deadline", "1h", "--budget", "0.5")
     assert status == 1
-    assert re.search(r"costs \$[\d.]+ \(90 % bound\) at least", out)
+    assert re.search(r"what ends in time costs \$[\d.]+ \(90 % bound\) at least", out)
+    _, out = printed(capsys, *HOURS, "--budget", "0.5")
+    assert re.search(r"No recommendation: the cheapest costs \$[\d.]+ \(90 % bound\) at least", out)
 
 
 # ---- the line -------------------------------------------------------------------------------------------------------

@@ -55,6 +55,24 @@ def test_what_is_no_run_is_named(tmp_path, text, said):
     assert str(path) in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda found: found["throughput"].pop("host"), "lacks 'host'"),
+        (lambda found: found["cell"].pop("link"), "lacks 'link'"),
+        (lambda found: found.update(throughput=None), "something that cannot be"),
+        (lambda found: found["throughput"].update(steps=0), "something that cannot be"),
+    ],
+)
+def test_what_a_run_lacks_within_is_named(run, tmp_path, change, said):
+    write(run, tmp_path)
+    found = json.loads((tmp_path / FILE).read_text())
+    change(found)
+    (tmp_path / FILE).write_text(json.dumps(found))
+    with pytest.raises(InputError, match=rf"{FILE} (lacks|has).*{said.partition(' ')[2]}.*run this cell again"):
+        read(tmp_path)
+
+
 def test_all_runs_of_a_study_by_name(run, tmp_path):
     for name in ("b", "a"):
         write(replace(run, name=name), tmp_path / "runs" / name)

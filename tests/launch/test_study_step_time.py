@@ -36,6 +36,12 @@ def test_a_gpu_and_a_host_that_take_as_long_wait_for_each_other_in_turn():
     assert terms(setup, known).compute_s == pytest.approx(1.149 * 0.056, rel=1e-3)
 
 
+def test_twice_the_layers_take_twice_as_long_to_hand_over():
+    setup = t4(computed_s=20.0, micro_batches=1)
+    known = parameters([setup], flops_per_s=1e15, launch_s=0.05)
+    assert terms(replace(setup, layers=24), known).compute_s == pytest.approx(0.1, rel=1e-3)
+
+
 def test_processes_on_too_few_cores_bring_nothing():
     two, four = (found(cpu(n, logged_every=math.inf), contention=0.2) for n in (2, 4))
     assert two.compute_s == pytest.approx(1.2 / 2 * found(cpu(1)).compute_s)

@@ -126,6 +126,8 @@ def unseen(what: str, setup: Setup, fitted: Mapping[str, Any]) -> Prior | None:
     """Of a parameter that was not fitted, from those that were; None where nothing is known of it."""
     if what in ("flops_per_s", "overhead_s"):
         return _like_another_device(what, setup, fitted)
+    if what == "launch_s" and (known := next((name for name in fitted if name.startswith("launch_s of ")), None)):
+        return Prior(1.0, 0.4, f"as on the host of {known.removeprefix('launch_s of ')}", known)
     prior = specified(what, setup)
     if prior.parent and prior.parent not in fitted:
         parent = SHARED[prior.parent]

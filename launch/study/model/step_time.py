@@ -4,8 +4,8 @@ A step of W devices on H hosts. Parameters in capitals below are fitted (fitting
 
     compute         computed audio x FLOP per audio-second / (W x FLOPS_PER_S) x slowdown
                     One rate of each device and precision: micro-batches are as large as memory allows, and so alike.
-                    On GPUs (that^5 + launching^5)^(1/5) with launching = micro-batches x LAUNCH_S: the host hands over
-                    small ones no faster than large ones
+                    On GPUs (that^5 + launching^5)^(1/5), launching = micro-batches x LAUNCH_S x layers / 12: the host
+                    hands over small ones no faster than large ones
     slowdown        (1 + CONTENTION x (busy devices of the machine - 1)) / device_share
                     Only of CPUs: processes share its cores, and these share caches and memory.
     data            computed audio of a host / (its workers x DECODE_AUDIO_S_PER_S), or where the storage's rate is
@@ -40,6 +40,7 @@ from w2v_lightning.errors import InputError
 FIRST_BUCKET_BYTES = 2**20  # DDP's first bucket leaves once it holds so much
 LATENCY_BYTES = 4 * 2**10  # of throughput.json's all_reduce.latency_ms
 GLOO_AHEAD_BYTES = 2 * 2**20  # two segments of its kMaxSegmentSize (gloo/allreduce.h)
+BASE_LAYERS = 12
 LOGGED_EVERY = 50  # steps: Lightning's default
 # Whether the host or the GPU is slower changes from step to step, and the host is ahead by a step or so: where both
 # take as long on average, the mean of the slower one is more, by 15 % with this power. 4 to 7 fit runs on an H200
@@ -77,6 +78,7 @@ class Setup:
         link_delay_s: one way, where the link is emulated.
         storage_bytes_per_s: of a host, where the storage's rate is known.
         logged_every: steps from one logged loss to the next.
+        layers: of the transformer; base has 12.
     """
 
     device: str
@@ -98,6 +100,7 @@ class Setup:
     link_delay_s: float | None = None
     storage_bytes_per_s: float | None = None
     logged_every: float = LOGGED_EVERY
+    layers: int = BASE_LAYERS
 
     @property
     def world_size(self) -> int:
@@ -240,7 +243,7 @@ def _slower(computing_s: Any, launching_s: Any) -> Any:
 
 
 def _launching_s(setup: Setup, found: Parameters) -> Any:
-    return setup.micro_batches * found.get("launch_s", 0.0)
+    return setup.micro_batches * found.get("launch_s", 0.0) * setup.layers / BASE_LAYERS
 
 
 def _loading_s(setup: Setup, found: Parameters) -> tuple[Any, Any]:

@@ -6,13 +6,16 @@ from typing import Any
 
 from launch import images
 from launch.instances import INSTANCES, Instance, instance
+from launch.sizes import layers_of
 from launch.study.model.specs import short_name
 from launch.study.model.step_time import LOGGED_EVERY, Setup
 from launch.study.planning.workload import Epoch, Model
 from launch.study.prices import on_demand
 from w2v_lightning.errors import InputError
 
-COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)  # the original study's quota was 16 instances
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+LONG_NAMES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of precisions, which Lightning takes too
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Task:
         model: what the config builds.
         epoch: the data.
         steps: in all.
-        device_seconds: how much audio one of a machine's GPUs holds, as workload.device_seconds has it.
+        device_seconds: how much audio one of a machine's GPUs holds if there are so many in all, as
+            workload.device_seconds has it.
         input_mode: of submit.
     """
 
@@ -53,14 +57,20 @@ class Task:
     model: Model
     epoch: Epoch
     steps: int
-    device_seconds: Callable[[Instance], float]
+    device_seconds: Callable[[Instance, int], float]
     input_mode: str
+
+
+def precision_of(config: Mapping[str, Any], machine: Instance) -> str:
+    """What would be computed in: the config's, by the name that Lightning gives it, or what suits the GPU."""
+    precision = config["trainer"].get("precision")
+    return LONG_NAMES.get(str(precision), str(precision)) if precision else machine.precision
 
 
 def candidates(
     region: str,
     image: str,
-    precision: str | None,
+    config: Mapping[str, Any],
     pricing: str,
     instance_types: Sequence[str] | None = None,
     most: int = 16,
@@ -71,7 +81,7 @@ def candidates(
     Args:
         region: such as "us-east-1".
         image: URI of the training image.
-        precision: the config's; None: as each GPU has it.
+        config: options of `fit`, for the precision.
         pricing: "allow": both; "only": spot; "never": on demand.
         instance_types: None: all.
         most: instances at once.
@@ -80,6 +90,7 @@ def candidates(
         InputError: there is no price in this region at all, or none of these types can be used.
     """
     found, missing, useless, error = [], [], {}, None
+    counts = sorted({count for count in COUNTS if count < most} | {most})
     for name in instance_types or INSTANCES:
         machine = instance(name)
         if reason := images.obstacle(image, machine):
@@ -89,11 +100,11 @@ def candidates(
             on_demand(name, region)
         except InputError as no_price:
             missing.append(name)
-            error = no_price
+            error = error or no_price
             continue
-        for count in (count for count in COUNTS if count <= most):
+        for count in counts:
             for is_spot in {"allow": (False, True), "only": (True,), "never": (False,)}[pricing]:
-                found.append(Candidate(name, count, is_spot, precision or machine.precision))
+                found.append(Candidate(name, count, is_spot, precision_of(config, machine)))
     if not found:
         raise error or InputError("; ".join(f"{name}: {reason}" for name, reason in useless.items()) + ".")
     return found, missing, useless
@@ -106,7 +117,7 @@ def setup_of(candidate: Candidate, task: Task) -> Setup:
         InputError: the task does not fit its GPUs.
     """
     machine, data = candidate.machine, task.config["data"]
-    device_seconds = task.device_seconds(machine)
+    device_seconds = task.device_seconds(machine, candidate.world_size)
     step = task.epoch.step_on(candidate.world_size, device_seconds)
     is_alone = candidate.count == 1
     return Setup(
@@ -125,5 +136,6 @@ def setup_of(candidate: Candidate, task: Task) -> Setup:
         micro_batches=step.micro_batches,
         gradient_bytes=task.model.gradient_bytes,
         gradient_buckets=task.model.gradient_buckets,
+        layers=layers_of(task.config["model"]),
         logged_every=task.config["trainer"].get("log_every_n_steps") or LOGGED_EVERY,
     )

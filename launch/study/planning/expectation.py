@@ -13,7 +13,7 @@ from launch.show import duration
 from launch.study import runs
 from launch.study.planning import planner, recommend, workload
 from launch.study.planning.assumptions import assumptions
-from launch.study.planning.candidates import Candidate, Task
+from launch.study.planning.candidates import Candidate, Task, precision_of
 from launch.study.runs import Run
 from w2v_lightning.errors import InputError
 
@@ -41,7 +41,7 @@ def expected(job: Job) -> Expectation:
 
     folder, task_steps = recommend.study_folder(), _steps(job.config["trainer"])
     found = runs.read_all(folder)
-    precision = job.config["trainer"].get("precision") or instance(job.instance_type).precision
+    precision = precision_of(job.config, instance(job.instance_type))
     candidate = Candidate(job.instance_type, job.count, job.is_spot, precision)
     assumed, rng = assumptions(found, recommend.defaults()), np.random.default_rng(0)
     prediction, drawn = planner.draw(candidate, _task(job, task_steps, found), fit(found), assumed, rng)
@@ -65,6 +65,6 @@ def _task(job: Job, steps: int, found: Sequence[Run]) -> Task:
         model=workload.model_of(job.config, epoch.utterance_s),
         epoch=epoch,
         steps=steps,
-        device_seconds=partial(workload.device_seconds, data=data, runs=found),
+        device_seconds=partial(workload.device_seconds, config=job.config, runs=found),
         input_mode=job.input_mode,
     )

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launch.guards import MAX_HOURS
 from launch.show import duration
 from launch.study.cost import training_usd
 from launch.study.model.step_time import Terms
@@ -16,6 +17,7 @@ from launch.study.planning.recommend import Plan
 from w2v_lightning.errors import listed
 
 MARGIN = 1.25  # of --max-hours over the 90 % bound: a run that is stopped at the limit has to be resubmitted
+MOST_REASONS = 6  # for leaving candidates out
 COLUMNS = ("instances", "time", "90 %", "USD", "90 %", "misses deadline", "basis", "a step", "of which")
 
 
@@ -113,16 +115,19 @@ def notes(plan: Plan) -> list[str]:
         found.append(f"The oldest price used is of {oldest.date} ({oldest.age()}); `study prices --refresh` asks AWS.")
     if plan.without_price:
         found.append(f"Left out, for {plan.region} has no price in prices.csv: {listed(plan.without_price)}.")
-    for reason, count in Counter(plan.left_out.values()).items():
+    reasons = Counter(plan.left_out.values()).most_common()
+    for reason, count in reasons[:MOST_REASONS]:
         of = [name for name, text in plan.left_out.items() if text == reason]
         found.append(f"Left out, {count} ({of[0]}{', ...' if count > 1 else ''}): {reason}")
+    if len(reasons) > MOST_REASONS:
+        found.append(f"Left out for {len(reasons) - MOST_REASONS} other reasons: others.")
     return found
 
 
 def submit_command(plan: Plan, best: Estimate) -> list[str]:
     """The line that runs it; it is stopped later than it should ever end."""
     candidate, hourly_usd = best.candidate, training_usd(3600, best.candidate.count, best.price.usd_per_hour)
-    max_hours = math.ceil(best.billed_hours_p90 * MARGIN * 10) / 10
+    max_hours = min(math.ceil(best.billed_hours_p90 * MARGIN * 10) / 10, MAX_HOURS)
     is_bounded = plan.budget_usd is not None and not candidate.is_spot  # --budget counts spot like on demand
     if is_bounded:
         max_hours = min(max_hours, math.floor(plan.budget_usd / hourly_usd * 100) / 100)

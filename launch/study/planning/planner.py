@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from launch import spot
+from launch.guards import MAX_HOURS
 from launch.study.cost import SPOT_SAVING_RANGE, training_usd
 from launch.study.model.step_time import Setup, Terms
 from launch.study.planning import interruptions
@@ -99,6 +100,8 @@ def estimate(
     rng = np.random.default_rng(0)
     prediction, drawn = draw(candidate, task, fitted, assumed, rng)
     hours, billed_s = drawn.wall_s_N / 3600, drawn.billed_s_N
+    if bound(billed_s) > MAX_HOURS * 3600:
+        raise InputError("takes longer than the 28 days that SageMaker lets a training job run")
     price = on_demand(candidate.instance_type, region)
     (low, high), saving = saving_of(candidate, region)
     usd = training_usd(billed_s * (1 - rng.uniform(low, high, DRAWS)), candidate.count, price.usd_per_hour)
@@ -213,8 +216,9 @@ def recommend(of: Sequence[Estimate], deadline_h: float | None, budget_usd: floa
         return Recommendation(None, "no candidate can train this.")
     if in_time:
         nearest = min(in_time, key=lambda one: one.usd_p90)
+        cheapest = "the cheapest" if deadline_h is None else "what ends in time"
         return Recommendation(
-            None, f"what ends in time costs ${nearest.usd_p90:.2f} (90 % bound) at least: {nearest.candidate}."
+            None, f"{cheapest} costs ${nearest.usd_p90:.2f} (90 % bound) at least: {nearest.candidate}."
         )
     nearest = min(affordable or of, key=lambda one: one.hours_p90)
     within = " for that money" if affordable and budget_usd is not None else ""

@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,19 +11,20 @@ from typing import Any
 
 from rich.console import Console
 
-from launch import session
+from launch import build, guards, session
 from launch.config import resolve
 from launch.images import image_uri
 from launch.instances import instance
+from launch.sizes import doubt
 from launch.study import runs as run_files
 from launch.study.model.fitted import Fitted
 from launch.study.planning import workload
 from launch.study.planning.assumptions import Assumptions, assumptions
-from launch.study.planning.candidates import Task, candidates
+from launch.study.planning.candidates import Candidate, Task, candidates
 from launch.study.planning.planner import Estimate, Recommendation, estimates, recommend
 from launch.study.planning.workload import Epoch
 from launch.study.runs import Run
-from launch.submit import defaults
+from launch.submit import defaults, positive
 from w2v_lightning.errors import InputError
 
 OWN_STUDY = Path(__file__).parents[3] / "docs" / "study"  # the measurements that come with the project
@@ -75,16 +76,18 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--config", action="append", required=True, metavar="YAML", help="of fit; several are merged")
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--hours", type=_positive, metavar="H", help="of training audio")
+    data.add_argument("--hours", type=positive, metavar="H", help="of training audio")
     data.add_argument("--manifest", metavar="FILE", help="of the training data: steps are then planned from durations")
     parser.add_argument("--epochs", type=_whole, metavar="N", help="default: as long as the config trains")
     parser.add_argument("--deadline", type=hours_of, metavar="TIME", help="such as 90m, 6h or 2d")
-    parser.add_argument("--budget", type=_positive, metavar="USD", help="of the whole run")
+    parser.add_argument("--budget", type=positive, metavar="USD", help="of the whole run")
     parser.add_argument("--region", help="default: AWS_REGION, or that of the AWS profile")
     parser.add_argument("--spot", choices=("allow", "only", "never"), default="allow", help="default: allow")
     parser.add_argument("--study", action="append", type=Path, metavar="DIR", help=f"of runs; {default}")
     parser.add_argument("--instance-type", action="append", metavar="TYPE", help="may be repeated; default: all")
-    parser.add_argument("--most-instances", type=_whole, default=16, metavar="N", help="at once; default: 16")
+    parser.add_argument(
+        "--most-instances", type=_whole, default=16, metavar="N", help="at once; default: 16, the original study's"
+    )
     parser.set_defaults(run=run, overrides=[])
 
 
@@ -96,18 +99,8 @@ def hours_of(text: str) -> float:
     return float(found[1]) * HOURS_PER[found[2]]
 
 
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return number
-
-
 def _whole(text: str) -> int:
-    number = _positive(text)
+    number = positive(text)
     if number != int(number):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
     return int(number)
@@ -146,29 +139,52 @@ def make_plan(options: argparse.Namespace, runs: Sequence[Run], fitted: Fitted, 
         instance(name)  # a misspelt one before the seconds that a config takes
     region = session.region_of(options.region)
     config = resolve(options.config, options.overrides)
+    build.check_folders(config)
     task, length = task_of(config, options, runs)
     assumed = assumptions(runs, defaults())
-    image, precision = image_uri(defaults()["torch"], region), config["trainer"].get("precision")
+    image = image_uri(defaults()["torch"], region)
     possible, without_price, useless = candidates(
-        region, image, precision, options.spot, options.instance_type, options.most_instances
+        region, image, config, options.spot, options.instance_type, options.most_instances
     )
+    possible, refused = accepted(possible, config)
     found, left_out = estimates(possible, task, fitted, assumed, region, options.deadline)
     return Plan(
         found=found,
-        left_out=useless | left_out,
+        left_out=useless | refused | left_out,
         without_price=without_price,
         recommendation=recommend(found, options.deadline, options.budget),
         task=task,
         length=length,
         assumed=assumed,
         sources=source,
-        notes=fitted.notes,
+        notes=(*_remarks(config), *fitted.notes),
         region=region,
         deadline_h=options.deadline,
         budget_usd=options.budget,
         config_files=tuple(options.config),
         overrides=(*_length(options.epochs), *options.overrides),
     )
+
+
+def _remarks(config: Mapping[str, Any]) -> Iterator[str]:
+    """What of the config is planned as if it were else."""
+    if remark := doubt(config["model"]):
+        yield f"{remark}."
+    if guards.shares_weights(config):
+        yield "trainer.strategy fsdp2 is planned like DDP; it exchanges half as much again, for each micro-batch."
+
+
+def accepted(of: Sequence[Candidate], config: Mapping[str, Any]) -> tuple[list[Candidate], dict[str, str]]:
+    """Those to which `submit` would send such a config, and why not to the others."""
+    found, refused = [], {}
+    for candidate in of:
+        try:
+            guards.check_config(config, candidate.machine, candidate.count, candidate.is_spot)
+        except InputError as error:
+            refused[str(candidate)] = str(error)
+        else:
+            found.append(candidate)
+    return found, refused
 
 
 def task_of(config: Mapping[str, Any], options: argparse.Namespace, runs: Sequence[Run]) -> tuple[Task, str]:
@@ -184,7 +200,7 @@ def task_of(config: Mapping[str, Any], options: argparse.Namespace, runs: Sequen
         model=workload.model_of(config, epoch.utterance_s),
         epoch=epoch,
         steps=steps,
-        device_seconds=partial(workload.device_seconds, data=data, runs=runs),
+        device_seconds=partial(workload.device_seconds, config=config, runs=runs),
         input_mode=defaults()["input_mode"],
     )
     return task, length

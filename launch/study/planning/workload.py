@@ -13,18 +13,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from launch import build, spot
+from launch import build
 from launch.instances import Instance
+from launch.sizes import size_of
 from launch.study.model.specs import short_name
+from launch.study.planning import memory
 from launch.study.runs import Run
 from w2v_lightning.errors import InputError
 
 SAMPLE_RATE = 16_000
-MARGIN = 0.1  # of a GPU's memory, as `device_seconds: auto` leaves it
-ALIKE = 0.1  # steps of about so much audio are filled and padded alike
-SECONDS_PER_GIB = 1600 / 24.7  # that wav2vec2-base holds in bf16-mixed (docs/performance.md)
-# What a large wav2vec2 differs in from transformers' Wav2Vec2Config, which is base's.
-LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+ALIKE = 0.1  # steps of about so much audio are filled and padded alike, models of about so many parameters take as much
 
 
 @dataclass(frozen=True)
@@ -192,6 +190,11 @@ def _epoch_like_librispeech(hours: float, batch_seconds: float) -> AssumedEpoch:
     from w2v_lightning.data.plan import SPREAD
 
     durations_s_N = librispeech_durations_s(np.random.default_rng(0))
+    if batch_seconds < (longest_s := durations_s_N.max()):
+        raise InputError(
+            f"--hours: without a manifest utterances are taken to be as long as LibriSpeech's, up to {longest_s:.0f} s,"
+            f" longer than a step of data.batch_seconds {batch_seconds:g}; give --manifest."
+        )
     epoch = PlannedEpoch(durations_s_N, batch_seconds, SPREAD, source="")
     step = epoch.step_on(1, batch_seconds)
     return AssumedEpoch(
@@ -215,20 +218,27 @@ def _padded_s(durations_s: np.ndarray) -> float:
 # ---- the device and the model ----------------------------------------------------------------------------------------
 
 
-def device_seconds(machine: Instance, data: Mapping[str, Any], runs: Sequence[Run]) -> float:
-    """Audio that one GPU holds in a forward pass: as the config says, or as in runs on such a GPU; else in proportion
-    to the memory that runs on another GPU have used, or that we have measured.
+def device_seconds(machine: Instance, world_size: int, config: Mapping[str, Any], runs: Sequence[Run]) -> float:
+    """Audio that one GPU holds in a forward pass: as the config says, or as in runs of such a model on such a GPU; else
+    what its memory has room for.
 
     It decides the number of micro-batches, and little of the time.
+
+    Raises:
+        InputError: the GPU cannot hold the model, or what the config says.
     """
+    data, parameters = config["data"], size_of(config["model"]).parameters
     if data["device_seconds"] != "auto":
+        memory.check_seconds(machine, world_size, config)
         return data["device_seconds"]
-    known = [run for run in runs if run.is_measured and run.throughput.get("peak_memory_gib")]
-    if same := [run for run in known if short_name(run.throughput["device"]) == short_name(machine.gpu_name)]:
-        return statistics.median(_workload(run)["device_seconds"] for run in same)
-    room_gib = (1 - MARGIN) * machine.gpu_gib
-    per_gib = [_workload(run)["device_seconds"] / run.throughput["peak_memory_gib"] for run in known]
-    return min(data["batch_seconds"], room_gib * statistics.median(per_gib or [SECONDS_PER_GIB]))
+    same = [
+        _workload(run)["device_seconds"]
+        for run in runs
+        if run.is_measured
+        and short_name(run.throughput["device"]) == short_name(machine.gpu_name)
+        and abs(_workload(run)["parameters"] / parameters - 1) < ALIKE
+    ]
+    return statistics.median(same) if same else memory.held_seconds(machine, world_size, config)
 
 
 @dataclass(frozen=True)
@@ -250,7 +260,7 @@ BASE = Model(flops_per_audio_s=32.5e9, gradient_bytes=360_783_488, gradient_buck
 
 
 def model_of(config: Mapping[str, Any], utterance_s: float) -> Model:
-    """By its shape, without weights: of a pretrained one, base's or large's, as its name says.
+    """By its shape, without weights: of a pretrained one, that of its size.
 
     Raises:
         InputError: the config does not build.
@@ -259,8 +269,8 @@ def model_of(config: Mapping[str, Any], utterance_s: float) -> Model:
     from w2v_lightning.model.flops import training_flops
 
     model = dict(config["model"])
-    if model.get("pretrained") and spot.LARGE.search(str(model["pretrained"])):
-        model["config"] = LARGE | (model.get("config") or {})
+    if model.get("pretrained"):
+        model["config"] = size_of(model).config | (model.get("config") or {})
     module, _ = build.build({**config, "model": model})
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     flops = training_flops(

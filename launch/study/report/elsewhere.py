@@ -150,12 +150,13 @@ def _task(runs: Sequence[Run]) -> tuple[Task, str]:
         raise InputError("its runs do not say how much audio their steps were planned to have.")
     data = {"num_workers": None, "device_seconds": "auto", "batch_seconds": batch_seconds}
     epoch = workload.assumed_epoch(HOURS, batch_seconds, runs)
+    config = {"data": data, "model": {"config": {"hidden_size": width}}, "trainer": {}, "checkpoint_every": "15m"}
     task = Task(
-        config={"data": data, "model": {"config": {"hidden_size": width}}, "trainer": {}, "checkpoint_every": "15m"},
+        config=config,
         model=model,
         epoch=epoch,
         steps=EPOCHS * epoch.steps,
-        device_seconds=partial(workload.device_seconds, data=data, runs=runs),
+        device_seconds=partial(workload.device_seconds, config=config, runs=runs),
         input_mode="FastFile",
     )
     return task, trained
