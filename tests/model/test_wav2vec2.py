@@ -72,12 +72,33 @@ def test_folder_comes_back_as_it_was_saved(model, tmp_path, normalise):
     assert AutoProcessor.from_pretrained(tmp_path / "m").tokenizer.pad_token_id == 3
 
 
-def test_saving_over_a_folder_replaces_it_whole(model, folder):
-    (folder / "old_file").write_text("of the previous model")
+def test_saving_over_a_model_replaces_it_whole(model, folder):
+    folder.joinpath("config.json").write_text("of the previous model")
     wav2vec2.save_pretrained(folder, model, Vocabulary(), normalise=True)
-    assert not (folder / "old_file").exists()
+    inode = folder.stat().st_ino
+    wav2vec2.save_pretrained(folder, model, Vocabulary(), normalise=True)
+    assert folder.stat().st_ino != inode
     assert AutoModelForCTC.from_pretrained(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_what_else_is_in_the_folder_stays(model, folder):
+    (folder / "notes.txt").write_text("mine")
+    (folder / "logs").mkdir()
+    (folder / "config.json").write_text("of the previous model")
+    wav2vec2.save_pretrained(folder, model, Vocabulary(), normalise=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "logs").is_dir()
+    assert AutoModelForCTC.from_pretrained(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_link_to_a_folder_stays_one(model, folder):
+    link = folder.with_name("latest")
+    link.symlink_to(folder)
+    wav2vec2.save_pretrained(link, model, Vocabulary(), normalise=True)
+    assert link.is_symlink()
+    assert AutoModelForCTC.from_pretrained(folder)
 
 
 def test_a_pretrained_encoder_gets_a_new_head_and_keeps_its_weights(tmp_path):

@@ -144,7 +144,8 @@ def _frames(config: Wav2Vec2Config) -> InputSpec:
 
 
 def save_pretrained(folder: Path, model: Wav2Vec2ForCTC, vocabulary: Vocabulary, normalise: bool) -> None:
-    """Write a Hugging Face folder that AutoModelForCTC and AutoProcessor load; it appears complete or not at all."""
+    """Write a Hugging Face folder that AutoModelForCTC and AutoProcessor load. A new one is complete or absent;
+    what else an old one has stays."""
     with complete_or_absent(folder) as temporary:
         model.save_pretrained(temporary)
         processor = _processor(temporary, vocabulary, normalise)
@@ -154,12 +155,19 @@ def save_pretrained(folder: Path, model: Wav2Vec2ForCTC, vocabulary: Vocabulary,
 
 @contextmanager
 def complete_or_absent(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which then takes the place of `folder`."""
+    """A folder to write into, which then takes the place of `folder`. Where that has other files as well, which are not
+    ours to delete, its files are replaced one by one, config.json last."""
+    folder = folder.resolve()  # a link stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         complete = Path(temporary, "model")
         complete.mkdir()
         yield complete
+        names = sorted((part.name for part in complete.iterdir()), key="config.json".__eq__)
+        if folder.is_dir() and any(part.name not in names for part in folder.iterdir()):
+            for name in names:
+                complete.joinpath(name).replace(folder / name)
+            return
         if folder.exists():
             folder.rename(Path(temporary, "previous"))
         complete.rename(folder)
