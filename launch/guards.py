@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launch import build, images
-from launch.instances import Instance, instance
+from launch.instances import Instance, instance, precision_of
 from launch.job import Job
 from launch.service_errors import explained
 from launch.study.cost import training_usd
@@ -123,9 +123,13 @@ def check_sharing(config: Mapping[str, Any], machine: Instance) -> None:
         return
     from w2v_lightning.checkpoints.recent import Interval  # slow to import
 
-    precision, every = config["trainer"].get("precision"), config.get("checkpoint_every")
-    if (precision or machine.precision) == "16-mixed":
-        of = "trainer.precision is" if precision else f"the {machine.gpu_name}s of {machine.name} would compute in"
+    every = config.get("checkpoint_every")
+    if precision_of(config, machine) == "16-mixed":
+        of = (
+            "trainer.precision is"
+            if config["trainer"].get("precision")
+            else f"the {machine.gpu_name}s of {machine.name} would compute in"
+        )
         raise InputError(
             f"trainer.strategy fsdp2: {of} 16-mixed, with which it does not go; take 32-true or bf16-mixed."
         )

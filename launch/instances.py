@@ -1,7 +1,9 @@
 """Types of SageMaker training instances that have GPUs, and what NCCL is told on each."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from w2v_lightning.errors import InputError
 
@@ -46,6 +48,8 @@ class Instance:
 
         return loader_workers(self.vcpus, self.gpus)
 
+
+LONG_NAMES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of precisions: Lightning takes both
 
 # GiB and compute capability.
 GPUS = {
@@ -127,6 +131,12 @@ def instance(name: str) -> Instance:
         advice = f"did you mean {', '.join(near)}?" if near else f"such as {', '.join(list(INSTANCES)[:3])}."
         raise InputError(f"--instance-type: there is no {name!r} with GPUs for training in the table; {advice}")
     return INSTANCES[name]
+
+
+def precision_of(config: Mapping[str, Any], machine: Instance) -> str:
+    """What would be computed in: the config's, by the name that Lightning gives it, or what suits the GPU."""
+    precision = config["trainer"].get("precision")
+    return LONG_NAMES.get(str(precision), str(precision)) if precision else machine.precision
 
 
 def nccl_environment(machine: Instance, count: int) -> dict[str, str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch import images
-from launch.instances import INSTANCES, Instance, instance
+from launch.instances import INSTANCES, Instance, instance, precision_of
 from launch.sizes import layers_of
 from launch.study.model.specs import short_name
 from launch.study.model.step_time import LOGGED_EVERY, Setup
@@ -14,8 +14,6 @@ from launch.study.prices import on_demand
 from w2v_lightning.errors import InputError
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-
-LONG_NAMES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of precisions, which Lightning takes too
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,6 @@ class Task:
     steps: int
     device_seconds: Callable[[Instance, int], float]
     input_mode: str
-
-
-def precision_of(config: Mapping[str, Any], machine: Instance) -> str:
-    """What would be computed in: the config's, by the name that Lightning gives it, or what suits the GPU."""
-    precision = config["trainer"].get("precision")
-    return LONG_NAMES.get(str(precision), str(precision)) if precision else machine.precision
 
 
 def candidates(

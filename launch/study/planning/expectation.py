@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from launch.instances import instance
+from launch.instances import instance, precision_of
 from launch.job import Job
 from launch.show import duration
 from launch.study import runs
 from launch.study.planning import planner, recommend, workload
 from launch.study.planning.assumptions import assumptions
-from launch.study.planning.candidates import Candidate, Task, precision_of
+from launch.study.planning.candidates import Candidate, Task
 from launch.study.runs import Run
 from w2v_lightning.errors import InputError
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launch.guards import shares_weights
-from launch.instances import Instance
+from launch.instances import Instance, precision_of
 from launch.sizes import layers_of, size_of, width_of
 from w2v_lightning.errors import InputError
 
@@ -62,6 +62,6 @@ def _weights_gib(world_size: int, config: Mapping[str, Any]) -> float:
 
 def _gib_per_s(machine: Instance, config: Mapping[str, Any]) -> float:
     found = GIB_PER_SECOND + GIB_PER_LAYER_AND_CHANNEL * layers_of(config["model"]) * width_of(config["model"])
-    if str(config["trainer"].get("precision") or machine.precision).startswith("32"):
+    if precision_of(config, machine) == "32-true":
         return IN_FLOAT32 * found
     return (WITHOUT_KERNELS if machine.capability < (8, 0) else 1) * found

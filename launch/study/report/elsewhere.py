@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from launch import sizes
 from launch.study.model.fitted import Fitted
 from launch.study.planning import planner, workload
 from launch.study.planning.assumptions import Assumptions, assumptions
@@ -29,7 +30,6 @@ SINGLE, MULTI = "ml.g4dn.2xlarge", "ml.g4dn.12xlarge"
 MATRIX = (*((SINGLE, n) for n in (1, 2, 4, 8, 12, 16)), *((MULTI, n) for n in (1, 2, 3)))
 BATCH = 6  # utterances on a device: theirs had 4 to 8
 BASE_BATCH_SECONDS = 1600.0  # of our configs
-LARGE_PARAMETERS = 200e6  # base has 95 million, large 317
 COLUMNS = (
     "instances", "GPUs", "samples/s", "step", "of it communication", "epoch", "USD on demand", "USD on spot",
     "interruptions",
@@ -141,10 +141,10 @@ def _task(runs: Sequence[Run]) -> tuple[Task, str]:
     largest = max(runs, key=lambda run: run.setup.computed_s * run.setup.flops_per_audio_s)
     work = largest.throughput["workload"]
     model = workload.Model(largest.setup.flops_per_audio_s, work["gradient_bytes"], work["gradient_buckets"])
-    batch_seconds, width = work["batch_seconds"], 1024 if work["parameters"] > LARGE_PARAMETERS else 768
+    batch_seconds, width = work["batch_seconds"], sizes.like(work["parameters"]).hidden_size
     trained = "the model and the steps of this study"
     if model.flops_per_audio_s < workload.BASE.flops_per_audio_s / 2:
-        model, batch_seconds, width = workload.BASE, BASE_BATCH_SECONDS, 768
+        model, batch_seconds, width = workload.BASE, BASE_BATCH_SECONDS, sizes.BASE.hidden_size
         trained = "wav2vec2-base, because this study's model is too small to keep a GPU busy"
     if not batch_seconds:
         raise InputError("its runs do not say how much audio their steps were planned to have.")
