@@ -38,6 +38,22 @@ def test_what_cannot_be_measured_is_refused(capsys, options, message):
 
 
 @pytest.mark.slow
+def test_ddp_can_be_had_on_a_single_device(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY_CONFIG))
+    options = ["--model", "tiny.json", "--precision", "32-true", "--batch-seconds", "20", "--device-seconds", "20"]
+    options += ["--steps", "1", "--passes", "2", "--repetitions", "1", "--devices", "1", "--json", "scaling.json"]
+    found = []
+    for ddp in ([], ["--ddp"]):
+        assert main(["bench", "scaling", *options, *ddp]) == 0
+        (turn,) = json.loads((tmp_path / "scaling.json").read_text())["turns"]
+        found.append(turn["communication"])
+    without, with_ddp = found
+    assert without is None
+    assert (with_ddp["steps"], with_ddp["waiting_ms_per_step"]) == (4, 0)  # behind DDP's buckets, for nobody
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("weak", [False, True])
 def test_both_numbers_train_on_all_of_the_audio(tmp_path, monkeypatch, weak):
     monkeypatch.chdir(tmp_path)

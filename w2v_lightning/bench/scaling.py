@@ -62,6 +62,7 @@ def add_parser(benchmarks: argparse._SubParsersAction) -> None:
     add("--passes", type=int, default=8, help="over these steps, timed in a turn (default %(default)d)")
     add("--repetitions", type=int, default=2, help="turns of each number of devices (default %(default)d)")
     add("--weak", action="store_true", help="--batch-seconds on each device")
+    add("--ddp", action="store_true", help="DDP on a single device, too: what it costs before there is a network")
     add("--sigterm", choices=("ours", "lightning"), default="ours", help="how ranks agree on it (default %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--share-in", type=Path, help=argparse.SUPPRESS)  # a rank of a turn writes what it has measured there
@@ -105,7 +106,7 @@ def _turn(options: argparse.Namespace, devices: int) -> Turn:
         command = [sys.executable, *launcher, "-m", "w2v_lightning", "bench", "scaling", "--share-in", folder]
         for name in ("model", "precision", "batch_seconds", "device_seconds", "steps", "passes", "sigterm"):
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-        command += ["--weak"] if options.weak else []
+        command += [f"--{name}" for name in ("weak", "ddp") if getattr(options, name)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (ourselves)
         if done.returncode:
             raise InputError(f"On {devices} devices training failed:\n{done.stderr.strip()}")
@@ -123,7 +124,7 @@ def _measure_share(options: argparse.Namespace) -> None:
     module = Wav2Vec2CTC(*weights_and_config(options.model))
     workload = _workload(options, module.input_spec, rank, world_size)
     passes = Passes("ours", "", workload, Memory(Machine(device, options.precision)))
-    strategy = PlannedDDPStrategy() if world_size > 1 else "auto"
+    strategy = PlannedDDPStrategy() if world_size > 1 or options.ddp else "auto"
     settings = {"devices": world_size, "strategy": strategy, "is_sigterm_lightnings": options.sigterm == "lightning"}
     throughput = in_fit.fit(module, passes, options.passes, **settings)
     share = {"audio_s": workload.audio_s, "pass_s": statistics.median(passes.seconds)}
