@@ -3,17 +3,21 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
 from synthetic_study import cell_name, cpu, parameters, runs, t4
 
 from launch.study.model import fitting, specs
-from launch.study.model.fitted import Fitted
+from launch.study.model.fitted import Fitted, by_configuration, mean_setup
 from launch.study.model.fitting import fit
 from launch.study.model.step_time import bottleneck, names, terms
+from launch.study.runs import read_all
 from w2v_lightning.errors import InputError
 
+STUDIES = Path(__file__).parents[2] / "docs" / "study"
 LINK = {"link_mbit": 100, "delay_ms": 2}
 PROCESSES = [
     cpu(1),
@@ -266,13 +270,15 @@ def test_the_same_number_of_devices_throughout_is_said():
     assert not any("run twice" in note for note in notes)
 
 
-def test_a_gpu_that_was_never_measured_lies_between_the_ratios_of_its_specifications(fitted):
+def test_a_gpu_that_was_never_measured_is_as_fast_as_its_matrix_products_and_a_little_as_its_memory(fitted):
     found = fit(runs(parameters([t4()]), [t4()], NOISE))
     t4_s = found.predict(t4()).terms.compute_s
     l4 = found.predict(t4(device="NVIDIA L4", precision="bf16-mixed"))
     assert l4.basis == "predicted"
-    assert t4_s * 0.8 * 65 / 121 < l4.terms.compute_s < t4_s * 0.8 * 320 / 300
-    assert l4.high_s / l4.low_s > 1.7  # from 0.94 to 1.86
+    # Of an H200's 989 TFLOP/s and 4,800 GB/s; the T4 has 65 and 320, the L4 121 and 300.
+    t4_spec, l4_spec = (0.95 * 989 / tflops + 0.05 * 4800 / gb for tflops, gb in ((65, 320), (121, 300)))
+    assert l4.terms.compute_s == pytest.approx(t4_s * 0.8 * l4_spec / t4_spec, rel=0.05)  # and the host
+    assert l4.high_s / l4.low_s > 1.7
     reason = next(
         reason for reason in l4.reasons if reason.startswith("flops_per_s of L4 in bf16-mixed is predicted: T4's")
     )
@@ -291,6 +297,28 @@ def test_without_any_run_of_a_gpu_they_follow_from_the_one_that_was_measured_by_
     assert any("H200" in reason and "measured once" in reason for reason in found.reasons)
     seen = fit(runs(parameters([t4()]), [t4()], NOISE)).predict(t4(device="NVIDIA L4", precision="16-mixed"))
     assert not any("measured once" in reason for reason in seen.reasons)  # a T4 was
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "to", "to_precision", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16-mixed", "NVIDIA H200", "bf16-mixed", 1 / (0.95 + 0.05 * 4800 / 3350)),
+        ("NVIDIA H200", "bf16-mixed", "H100", "bf16-mixed", 0.95 + 0.05 * 4800 / 3350),
+        ("NVIDIA H200", "32-true", "NVIDIA H200", "16-mixed", 1 / (0.95 * 989 / 67 + 0.05 * 2)),
+        ("A100", "bf16-mixed", "AMD EPYC, 1 thread", "32-true", None),
+    ],
+)
+def test_speeds_are_compared_by_specification(device, precision, to, to_precision, expected):
+    found = specs.speed_ratio(device, precision, to, to_precision)
+    assert found == expected or found == pytest.approx(expected)
+
+
+def test_the_runs_of_an_h100_are_predicted_from_those_of_an_h200(without_leaving_out):
+    found = fit(read_all(STUDIES / "h200"))
+    for name, of_h100 in by_configuration(read_all(STUDIES / "h100")).items():
+        predicted = found.predict(mean_setup(of_h100))
+        assert predicted.basis == "predicted", name
+        assert predicted.terms.step_s == pytest.approx(fmean(run.step_s for run in of_h100), rel=0.1), name
 
 
 @pytest.mark.parametrize(

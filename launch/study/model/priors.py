@@ -161,21 +161,22 @@ def _nearest(what: str, setup: Setup, of: Mapping[str, Any]) -> Prior | None:
 
 def _by_ratio(what: str, setup: Setup, name: str) -> Prior | None:
     device, _, precision = name.removeprefix(f"{what} of ").rpartition(" in ")
-    ratios = specs.ratios(setup.device, setup.precision, device, precision)
-    if ratios is None:
+    compared = setup.device, setup.precision, device, precision
+    ratio = specs.speed_ratio(*compared)
+    if ratio is None:
         return None
     if what == "overhead_s":
         return Prior(1.0, 0.7, f"as on {device} in {precision}", name)
-    low, high = sorted(ratios)
-    kernels = specs.of_kernels(setup.device, setup.precision, device, precision)
+    least, most = (specs.speed_ratio(*compared, share) for share in (0.0, specs.MOST_MEMORY_SHARE))
+    kernels = specs.of_kernels(*compared)
     # The two are the ends of the 90 % interval, 1.645 standard deviations from its middle. Even where they are alike,
     # what is reached of specifications depends on clocks, power and kernels: 25 % are left.
-    log_sd = math.hypot(math.log(high / low) / 2 / 1.645, 0.25)
+    log_sd = math.hypot(math.log(most / least) / 2 / 1.645, 0.25)
     source = (
-        f"{device}'s in {precision}, x {low:.2g} to {high:.2g}: the ratios of matrix products and of memory bandwidth"
+        f"{device}'s in {precision}, x {ratio:.2g}, as matrix products, and a little as memory bandwidth (specs.py)"
     )
     if kernels != 1:
         source += (
             f", and x {kernels:.2g} for the ways of computing that GPUs before the A100 lack (docs/performance.md)"
         )
-    return Prior(kernels * math.sqrt(low * high), log_sd, source, name)
+    return Prior(kernels * ratio, log_sd, source, name)

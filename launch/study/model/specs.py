@@ -43,6 +43,12 @@ MULTIPLIED = {"32-true": "fp32", "16-mixed": "fp16", "16-true": "fp16", "bf16-mi
 # float32 it was not measured.
 WITHOUT_KERNELS = 0.8
 
+# What of a step's time goes with the memory's bandwidth on an H200; the rest goes with matrix products. An H100 has
+# 0.70 of the bandwidth and the same products, and 0.98 to 0.99 of the speed (docs/study.md): 2 to 5 %. MOST is an end
+# of the 90 % interval.
+MEMORY_SHARE = 0.05
+MOST_MEMORY_SHARE = 0.35
+
 
 def find(device: str) -> Gpu | None:
     """By either name; None for what is not in the table, CPUs among it."""
@@ -55,10 +61,11 @@ def short_name(device: str) -> str:
     return gpu.names[0] if gpu else device
 
 
-def ratios(device: str, precision: str, to_device: str, to_precision: str) -> tuple[float, float] | None:
-    """Speed of one device in a precision over another's: of matrix products, and of memory.
-
-    Memory moves half the bytes where 16 bits are used. None where either is not in the table.
+def speed_ratio(
+    device: str, precision: str, to_device: str, to_precision: str, memory_share: float = MEMORY_SHARE
+) -> float | None:
+    """Speed of one device in a precision over another's, all ways of computing being alike; None where either is not in
+    the table.
 
     Raises:
         InputError: the first device cannot compute in that precision.
@@ -66,9 +73,15 @@ def ratios(device: str, precision: str, to_device: str, to_precision: str) -> tu
     gpu, to_gpu = find(device), find(to_device)
     if gpu is None or to_gpu is None:
         return None
-    products = _tflop_per_s(gpu, precision) / _tflop_per_s(to_gpu, to_precision)
-    memory = gpu.memory_gb_per_s / to_gpu.memory_gb_per_s * _width(to_precision) / _width(precision)
-    return products, memory
+    return _time(to_gpu, to_precision, memory_share) / _time(gpu, precision, memory_share)
+
+
+def _time(gpu: Gpu, precision: str, memory_share: float) -> float:
+    """For what an H200 does in half precision in 1. Memory moves half the bytes where 16 bits are used."""
+    h200 = find("H200")
+    products = _tflop_per_s(h200, "bf16-mixed") / _tflop_per_s(gpu, precision)
+    memory = h200.memory_gb_per_s / gpu.memory_gb_per_s * _width(precision) / _width("bf16-mixed")
+    return (1 - memory_share) * products + memory_share * memory
 
 
 def of_kernels(device: str, precision: str, to_device: str, to_precision: str) -> float:
