@@ -15,6 +15,10 @@ def write(path, text="AB", sample_rate=SAMPLE_RATE):
     return path
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def test_files_folders_and_manifests_come_in_the_order_given(tmp_path):
     alone = write(tmp_path / "alone.wav", "ABC", 48_000)
     below = [write(tmp_path / "folder" / name) for name in ("b/2.flac", "a.ogg")]
@@ -43,6 +47,10 @@ def test_a_flac_that_went_through_a_pipe_and_lacks_its_length_is_named(tmp_path)
     ("make", "message"),
     [
         (lambda path: None, r"there\.wav: cannot be read: No such file"),
+        (
+            lambda path: cut(write(path, "ABCD")),
+            r"there\.wav: cut off: its header says 0\.320 s of audio, 0\.159 s",
+        ),
         (lambda path: path.write_text("not audio"), r"there\.wav: cannot be read as audio"),
         (lambda path: soundfile.write(path, np.zeros(0), SAMPLE_RATE), r"there\.wav: there is no audio in it"),
         (lambda path: path.mkdir(), r"there\.wav holds no audio file \(\.flac, "),

@@ -11,6 +11,7 @@ import soundfile
 
 from w2v_lightning.data import flac
 from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest, check_files
+from w2v_lightning.data.sound import cut_off
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.folder import walk
 from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES
@@ -71,13 +72,17 @@ def _duration_s(path: str) -> float:
             info = flac.stream_info(file.read(flac.HEADER_BYTES))
         if info is not None and info.num_samples and info.sample_rate:  # a tenth of libsndfile's time
             return info.num_samples / info.sample_rate
-        info = soundfile.info(path)
+        with soundfile.SoundFile(path) as sound:
+            num_frames, sample_rate = sound.frames, sound.samplerate
+            shortage = cut_off(sound, path, may_be_unclosed=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
     except soundfile.SoundFileError as error:
         raise InputError(f"{path}: cannot be read as audio: {error}") from None
-    if not info.frames:
+    if shortage:
+        raise InputError(f"{path}: cut off: {shortage}. Fetch it anew, or write what is there to a new file.")
+    if not num_frames:
         raise InputError(f"{path}: there is no audio in it.")
-    if info.frames == UNKNOWN_LENGTH:
+    if num_frames == UNKNOWN_LENGTH:
         raise InputError(f"{path}: its header does not say how long it is; encode it once more, to a file, not a pipe.")
-    return info.frames / info.samplerate
+    return num_frames / sample_rate

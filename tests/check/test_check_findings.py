@@ -67,6 +67,24 @@ def test_unreadable_audio(builder, options, spoil, detail):
     assert detail in finding["utterances"][0]["detail"]
 
 
+@pytest.mark.parametrize("options", [[], ["--decode"]])
+@pytest.mark.parametrize(
+    ("suffix", "detail"),
+    [
+        (".wav", "cut off: its header says 0.480 s of audio, 0.23"),
+        (".ogg", "cut off: it ends in the middle of a page, "),
+    ],
+)
+def test_what_libsndfile_reads_as_shorter_audio_is_found(builder, options, suffix, detail):
+    path = builder.add("bad", suffix=suffix)
+    damage(path, path.stat().st_size - 1 if suffix != ".wav" else path.stat().st_size // 2)
+    status, report = builder.check(*options)
+    (finding,) = [f for f in report["findings"] if f["count"]]
+    assert (status, finding["name"]) == (HURTS, "unreadable audio")
+    assert [row["id"] for row in finding["utterances"]] == ["bad"]
+    assert finding["utterances"][0]["detail"].startswith(detail)
+
+
 def test_flac_whose_samples_are_not_those_of_its_md5_is_found_by_decoding(builder):
     path = builder.add("bad")
     content = bytearray(path.read_bytes())

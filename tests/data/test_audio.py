@@ -55,6 +55,20 @@ def test_unreadable_audio_is_named(tmp_path, write, message):
         read_audio(AudioRef(str(path)))
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_wav_that_was_cut_off_is_refused_also_within_a_shard(tmp_path, subtype):
+    body = io.BytesIO()
+    soundfile.write(body, tone(440, 1, SAMPLE_RATE), SAMPLE_RATE, format="WAV", subtype=subtype)
+    cut = body.getvalue()[: len(body.getvalue()) // 2]
+    (tmp_path / "shard.tar").write_bytes(b"x" * 77 + cut + b"y" * len(cut))
+    shard = str(tmp_path / "shard.tar")
+    with pytest.raises(InputError, match=r"shard\.tar \(.*\): cut off: its header says 1\.000 s of audio, 0\.49"):
+        load([AudioRef(shard, byte_offset=77, num_bytes=len(cut))], AudioReader())
+    (tmp_path / "cut.wav").write_bytes(cut)
+    segment = AudioRef(str(tmp_path / "cut.wav"), start_s=0.1, duration_s=0.2)  # which is all there
+    assert len(read_audio(segment)) == 0.2 * SAMPLE_RATE
+
+
 def test_bytes_decode_to_what_the_file_does(tmp_path):
     path = tmp_path / "a.flac"
     soundfile.write(path, tone(440, 1, SAMPLE_RATE), SAMPLE_RATE)

@@ -48,6 +48,11 @@ def truncate(path: Path) -> None:
     assert soundfile.info(path).frames == 3 * SAMPLE_RATE
 
 
+def truncate_wav(path: Path) -> None:
+    soundfile.write(path, np.zeros(3 * SAMPLE_RATE), SAMPLE_RATE, format="WAV")
+    path.write_bytes(path.read_bytes()[: 44 + 2 * SAMPLE_RATE])
+
+
 def write_text_as_audio(path: Path) -> None:
     path.write_text("this is no audio\n" * 100)
 
@@ -153,6 +158,7 @@ def test_corpus_without_a_single_pair_is_refused(chapter):
         (write_empty_wav, "no audio in it"),
         (write_empty_flac, "Format not recognised."),
         (truncate, "truncated or damaged"),
+        (truncate_wav, r"cut off: its header says 3\.000 s of audio, 1\.000 s are there"),
         (write_text_as_audio, "Format not recognised."),
         (Path.touch, "Format not recognised."),
     ],

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -195,6 +196,26 @@ def test_what_cannot_be_used_is_left_out_with_the_reason(split, prepare, rows, c
     stats = json.loads((out / "stats.json").read_text())
     assert (sum(stats["rejected"].values()), stats["rejected"]["no audio file"]) == (8, 2)
     assert "8 left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("suffix", "detail"),
+    [
+        (".wav", r"its header says 2\.400 s of audio, 1\.\d{3} s are there"),
+        (".ogg", r"it ends in the middle of a page, \d\.\d{3} s of audio are there"),
+    ],
+)
+def test_audio_that_was_cut_off_is_left_out_with_what_its_header_says(tmp_path, prepare, rows, suffix, detail):
+    folder = tmp_path / "corpus"
+    write_pair(folder, f"whole{suffix}", spell("A B C D E " * 3))
+    cut = write_pair(folder, f"cut{suffix}", spell("A B C D E " * 3))
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
+    out = prepare(folder)
+    (rejected,) = rows(out / "rejected.jsonl")
+    assert re.fullmatch(f"{cut}: {detail}", rejected.pop("detail"))
+    assert rejected == {"source": str(folder), "id": "cut", "reason": "truncated or damaged"}
+    assert [row["id"] for row in rows(out / "manifest.jsonl")] == ["whole"]
+    assert json.loads((out / "stats.json").read_text())["rejected"] == {"truncated or damaged": 1}
 
 
 def test_a_damaged_shard_is_found_when_it_is_a_source(split, prepare, rows):

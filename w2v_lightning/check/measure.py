@@ -18,7 +18,7 @@ from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
-from w2v_lightning.data.sound import can_read
+from w2v_lightning.data.sound import can_read, cut_off
 from w2v_lightning.errors import InputError
 
 CHUNK = 16  # utterances per task of a thread: a future for each of ten million would cost more than the work
@@ -61,6 +61,8 @@ def measure(ref: AudioRef, reader: AudioReader, decode: bool) -> Measurement:
             return measured
         source = _source(ref, reader)
         with soundfile.SoundFile(source) as sound:
+            if ref.start_s is None and (shortage := cut_off(sound, source)):
+                return Measurement(problem=f"cut off: {shortage}")
             if sound.frames == 0:
                 return Measurement(problem="there is no audio in it")
             md5 = _flac_md5(_head(source))

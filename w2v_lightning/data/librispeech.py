@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest, cache_root
-from w2v_lightning.data.sound import can_read
+from w2v_lightning.data.sound import can_read, cut_off
 from w2v_lightning.errors import InputError, listed
 
 log = logging.getLogger(__name__)
@@ -153,6 +153,8 @@ def _duration_s_or_reason(path: Path) -> float | str:
     """Seconds of audio, or why there are none."""
     try:
         with soundfile.SoundFile(path) as file:
+            if shortage := cut_off(file, path):
+                return f"cut off: {shortage}"
             if file.frames == 0:
                 return "no audio in it"
             return file.frames / file.samplerate if can_read(file, file.frames - 1) else "truncated or damaged"

@@ -8,14 +8,16 @@ import numpy as np
 import soundfile
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.sound import can_read
+from w2v_lightning.data.sound import TOLERANCE_S, can_read, cut_off
 from w2v_lightning.prepare.options import Options
-
-TOLERANCE_S = 0.01  # rounded seconds in a manifest are no fault
 
 
 class UnusableAudioError(Exception):
-    """Why an utterance is left out: one of few reasons, so that they can be counted."""
+    """Why an utterance is left out: one of few reasons, so that they can be counted; `detail` is of this one alone."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ def prepare_audio(audio: AudioRef | bytes, options: Options) -> Audio:
     """
     try:
         data = audio if isinstance(audio, bytes) else _read_packed(audio)
-        with soundfile.SoundFile(audio.url if data is None else io.BytesIO(data)) as sound:
+        source = audio.url if data is None else io.BytesIO(data)
+        with soundfile.SoundFile(source) as sound:
+            if not _is_segment(audio) and (shortage := cut_off(sound, source)):
+                raise UnusableAudioError("truncated or damaged", shortage)
             start, size = _extent(sound, audio)
             _check_duration(size / sound.samplerate, options)
             if _must_convert(sound, audio, options):
@@ -69,13 +74,19 @@ def _read_packed(ref: AudioRef) -> bytes | None:
         return file.read(ref.num_bytes)
 
 
+def _is_segment(audio: AudioRef | bytes) -> bool:
+    return isinstance(audio, AudioRef) and audio.start_s is not None
+
+
 def _extent(sound: soundfile.SoundFile, audio: AudioRef | bytes) -> tuple[int, int]:
     """First frame and number of frames; the last one can be read."""
     start, size = 0, sound.frames
-    if isinstance(audio, AudioRef) and audio.start_s is not None:
+    if _is_segment(audio):
         start, size = round(audio.start_s * sound.samplerate), round(audio.duration_s * sound.samplerate)
         if start + size > sound.frames + TOLERANCE_S * sound.samplerate:
-            raise UnusableAudioError("a segment that ends after its recording")
+            segment_end_s, end_s = audio.start_s + audio.duration_s, sound.frames / sound.samplerate
+            detail = f"the segment ends at {segment_end_s:.3f} s, the recording at {end_s:.3f} s"
+            raise UnusableAudioError("a segment that ends after its recording", detail)
         size = min(size, sound.frames - start)
     if size <= 0:
         raise UnusableAudioError("no audio in it")
@@ -92,9 +103,8 @@ def _check_duration(duration_s: float, options: Options) -> None:
 
 
 def _must_convert(sound: soundfile.SoundFile, audio: AudioRef | bytes, options: Options) -> bool:
-    is_segment = isinstance(audio, AudioRef) and audio.start_s is not None
     is_other = options.resample is not None and (sound.samplerate != options.resample or sound.channels != 1)
-    return is_other or (is_segment and (options.segment or options.shard_size is not None))
+    return is_other or (_is_segment(audio) and (options.segment or options.shard_size is not None))
 
 
 def _convert(sound: soundfile.SoundFile, start: int, size: int, options: Options) -> Audio:

@@ -80,7 +80,8 @@ def _fill(parts: Parts, found: Iterable[Prepared | Rejected], out: Path) -> Coun
                 parts.add(outcome.utterance, outcome.audio, outcome.audio_filepath)
             else:
                 reasons[outcome.reason] += 1
-                rejected.write(json.dumps(vars(outcome), ensure_ascii=False) + "\n")
+                row = {key: value for key, value in vars(outcome).items() if value or key != "detail"}
+                rejected.write(json.dumps(row, ensure_ascii=False) + "\n")
     parts.finish()
     return reasons
 

@@ -82,7 +82,8 @@ def _prepare(item: Item, out: Path, options: Options) -> Prepared | Rejected:
         _check_text(item)
         audio = prepare_audio(item.audio, options)
     except UnusableAudioError as error:
-        return Rejected(item.source, item.id, str(error))
+        where = "" if isinstance(item.audio, bytes) else f"{item.audio}: "
+        return Rejected(item.source, item.id, str(error), error.detail and f"{where}{error.detail}")
     if options.shard_size:
         return Prepared(item, audio, "")
     if audio.is_converted:

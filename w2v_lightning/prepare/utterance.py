@@ -26,6 +26,7 @@ class Rejected:
     source: str
     id: str
     reason: str
+    detail: str = ""  # what the reason, which many share, does not say of this one
 
 
 Item = Utterance | Rejected
