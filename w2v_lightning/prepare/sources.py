@@ -17,7 +17,8 @@ UNDERSTOOD = """Understood are:
   a LibriSpeech folder, one split of it, or any folder of audio with .txt or .trans.txt beside it
   a .tar, .tar.gz or .tgz of such a folder
   a NeMo manifest, a lhotse CutSet or SupervisionSet (.json, .jsonl, also .gz)
-  a .csv or .tsv (also .gz) with a path and a text column
+  a .csv or .tsv (also .gz) with a path and a text column; with start and end, or offset and duration, in seconds, its
+    rows are segments of recordings
   a folder of a Hugging Face dataset (.parquet, or .arrow as save_to_disk writes it)"""
 
 

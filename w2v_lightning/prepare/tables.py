@@ -12,6 +12,7 @@ from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.lhotse import row_of_supervision
 from w2v_lightning.data.manifest import read_rows
 from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.segments import in_seconds, segment_columns, segment_of
 from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
 
 PATH_COLUMNS = ("path", "audio", "audio_filepath", "file", "file_name", "wav")
@@ -83,8 +84,13 @@ def read_table(path: Path) -> Iterator[Item]:
     """The utterances of a CSV or TSV file.
 
     Raises:
-        InputError: a column for the path or for the text is missing, or the file is not such a table.
+        InputError: a column for the path or for the text is missing, those of segments are not clear or not in seconds,
+            or the file is not such a table.
     """
+    return in_seconds(_rows_of_table(path), path)
+
+
+def _rows_of_table(path: Path) -> Iterator[Item]:
     is_csv = ".csv" in path.suffixes
     # Common Voice's .tsv files have quotation marks as ordinary characters.
     dialect = {"delimiter": ","} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
@@ -93,13 +99,14 @@ def read_table(path: Path) -> Iterator[Item]:
             table = csv.DictReader(file, **dialect)
             columns = _columns(table.fieldnames or [], path)
             for row in table:
-                yield _item_of_table({key: row[column] or "" for key, column in columns.items()}, path)
+                cells = {key: row[column] or "" for key, column in columns.items()}
+                yield _item_of_table(cells, path, table.line_num)
     except (csv.Error, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a table that can be read: {error}.") from None
 
 
 def _columns(header: Iterable[str], path: Path) -> dict[str, str]:
-    """The column of each of path, text, speaker, id that there is."""
+    """The column of each of path, text, speaker, id, start, end, duration that there is and that is needed."""
     wanted = {"path": PATH_COLUMNS, "text": TEXT_COLUMNS, "speaker": SPEAKER_COLUMNS, "id": ("id",)}
     known = {name.strip().lower(): name for name in header}
     columns = {key: known[name] for key, names in wanted.items() for name in reversed(names) if name in known}
@@ -109,15 +116,23 @@ def _columns(header: Iterable[str], path: Path) -> dict[str, str]:
                 f"{path}: no column for the {key}; its header is {', '.join(header) or 'empty'}."
                 f" Call it one of {', '.join(wanted[key])}."
             )
-    return columns
+    return columns | segment_columns(known, path)
 
 
-def _item_of_table(row: dict[str, str], path: Path) -> Item:
+def _item_of_table(row: dict[str, str], path: Path, line: int) -> Item:
     if not row["path"]:
         return Rejected(str(path), row.get("id", ""), "no audio file")
     audio = PurePath(row["path"])
-    utterance_id = row.get("id") or (audio.stem if audio.is_absolute() else str(audio.with_suffix("")))
-    return _item(row | {"id": utterance_id, "audio_filepath": row["path"]}, path)
+    name = audio.stem if audio.is_absolute() else str(audio.with_suffix(""))
+    try:
+        segment = segment_of(row)
+    except ValueError:
+        times = ", ".join(f"{key} {row[key]!r}" for key in ("start", "end", "duration") if key in row)
+        utterance_id, detail = row.get("id") or name, f"{path}:{line}: {times}"
+        return Rejected(str(path), utterance_id, "times that are no segment in seconds", detail)
+    if segment:
+        name = f"{name}-{round(1000 * segment['offset']):08}"  # as of a manifest without ids
+    return _item({**row, "duration": 0.0, **segment, "id": row.get("id") or name, "audio_filepath": row["path"]}, path)
 
 
 def _item(row: Mapping[str, Any], path: Path) -> Item:
