@@ -92,6 +92,12 @@ def test_wav_and_ogg_are_read_too(chapter):
     np.testing.assert_allclose(manifest.durations_s_N[3:], 4 * LETTER_S)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_id(chapter):
+    table = chapter / "19-1.trans.txt"
+    table.write_text(table.read_text(), encoding="utf-8-sig")
+    assert load(chapter, strict=True).ids == IDS
+
+
 def test_missing_root_is_named(tmp_path):
     with pytest.raises(InputError, match=f"data.root: there is no folder {tmp_path / 'nowhere'}. Give the folder"):
         load_split(tmp_path / "nowhere", "train")

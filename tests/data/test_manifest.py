@@ -72,6 +72,24 @@ def test_foreign_manifest_without_id_and_speaker_and_with_keys_of_its_own_is_rea
     assert manifest.durations_s_N.tolist() == [2.0, 2.0]
 
 
+@pytest.mark.parametrize(("speaker", "read"), [(None, ""), ("", ""), (0, "0"), (19, "19"), ("ann", "ann")])
+def test_a_speaker_may_be_a_number_or_none(tmp_path, speaker, read):
+    assert Manifest.load(write_lines(tmp_path / "manifest.jsonl", GOOD | {"speaker": speaker})).speakers == [read]
+
+
+@pytest.mark.parametrize(("utterance_id", "read"), [(None, "a"), ("", "a"), (0, "0")])
+def test_an_id_may_be_a_number_or_left_to_the_name_of_the_file(tmp_path, utterance_id, read):
+    assert Manifest.load(write_lines(tmp_path / "manifest.jsonl", GOOD | {"id": utterance_id})).ids == [read]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path, suffix):
+    data = f"{json.dumps(GOOD)}\n".encode("utf-8-sig")
+    path = tmp_path / f"manifest{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    assert Manifest.load(path).ids == ["a"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

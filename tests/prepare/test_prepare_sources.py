@@ -153,7 +153,7 @@ def arrow_table(corpus: Path):
             "begin_time": [1250.5] * len(rows),  # of the book that the audio was cut out of, as MLS has it
             "end_time": [1254.5] * len(rows),
             "text": [row["text"] for row in rows],
-            "speaker_id": [int(row["speaker"]) for row in rows],
+            "speaker_id": pa.array([row["speaker"] and int(row["speaker"]) for row in rows], pa.int64()),
         }
     )
 
@@ -214,6 +214,41 @@ def test_every_kind_of_source_gives_the_same_corpus(corpus, prepare, rows, audio
         np.testing.assert_array_equal(waveforms[path.stem], soundfile.read(path, dtype="float32")[0])
         assert found[path.stem]["duration"] == soundfile.info(path).frames / SAMPLE_RATE
     assert not (out / "rejected.jsonl").exists()
+
+
+TEXT_KINDS = [
+    librispeech_folder,
+    tar_gz,
+    nemo_manifest,
+    lhotse_supervisions,
+    lhotse_cuts,
+    comma_separated,
+    common_voice,
+]
+
+
+@pytest.mark.parametrize("kind", TEXT_KINDS, ids=lambda kind: kind.__name__)
+def test_a_byte_order_mark_is_no_part_of_the_text(corpus, prepare, rows, kind):
+    for path in corpus.rglob("*.trans.txt"):
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    source = kind(corpus)
+    for path in [source] if source.suffix in (".json", ".jsonl", ".csv", ".tsv") else source.parent.glob("ls_*.gz"):
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8-sig") as file:
+            content = file.read()
+        with opener(path, "wt", encoding="utf-8-sig") as file:
+            file.write(content)
+    out = prepare(source)
+    assert {row["id"].rpartition("/")[2]: row["text"] for row in rows(out / "manifest.jsonl")} == TEXT_OF_ID
+    assert not (out / "rejected.jsonl").exists()
+
+
+@pytest.mark.parametrize("kind", [nemo_manifest, lhotse_supervisions, lhotse_cuts, parquet_folder])
+@pytest.mark.parametrize(("speaker", "expected"), [(None, ""), (0, "0")])
+def test_a_speaker_may_be_a_number_or_none(corpus, prepare, rows, monkeypatch, kind, speaker, expected):
+    monkeypatch.setitem(globals(), "rows_of", lambda corpus, of=rows_of: [r | {"speaker": speaker} for r in of(corpus)])
+    out = prepare(kind(corpus))
+    assert {row["speaker"] for row in rows(out / "manifest.jsonl")} == {expected}
 
 
 @pytest.mark.parametrize("kind", [librispeech_folder, tar_gz], ids=lambda kind: kind.__name__)

@@ -54,11 +54,11 @@ def row_of_supervision(supervision: dict[str, Any], recordings: dict[str, dict],
         start_s=supervision["start"],
         duration_s=supervision["duration"],
         text=supervision.get("text") or "",
-        speaker=str(supervision.get("speaker") or ""),
+        speaker=supervision.get("speaker"),
     )
 
 
-def _row(recording: dict, where: str, *, id: str, start_s: float, duration_s: float, text: str, speaker: str) -> dict:
+def _row(recording: dict, where: str, *, id: str, start_s: float, duration_s: float, text: str, speaker: Any) -> dict:
     source, *others = recording["sources"]
     if others or source["type"] not in ("file", "url") or len(source.get("channels", [0])) != 1:
         raise InputError(

@@ -108,7 +108,7 @@ def _list_files(folder: Path) -> SplitFiles:
 
 def _read_transcripts(path: Path, text_of_id: dict[str, str]) -> None:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}.") from None
     for number, line in enumerate(lines, 1):

@@ -140,7 +140,7 @@ class Manifest:
             audio_paths=[_resolve(row["audio_filepath"], folder) for row in rows],
             durations_s_N=np.array([row["duration"] for row in rows], dtype=np.float64),
             texts=[row["text"] for row in rows],
-            speakers=[str(row.get("speaker", "")) for row in rows],
+            speakers=[row["speaker"] for row in rows],
             byte_offsets_N=np.array([row.get("byte_offset", 0) for row in rows], dtype=np.int64),
             num_bytes_N=np.array([row.get("num_bytes", 0) for row in rows], dtype=np.int64),
             starts_s_N=np.array([row.get("offset", math.nan) for row in rows], dtype=np.float64),
@@ -148,7 +148,10 @@ class Manifest:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """(line number, checked row with an id) of each utterance in a manifest, read as a stream; see `Manifest.load`."""
+    """(line number, checked row) of each utterance in a manifest, read as a stream; see `Manifest.load`.
+
+    Every row has an id and a speaker, as strings.
+    """
     try:
         with _open_text(str(path)) as file:
             for number, line in enumerate(file, 1):
@@ -230,7 +233,7 @@ def _open_text(path: str) -> TextIO:
         file = io.BytesIO(data)
     else:
         file = open(path.removeprefix("file://"), "rb")  # noqa: SIM115  its caller closes it
-    return io.TextIOWrapper(gzip.open(file) if path.endswith(".gz") else file, encoding="utf-8")
+    return io.TextIOWrapper(gzip.open(file) if path.endswith(".gz") else file, encoding="utf-8-sig")
 
 
 def _parse_line(line: str, where: str) -> dict:
@@ -253,8 +256,14 @@ def _parse_line(line: str, where: str) -> dict:
     for key, (is_right, what) in _KINDS.items():
         if key in row and not is_right(row[key]):
             raise InputError(f"{where}: {key} must be {what}, found {row[key]!r}.")
-    row["id"] = str(row.get("id") or _id_from_name(row))
+    row["id"] = as_string(row.get("id")) or _id_from_name(row)
+    row["speaker"] = as_string(row.get("speaker"))
     return row
+
+
+def as_string(value: Any) -> str:
+    """An id or a speaker, which may be a number, 0 too; null is none."""
+    return "" if value is None else str(value)
 
 
 def _is_number(value: Any) -> bool:

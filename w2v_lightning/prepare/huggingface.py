@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.manifest import as_string
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.folder import walk
 from w2v_lightning.prepare.tables import SPEAKER_COLUMNS, TEXT_COLUMNS
@@ -99,7 +100,7 @@ def _columns(schema: "pyarrow.Schema", path: Path) -> dict[str, str]:
 def _item(row: dict[str, Any], split: str, path: Path, number: int) -> Item:
     audio = row["audio"] or {}
     name = audio.get("path") or ""
-    utterance_id = str(row.get("id") or PurePath(name).stem or f"{path.stem}-{number:08}")
+    utterance_id = as_string(row.get("id")) or PurePath(name).stem or f"{path.stem}-{number:08}"
     if audio.get("bytes") is None and not name:
         return Rejected(str(path), utterance_id, "no audio")
     return Utterance(
@@ -107,6 +108,6 @@ def _item(row: dict[str, Any], split: str, path: Path, number: int) -> Item:
         text=row["text"] or "",
         audio=AudioRef(name) if audio.get("bytes") is None else audio["bytes"],
         source=str(path),
-        speaker=str(row.get("speaker") or ""),
+        speaker=as_string(row.get("speaker")),
         split=split,
     )

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.lhotse import row_of_supervision
-from w2v_lightning.data.manifest import read_rows
+from w2v_lightning.data.manifest import as_string, read_rows
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.segments import in_seconds, segment_columns, segment_of
 from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
@@ -149,7 +149,7 @@ def _item(row: Mapping[str, Any], path: Path) -> Item:
             row.get("duration", 0.0),
         ),
         source=str(path),
-        speaker=str(row.get("speaker") or ""),
+        speaker=as_string(row.get("speaker")),
         split=PurePath(str(row.get("split") or "")).name,  # it becomes part of a file's name
     )
 
