@@ -85,6 +85,20 @@ def test_what_libsndfile_reads_as_shorter_audio_is_found(builder, options, suffi
     assert finding["utterances"][0]["detail"].startswith(detail)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_samples_that_are_not_finite_are_found_by_decoding(builder, value):
+    waveform = spell("FACADE")
+    waveform[5:12] = value
+    path = builder.add("bad", suffix=".wav")
+    soundfile.write(path, waveform, SAMPLE_RATE, subtype="FLOAT")
+    assert builder.found() == (PASSES, {})
+    status, report = builder.check("--decode")
+    (finding,) = [f for f in report["findings"] if f["count"]]
+    assert (status, finding["name"]) == (HURTS, "unreadable audio")
+    (row,) = finding["utterances"]
+    assert (row["id"], row["detail"]) == ("bad", "7 of 7,680 samples are NaN or infinite")
+
+
 def test_flac_whose_samples_are_not_those_of_its_md5_is_found_by_decoding(builder):
     path = builder.add("bad")
     content = bytearray(path.read_bytes())

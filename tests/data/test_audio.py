@@ -69,6 +69,19 @@ def test_wav_that_was_cut_off_is_refused_also_within_a_shard(tmp_path, subtype):
     assert len(read_audio(segment)) == 0.2 * SAMPLE_RATE
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])  # the last is beyond float32
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_samples_that_are_not_finite_are_refused_with_their_number(tmp_path, subtype, value):
+    waveform_T = tone(440, 1, SAMPLE_RATE)
+    soundfile.write(tmp_path / "a.wav", waveform_T, SAMPLE_RATE, subtype=subtype)
+    assert len(read_audio(AudioRef(str(tmp_path / "a.wav")))) == SAMPLE_RATE
+    waveform_T[8000:8003] = value
+    soundfile.write(tmp_path / "a.wav", waveform_T, SAMPLE_RATE, subtype=subtype)
+    with pytest.raises(InputError, match=r"a\.wav: 3 of 16,000 samples are NaN or infinite\. Leave it out"):
+        decode((tmp_path / "a.wav").read_bytes(), AudioRef(str(tmp_path / "a.wav")))
+    assert len(read_audio(AudioRef(str(tmp_path / "a.wav"), start_s=0.0, duration_s=0.5))) == SAMPLE_RATE // 2
+
+
 def test_bytes_decode_to_what_the_file_does(tmp_path):
     path = tmp_path / "a.flac"
     soundfile.write(path, tone(440, 1, SAMPLE_RATE), SAMPLE_RATE)

@@ -218,6 +218,20 @@ def test_audio_that_was_cut_off_is_left_out_with_what_its_header_says(tmp_path, 
     assert json.loads((out / "stats.json").read_text())["rejected"] == {"truncated or damaged": 1}
 
 
+@pytest.mark.parametrize("options", [(), ("--resample", "8000")], ids=["files", "converted"])
+def test_samples_that_are_not_finite_are_left_out_with_their_number(tmp_path, prepare, rows, options):
+    waveform = spell("A B C D E " * 10)  # more than is read at a time
+    write_pair(tmp_path / "corpus", "good.wav", waveform, subtype="FLOAT")
+    waveform[[0, -1]] = np.nan, np.inf
+    bad = write_pair(tmp_path / "corpus", "bad.wav", waveform, subtype="FLOAT")
+    write_pair(tmp_path / "corpus", "clipped.wav", np.clip(waveform, -1, 1), subtype="PCM_16")
+    out = prepare(tmp_path / "corpus", *options)
+    (rejected,) = rows(out / "rejected.jsonl")
+    assert (rejected["id"], rejected["reason"]) == ("bad", "samples that are NaN or infinite")
+    assert rejected["detail"] == f"{bad}: 2 of {len(waveform):,} samples are NaN or infinite"
+    assert {row["id"] for row in rows(out / "manifest.jsonl")} == {"good", "clipped"}
+
+
 def test_a_damaged_shard_is_found_when_it_is_a_source(split, prepare, rows):
     first = prepare(split.parents[2], "--shard-size", "1MB", out="first")
     shard = first / "shards" / "dev-clean-000000.tar"

@@ -19,7 +19,7 @@ def in_audio(corpus: Corpus, measurements: Sequence[Measurement], decode: bool) 
 
 def unreadable(measurements: Sequence[Measurement]) -> Finding:
     details = {i: m.problem for i, m in enumerate(measurements) if m.problem}
-    return Finding("unreadable audio", Level.ERROR, "Put these files back, or leave the utterances out.", details)
+    return Finding("unreadable audio", Level.ERROR, "Replace these files, or leave the utterances out.", details)
 
 
 def wrong_duration(corpus: Corpus, measurements: Sequence[Measurement]) -> Finding:

@@ -50,7 +50,7 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("manifests", nargs="+", metavar="MANIFEST", help="manifest.jsonl, also .gz or a URL")
     parser.add_argument("--val", nargs="+", default=[], metavar="MANIFEST", help="manifests of validation")
     parser.add_argument("--model", metavar="DIR", help="of a wav2vec2 CTC model; by default wav2vec2-base's is assumed")
-    parser.add_argument("--decode", action="store_true", help="read every sample: finds damage, clipping, silence")
+    parser.add_argument("--decode", action="store_true", help="read every sample: finds damage, NaN, clipping, silence")
     parser.add_argument("--max-seconds", type=float, default=30.0, metavar="S", help="warn of longer utterances (30)")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings with all ids")

@@ -18,7 +18,7 @@ from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
-from w2v_lightning.data.sound import can_read, cut_off
+from w2v_lightning.data.sound import blocks, can_read, cut_off, not_finite
 from w2v_lightning.errors import InputError
 
 CHUNK = 16  # utterances per task of a thread: a future for each of ten million would cost more than the work
@@ -103,6 +103,8 @@ def _from_header(sound: soundfile.SoundFile, ref: AudioRef) -> Measurement:
 
 def _decoded(sound: soundfile.SoundFile, ref: AudioRef, expected_md5: bytes | None) -> Measurement:
     rate, (start, size) = sound.samplerate, _extent(sound, ref)
+    if fault := not_finite(sound, blocks(sound, start, size)):
+        return Measurement(problem=fault)
     bits = FLAC_BITS.get(sound.subtype, 0) if expected_md5 and ref.start_s is None else 0
     sound.seek(start)
     num_samples = num_clipped = 0

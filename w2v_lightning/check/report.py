@@ -55,7 +55,7 @@ class Result:
         """What this run could not see; empty where it saw everything."""
         if self.is_decoded:
             return ""
-        return "Only headers were read: --decode also finds damaged audio, clipping and silence."
+        return "Only headers were read: --decode also finds damaged audio, NaN, clipping and silence."
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ from w2v_lightning.data.batch import SAMPLE_RATE
 from w2v_lightning.data.flac import decode_16_bit
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
-from w2v_lightning.data.sound import cut_off
+from w2v_lightning.data.sound import cut_off, not_finite
 from w2v_lightning.errors import InputError
 
 
@@ -27,7 +27,8 @@ def decode(data: bytes, ref: AudioRef) -> np.ndarray:
     int16 where the file holds just that, which is half as much to hand on; otherwise float32 in [-1, 1].
 
     Raises:
-        InputError: it cannot be decoded, is empty, is cut off, or ends before the segment does.
+        InputError: it cannot be decoded, is empty, is cut off, ends before the segment does, or has samples that are
+            not finite.
     """
     if ref.start_s is None and (decoded := decode_16_bit(data)) is not None:
         samples, sample_rate = decoded
@@ -53,6 +54,8 @@ def _decode_file(file: str | io.BytesIO, ref: AudioRef) -> np.ndarray:
             if ref.start_s is None and (shortage := cut_off(sound, file, may_be_unclosed=True)):
                 raise InputError(f"{ref}: cut off: {shortage}. Fetch it anew, or write what is there to a new file.")
             samples = _read(sound, ref)
+            if fault := not_finite(sound, [samples]):
+                raise InputError(f"{ref}: {fault}. Leave it out, or write it anew; `check --decode` finds all of them.")
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"{ref}: cannot be read as audio: {error}") from error
     if len(samples) == 0:

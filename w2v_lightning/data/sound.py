@@ -1,10 +1,12 @@
-"""Whether an open sound file is whole."""
+"""What makes an open sound file unfit: that it is not whole, or that its samples are no numbers."""
 
 import io
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
 TOLERANCE_S = 0.01  # rounded seconds in a manifest, or a header that counts itself, are no fault
@@ -17,6 +19,8 @@ SHORT_CHUNK = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MUL
 PAGE_HEADER_BYTES = 27
 MAX_PAGE_BYTES = PAGE_HEADER_BYTES + 255 + 255 * 255
 END_OF_STREAM = 4
+BLOCK_FRAMES = 1 << 16
+FLOATING_POINT = ("FLOAT", "DOUBLE")  # no other samples can be NaN or infinite
 
 
 def can_read(sound: soundfile.SoundFile, frame: int) -> bool:
@@ -47,6 +51,29 @@ def cut_off(sound: soundfile.SoundFile, source: str | Path | io.BytesIO, *, may_
     said_s = found_s * said_bytes / max(found_bytes, 1)
     is_cut_off = said_bytes < UNKNOWN_BYTES and said_s > found_s + TOLERANCE_S
     return f"its header says {said_s:.3f} s of audio, {found_s:.3f} s are there" if is_cut_off else ""
+
+
+def blocks(sound: soundfile.SoundFile, start: int, size: int) -> Iterator[np.ndarray]:
+    """`size` frames from `start` on as float32, some at a time: a recording may be hours."""
+    sound.seek(start)
+    yield from sound.blocks(BLOCK_FRAMES, frames=size, dtype="float32", always_2d=True)
+
+
+def not_finite(sound: soundfile.SoundFile, parts: Iterable[np.ndarray]) -> str:
+    """How many samples are NaN or infinite; empty where none is. One is enough to make all of a model's weights NaN.
+
+    Args:
+        sound: the open file.
+        parts: its samples as float32; not asked for where they cannot but be finite.
+    """
+    if sound.subtype not in FLOATING_POINT:
+        return ""
+    num_samples = num_finite = 0
+    for part in parts:
+        num_samples += part.size
+        num_finite += np.count_nonzero(np.isfinite(part))
+    num_others = num_samples - num_finite
+    return f"{num_others:,} of {num_samples:,} samples are NaN or infinite" if num_others else ""
 
 
 def _ogg_cut_off(sound: soundfile.SoundFile, page: bytes, may_be_unclosed: bool) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.sound import TOLERANCE_S, can_read, cut_off
+from w2v_lightning.data.sound import TOLERANCE_S, blocks, can_read, cut_off, not_finite
 from w2v_lightning.prepare.options import Options
 
 
@@ -46,6 +46,8 @@ def prepare_audio(audio: AudioRef | bytes, options: Options) -> Audio:
                 raise UnusableAudioError("truncated or damaged", shortage)
             start, size = _extent(sound, audio)
             _check_duration(size / sound.samplerate, options)
+            if fault := not_finite(sound, blocks(sound, start, size)):
+                raise UnusableAudioError("samples that are NaN or infinite", fault)
             if _must_convert(sound, audio, options):
                 return _convert(sound, start, size, options)
             duration_s, sample_rate, suffix = size / sound.samplerate, sound.samplerate, _suffix(sound)
