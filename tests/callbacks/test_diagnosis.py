@@ -15,6 +15,7 @@ from tiny import TINY_CONFIG
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.callbacks.diagnosis import Diagnosis, has_letters, infeasible_ids, plateau_updates
 from w2v_lightning.data.batch import Batch
+from w2v_lightning.errors import InputError
 from w2v_lightning.text import Vocabulary
 
 NO_MASKS = dict.fromkeys(("mask_time_prob", "mask_channel_prob", "layerdrop", "activation_dropout"), 0.0)
@@ -131,20 +132,31 @@ def test_targets_without_letters(caplog, corpus, label):
 
 
 def test_a_loss_that_is_not_finite_names_the_utterances_where_it_began(caplog, corpus):
-    spoilt = []
+    spoilt, batches = [], []
 
     def spoil(batch):
+        batches.append(batch)
         if batch.global_step != 1 or batch.micro_batch != 1 or spoilt:
             return batch
         spoilt.extend(batch.ids)
         return replace(batch, waveforms_BT=torch.full(batch.waveforms_BT.shape, np.nan))
 
-    messages, trainer = warnings_of_a_run(caplog, corpus, tiny(), spoil, log_every_n_steps=10)
-    assert trainer.accumulate_grad_batches > 1
-    message = only([message for message in messages if "not finite" in message])
+    with pytest.raises(InputError, match=r"^Training is stopped: since update 2 weights are NaN or infinite"):
+        warnings_of_a_run(caplog, corpus, tiny(), spoil, log_every_n_steps=10)
+    assert batches[-1].num_micro_batches > 1
+    message = only([record.message for record in caplog.records if "not finite" in record.message])
     assert "since update 2," in message
     named = [f"1-1-{number:04}" for number in range(60) if f"1-1-{number:04}" in message]
     assert named == sorted(spoilt)[:10]
+
+
+def test_a_loss_that_is_not_finite_ends_no_run_whose_weights_are(caplog, corpus):
+    module = tiny(Scaled)
+    module.since, module.factor = 1, np.inf
+    precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))  # skips these updates
+    messages, trainer = warnings_of_a_run(caplog, corpus, module, plugins=[precision], max_steps=4)
+    assert any("The loss is not finite" in message for message in messages)
+    assert trainer.global_step == 4
 
 
 def test_a_loss_that_another_rank_spoilt_is_for_that_one_to_name(caplog, corpus, monkeypatch):
@@ -157,7 +169,9 @@ def test_a_loss_that_another_rank_spoilt_is_for_that_one_to_name(caplog, corpus,
         is_later = batch.global_step > 0 or batch.micro_batch > 0
         return replace(batch, waveforms_BT=torch.full(batch.waveforms_BT.shape, np.nan)) if is_later else batch
 
-    assert warnings_of_a_run(caplog, corpus, tiny(), spoil, log_every_n_steps=3, max_steps=9)[0] == []
+    with pytest.raises(InputError, match="since update 1 weights are NaN or infinite"):  # on all ranks
+        warnings_of_a_run(caplog, corpus, tiny(), spoil, log_every_n_steps=3, max_steps=9)
+    assert "The loss is not finite" not in caplog.text
 
 
 class Scaled(Wav2Vec2CTC):

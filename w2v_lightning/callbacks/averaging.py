@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from w2v_lightning.errors import InputError
+from w2v_lightning.model.sharding import is_finite
 from w2v_lightning.strategies.fsdp2 import whole_module
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,9 @@ class AverageBest(Callback):
         paths = sorted(scores, key=lambda path: float(scores[path]), reverse=not is_lower_better)
         averaged = copy.deepcopy(whole).cpu()
         averaged.load_state_dict(average_weights(paths))
+        if not is_finite(averaged):
+            log.warning("No average of the %d best checkpoints is written: weights are NaN or infinite.", len(paths))
+            return
         folder = Path(log_dir, "model-average")
         averaged.save_pretrained(folder)
         log.info("The average of the %d best checkpoints: %s", len(paths), folder)

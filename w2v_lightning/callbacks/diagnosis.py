@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from w2v_lightning.data.batch import Batch
-from w2v_lightning.errors import listed
-from w2v_lightning.model.sharding import total_norm
+from w2v_lightning.errors import InputError, listed
+from w2v_lightning.model.sharding import is_finite, total_norm
 from w2v_lightning.text import UNKNOWN, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -61,11 +61,18 @@ MESSAGES = {
     " -m w2v_lightning check`)?",
 }
 
+# Going on would cost hours, and the checkpoints from before, of which only the newest few are kept.
+DIVERGED = (
+    "Training is stopped: since update {update} weights are NaN or infinite, and stay so. Remove the cause, then go on"
+    " from a checkpoint of an earlier update with resume=PATH, or begin anew with resume=never; by itself the command"
+    " would go on from the newest one, which may hold such weights."
+)
+
 
 class Diagnosis(Callback):
     """Warns of: nothing but blanks predicted, no letters in the targets, a loss that is not finite (with the ids), a
     gradient that vanishes or explodes, a learning rate of zero, transcripts too long for their audio, a GradScaler
-    that skips its steps, nothing to train.
+    that skips its steps, nothing to train. An InputError ends a run whose weights have become NaN or infinite.
 
     It looks at the first update, at those that are logged (log_every_n_steps) and at the last; only there is the device
     waited for. No second forward pass: the logits are seen as they leave the head.
@@ -120,7 +127,7 @@ class Diagnosis(Callback):
         if self._watched is None:
             return
         self._watched = None
-        self._look_at_losses(trainer)
+        self._look_at_losses(trainer, pl_module)
         if trainer.is_global_zero:
             self._look_at_loss_scale(trainer)
             self._look_at_predictions(trainer.global_step, pl_module)
@@ -171,7 +178,7 @@ class Diagnosis(Callback):
         self._first_bad = torch.minimum(self._first_bad, number)
         self._window.append((update, batch.ids))
 
-    def _look_at_losses(self, trainer: Trainer) -> None:
+    def _look_at_losses(self, trainer: Trainer, pl_module: LightningModule) -> None:
         own = int(self._first_bad)
         # The next step spreads it over all ranks: only the one where it began can name the utterances.
         first = int(trainer.strategy.reduce(self._first_bad, reduce_op="min"))
@@ -180,6 +187,8 @@ class Diagnosis(Callback):
             self._say("loss", update=update, ids=listed(ids))
         if first != NEVER:
             self._said.add("loss")  # also where it did not begin
+            if not is_finite(pl_module):  # a GradScaler skips such an update
+                raise InputError(DIVERGED.format(update=self._window[first][0]))
         self._first_bad.fill_(NEVER)
         self._window.clear()
 

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from w2v_lightning.checkpoints import files
 from w2v_lightning.errors import InputError
+from w2v_lightning.model.sharding import is_finite
 from w2v_lightning.strategies.fsdp2 import whole_module
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ class ExportBest(Callback):
     """Writes LOG_DIR/model from the best checkpoint, or from the last weights where no checkpoint was kept.
 
     transformers and `model.pretrained` load that folder. The module is left with the weights that were written;
-    one whose weights are shared out keeps its last ones.
+    one whose weights are shared out keeps its last ones. An InputError refuses weights that are NaN or infinite.
     """
 
     def __init__(self) -> None:
@@ -31,8 +32,17 @@ class ExportBest(Callback):
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         self.folder = Path(log_dir, "model")
         module = whole_module(trainer)  # asks all ranks
+        has_diverged = trainer.is_global_zero and not is_finite(module)
         if best and (trainer.is_global_zero or not isinstance(module, FSDPModule)):
             _load_weights(module, best)
+        if not trainer.strategy.broadcast(trainer.is_global_zero and is_finite(module)):
+            raise InputError(
+                f"{self.folder} is not written: weights are NaN or infinite. Lower model.learning_rate or set"
+                " trainer.gradient_clip_val=1.0, see that the audio is sound (check --decode), and begin anew"
+                " (resume=never) or at a checkpoint from before (resume=PATH)."
+            )
+        if has_diverged:
+            log.warning("The last weights are NaN or infinite: %s is the best checkpoint, from before.", self.folder)
         if trainer.is_global_zero:
             module.save_pretrained(self.folder)
 

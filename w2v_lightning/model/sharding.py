@@ -68,7 +68,12 @@ def gathered_layer(layer: nn.Module, hidden_XC: Tensor, bounds: Bounds, speed: S
     return transformer_layer(layer, hidden_XC, bounds, speed)
 
 
-def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients together. Where they are shared out, all ranks must ask."""
-    norm = torch.nn.utils.get_total_norm(gradients)
+def is_finite(module: nn.Module) -> bool:
+    """Whether no weight is NaN or infinite. Waits for the device; where they are shared out, all ranks must ask."""
+    return bool(total_norm([parameter.detach() for parameter in module.parameters()]).isfinite())
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients, or weights, together. Where they are shared out, all ranks must ask."""
+    norm = torch.nn.utils.get_total_norm(tensors)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
