@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -26,6 +26,7 @@ from w2v_lightning import recovery
 from w2v_lightning.callbacks.averaging import AverageBest
 from w2v_lightning.callbacks.diagnosis import Diagnosis
 from w2v_lightning.callbacks.export import ExportBest
+from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.callbacks.predictions import PredictionWriter
 from w2v_lightning.callbacks.preemption import Preemption, preemptible
 from w2v_lightning.callbacks.profile import Profile
@@ -65,7 +66,8 @@ def main(args: list[str]) -> None:
         parser_class=Parser,
         seed_everything_default=0,
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={
             "default_root_dir": "runs",
             "num_sanity_val_steps": -1,  # all of it: WER before training, and nothing fails first after an epoch
@@ -118,6 +120,18 @@ class Parser(LightningArgumentParser):
         for parser in getattr(self._subcommands_action, "_name_parser_map", {}).values():
             known += [action.dest for action in parser._actions]
         return did_you_mean(unknown.group(1), known)
+
+
+class SaveConfig(SaveConfigCallback):
+    """config.yaml, with what is left to defaults, beside the run's other outputs."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = output_folder(trainer)  # asks all ranks
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, self._folder / self.config_filename, skip_none=False, overwrite=True)
 
 
 class CLI(LightningCLI):

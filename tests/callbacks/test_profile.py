@@ -164,7 +164,7 @@ def test_a_run_prints_its_groups_and_leaves_a_trace(tmp_path, data, monkeypatch)
     monkeypatch.undo()
     of_last_s = sum(audio_s[-1 - NUM_STEPS : -1])
     assert re.search(rf"{NUM_STEPS} steps of \S+ ms, {of_last_s / NUM_STEPS:.1f} s of audio each", output.getvalue())
-    (trace,) = tmp_path.glob("trace.json.gz")
+    (trace,) = tmp_path.rglob("trace.json.gz")
     assert not list(tmp_path.glob(".*trace*"))
     names = {entry.get("name") for entry in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
     assert {"forward", "backward"} <= names
@@ -192,7 +192,7 @@ def test_a_run_that_ends_early_leaves_no_half_of_a_profile(tmp_path, data, monke
     with pytest.raises(RuntimeError, match="pulled the plug"):
         fit(tmp_path, data, Console(file=output), max_steps=4)
     assert output.getvalue() == ""
-    assert not list(tmp_path.glob("trace.json*"))
+    assert not list(tmp_path.rglob("trace.json*"))
     monkeypatch.undo()
     fit(tmp_path, data, Console(file=output), max_steps=4)  # the profiler was closed: it can be opened again
     assert "3 steps of" in output.getvalue()

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.sharding import is_finite
 from w2v_lightning.strategies.fsdp2 import whole_module
@@ -67,9 +68,9 @@ class AverageBest(Callback):
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = trainer.log_dir  # asks all ranks
+        folder = output_folder(trainer) / "model-average"  # asks all ranks
         scores = getattr(trainer.checkpoint_callback, "best_k_models", {})
-        if trainer.fast_dev_run or log_dir is None or len(scores) < 2:
+        if trainer.fast_dev_run or len(scores) < 2:
             return
         whole = whole_module(trainer)  # asks all ranks
         if not trainer.is_global_zero:
@@ -81,7 +82,6 @@ class AverageBest(Callback):
         if not is_finite(averaged):
             log.warning("No average of the %d best checkpoints is written: weights are NaN or infinite.", len(paths))
             return
-        folder = Path(log_dir, "model-average")
         averaged.save_pretrained(folder)
         log.info("The average of the %d best checkpoints: %s", len(paths), folder)
 

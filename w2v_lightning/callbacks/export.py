@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.fsdp import FSDPModule
 
+from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.checkpoints import files
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.sharding import is_finite
@@ -26,11 +27,10 @@ class ExportBest(Callback):
         self.folder: Path | None = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = trainer.log_dir  # asks all ranks
-        if trainer.fast_dev_run or log_dir is None:
+        if trainer.fast_dev_run:
             return
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        self.folder = Path(log_dir, "model")
+        self.folder = output_folder(trainer) / "model"  # asks all ranks
         module = whole_module(trainer)  # asks all ranks
         has_diverged = trainer.is_global_zero and not is_finite(module)
         if best and (trainer.is_global_zero or not isinstance(module, FSDPModule)):

@@ -1,11 +1,11 @@
 """What `predict` hears, as JSON lines."""
 
 import json
-from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.evaluation.report import Pair
 
 
@@ -17,7 +17,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        self.path = Path(trainer.log_dir or trainer.default_root_dir, f"predictions{suffix}.jsonl")
+        self.path = output_folder(trainer) / f"predictions{suffix}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("w", encoding="utf-8")
 

@@ -16,6 +16,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from w2v_lightning.callbacks.attribution import BACKWARD, FORWARD, Work, group_of, time_by_group
+from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError
 
@@ -37,7 +38,7 @@ class Profile(Callback):
         self._profiler: profile | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        self._folder = output_folder(trainer)  # asks all ranks
         steps_left = int(trainer.estimated_stepping_batches) - trainer.global_step
         wait = min(WAIT_STEPS, steps_left - WARMUP_STEPS - NUM_STEPS)
         if wait < 0:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
 from w2v_lightning.callbacks.export import ExportBest
+from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.callbacks.throughput import Throughput
 from w2v_lightning.evaluation.report import Pair, marked
 
@@ -41,12 +43,12 @@ class RunSummary(Callback):
             self.pairs = evenly_spread(getattr(pl_module, "pairs", []), NUM_PAIRS)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        folder = output_folder(trainer)  # asks all ranks
         if trainer.is_global_zero and not trainer.fast_dev_run:
             self._print_scores()
             self._print_throughput(trainer)
             self._print_pairs()
-            self._print_places(trainer, pl_module, log_dir)
+            self._print_places(trainer, pl_module, folder)
 
     def _print_scores(self) -> None:
         if not self.best:
@@ -81,14 +83,15 @@ class RunSummary(Callback):
             table.add_row("", "heard", hypothesis)
         self.console.print(table)
 
-    def _print_places(self, trainer: Trainer, pl_module: LightningModule, log_dir: Path) -> None:
+    def _print_places(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         export = _callback(trainer, ExportBest)
         model = export.folder if export else None
+        events = next((each.log_dir for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
         rows = {
             "model": model,
-            "config": log_dir / "config.yaml" if (log_dir / "config.yaml").exists() else None,
+            "config": folder / "config.yaml" if (folder / "config.yaml").exists() else None,
             "checkpoints": getattr(trainer.checkpoint_callback, "dirpath", None),
-            "TensorBoard": f"tensorboard --logdir {log_dir}" if list(log_dir.glob("events.out.tfevents*")) else None,
+            "TensorBoard": f"tensorboard --logdir {events}" if events else None,
             "next": f"python -m w2v_lightning {pl_module.next_command.format(model=model)}" if model else None,
         }
         self.console.print()

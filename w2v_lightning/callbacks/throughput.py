@@ -28,6 +28,7 @@ from w2v_lightning.callbacks.circumstances import host, process_age_s, workload
 from w2v_lightning.callbacks.communication import ExposedTime, Traffic
 from w2v_lightning.callbacks.gpu import GpuSampler, GpuUse
 from w2v_lightning.callbacks.measured import Measured, Tally, Validations, condensed, ratio
+from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.callbacks.step_timer import StepTimer, new_event
 from w2v_lightning.data.batch import SAMPLE_RATE, Batch
 from w2v_lightning.data.manifest import atomic_text_file
@@ -100,7 +101,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._device = device = pl_module.device  # at the end of the run the model is on the CPU again
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        self._folder = output_folder(trainer)  # asks all ranks
         self._timer = StepTimer(lambda: new_event(device))
         self._exposed, self.communication, self._traffic = ExposedTime(device), None, Traffic.now()
         self._sampler = GpuSampler.of(device)

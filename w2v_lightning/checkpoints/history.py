@@ -17,6 +17,7 @@ import fsspec
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import w2v_lightning
+from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.checkpoints import files
 from w2v_lightning.hardware import device_name, versions
 from w2v_lightning.strategies.sagemaker_environment import find_hosts
@@ -70,7 +71,7 @@ class RunHistory(Callback):
 
     def _begin(self, trainer: Trainer) -> None:
         self._has_begun = True
-        log_dir = trainer.log_dir  # asks all ranks
+        log_dir = str(output_folder(trainer))  # asks all ranks
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         if self.begins_anew:
@@ -135,7 +136,7 @@ def _united(*histories: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [by_start[started] for started in sorted(by_start)]
 
 
-def _new_segment(trainer: Trainer, log_dir: str | None) -> dict[str, Any]:
+def _new_segment(trainer: Trainer, log_dir: str) -> dict[str, Any]:
     hosts = find_hosts()
     return {
         "started": _now(),
