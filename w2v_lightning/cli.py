@@ -16,7 +16,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
@@ -34,6 +33,7 @@ from w2v_lightning.callbacks.progress import RunProgress
 from w2v_lightning.callbacks.summary import RunSummary
 from w2v_lightning.callbacks.throughput import Throughput
 from w2v_lightning.checkpoints import command
+from w2v_lightning.checkpoints.best import BestCheckpoint
 from w2v_lightning.checkpoints.recent import drain
 from w2v_lightning.checkpoints.writer import BackgroundCheckpointIO
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
@@ -146,7 +146,7 @@ class CLI(LightningCLI):
             "--profile", type=bool, nargs="?", const=True, default=False, help="of fit: what a few steps spend time on"
         )
         command.add_options(parser)
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": monitor,
@@ -201,7 +201,7 @@ class CLI(LightningCLI):
         if self._get(self.config, "profile"):
             own.append(Profile())
         if config.get("enable_checkpointing") is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+            callbacks = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
         else:
             callbacks = self._checkpointing(callbacks)
         trainer = super()._instantiate_trainer(config, own + callbacks + [Preemption()])
@@ -212,7 +212,7 @@ class CLI(LightningCLI):
     def _checkpointing(self, best: list) -> list:
         """All that writes checkpoints: with what keeps the best one, what keeps the newest, in one folder."""
         for callback in best:
-            if isinstance(callback, ModelCheckpoint):
+            if isinstance(callback, BestCheckpoint):
                 callback.dirpath = command.run_folder(self._options)
         resolved = self._parser(self.subcommand).dump(self._options, skip_none=False)
         return best + command.callbacks(self._options, resolved)

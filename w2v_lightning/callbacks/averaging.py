@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from w2v_lightning.callbacks.outputs import output_folder
+from w2v_lightning.checkpoints.best import best_checkpoint
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.sharding import is_finite
 from w2v_lightning.strategies.fsdp2 import whole_module
@@ -68,15 +69,15 @@ class AverageBest(Callback):
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = output_folder(trainer) / "model-average"  # asks all ranks
-        scores = getattr(trainer.checkpoint_callback, "best_k_models", {})
-        if trainer.fast_dev_run or len(scores) < 2:
+        best = best_checkpoint(trainer)
+        if trainer.fast_dev_run or best is None or len(best.best_k_models) < 2:
             return
+        folder = output_folder(trainer) / "model-average"  # asks all ranks
         whole = whole_module(trainer)  # asks all ranks
         if not trainer.is_global_zero:
             return
-        is_lower_better = trainer.checkpoint_callback.mode == "min"
-        paths = sorted(scores, key=lambda path: float(scores[path]), reverse=not is_lower_better)
+        scores = best.best_k_models
+        paths = sorted(scores, key=lambda path: float(scores[path]), reverse=best.mode == "max")
         averaged = copy.deepcopy(whole).cpu()
         averaged.load_state_dict(average_weights(paths))
         if not is_finite(averaged):

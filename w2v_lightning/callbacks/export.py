@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.checkpoints import files
+from w2v_lightning.checkpoints.best import best_checkpoint
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.sharding import is_finite
 from w2v_lightning.strategies.fsdp2 import whole_module
@@ -29,7 +30,7 @@ class ExportBest(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
             return
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        best = getattr(best_checkpoint(trainer), "best_model_path", "")
         self.folder = output_folder(trainer) / "model"  # asks all ranks
         module = whole_module(trainer)  # asks all ranks
         has_diverged = trainer.is_global_zero and not is_finite(module)

@@ -12,6 +12,7 @@ from rich.table import Table
 from w2v_lightning.callbacks.export import ExportBest
 from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.callbacks.throughput import Throughput
+from w2v_lightning.checkpoints.best import best_checkpoint
 from w2v_lightning.evaluation.report import Pair, marked
 
 NUM_PAIRS = 5
@@ -37,7 +38,7 @@ class RunSummary(Callback):
         if trainer.sanity_checking:
             self.before = rates if _covers_all(trainer) else {}
             return
-        monitored = float(metrics.get(getattr(trainer.checkpoint_callback, "monitor", None) or "val_wer", math.nan))
+        monitored = float(metrics.get(getattr(best_checkpoint(trainer), "monitor", None) or "val_wer", math.nan))
         if monitored < self.best_monitored:
             self.best_monitored, self.best = monitored, rates
             self.pairs = evenly_spread(getattr(pl_module, "pairs", []), NUM_PAIRS)
@@ -90,7 +91,7 @@ class RunSummary(Callback):
         rows = {
             "model": model,
             "config": folder / "config.yaml" if (folder / "config.yaml").exists() else None,
-            "checkpoints": getattr(trainer.checkpoint_callback, "dirpath", None),
+            "checkpoints": getattr(best_checkpoint(trainer), "dirpath", None),
             "TensorBoard": f"tensorboard --logdir {events}" if events else None,
             "next": f"python -m w2v_lightning {pl_module.next_command.format(model=model)}" if model else None,
         }
