@@ -26,16 +26,17 @@ class ExportBest(Callback):
 
     def __init__(self) -> None:
         self.folder: Path | None = None
+        self.best_step: int | None = None  # global step of the best checkpoint, where the model is from it
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
             return
-        best = getattr(best_checkpoint(trainer), "best_model_path", "")
+        best = best_checkpoint(trainer)
         self.folder = output_folder(trainer) / "model"  # asks all ranks
         module = whole_module(trainer)  # asks all ranks
         has_diverged = trainer.is_global_zero and not is_finite(module)
-        if best and (trainer.is_global_zero or not isinstance(module, FSDPModule)):
-            _load_weights(module, best)
+        if best and best.best_model_path and (trainer.is_global_zero or not isinstance(module, FSDPModule)):
+            self.best_step = _load_weights(module, best.best_model_path)
         if not trainer.strategy.broadcast(trainer.is_global_zero and is_finite(module)):
             raise InputError(
                 f"{self.folder} is not written: weights are NaN or infinite. Lower model.learning_rate or set"
@@ -48,10 +49,16 @@ class ExportBest(Callback):
             module.save_pretrained(self.folder)
 
 
-def _load_weights(module: LightningModule, path: str) -> None:
-    """Of the best checkpoint; where that could not be written, or not be read, what was trained is not to be lost."""
+def _load_weights(module: LightningModule, path: str) -> int | None:
+    """Of the best checkpoint, whose step is returned.
+
+    Where that could not be written, or not be read, what was trained is not to be lost.
+    """
     try:
-        module.load_state_dict(files.load(path)["state_dict"])
+        checkpoint = files.load(path)
+        module.load_state_dict(checkpoint["state_dict"])
     except (InputError, OSError) as error:
         message = "The best checkpoint cannot be read, so the last weights are exported: %s"
         rank_zero_only(log.warning)(message, error)  # another host has not the files that this rank does not write
+        return None
+    return checkpoint["global_step"]

@@ -1,7 +1,7 @@
 """The last thing a user reads: what the run reached, what it hears, where everything lies, what to do next."""
 
-import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,36 +28,58 @@ class RunSummary(Callback):
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
         self.before: dict[str, float] = {}  # wer and cer before training
-        self.best: dict[str, float] = {}  # of the validation whose checkpoint counts as the best
-        self.best_monitored = math.inf
-        self.pairs: list[Pair] = []
+        self.scores: dict[int, dict[str, float]] = {}  # of each validation, by the global step, since the run began
+        self.pairs: dict[int, list[Pair]] = {}  # likewise, since this process did
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.before, "scores": self.scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before, self.scores = state_dict["before"], state_dict["scores"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = trainer.callback_metrics
         rates = {name: float(metrics[f"val_{name}"]) for name in RATES if f"val_{name}" in metrics}
         if trainer.sanity_checking:
-            self.before = rates if _covers_all(trainer) else {}
-            return
-        monitored = float(metrics.get(getattr(best_checkpoint(trainer), "monitor", None) or "val_wer", math.nan))
-        if monitored < self.best_monitored:
-            self.best_monitored, self.best = monitored, rates
-            self.pairs = evenly_spread(getattr(pl_module, "pairs", []), NUM_PAIRS)
+            if trainer.global_step == 0 and _covers_all(trainer):  # of a run that goes on, it is not before training
+                self.before = rates
+        else:
+            self.scores[trainer.global_step] = rates
+            self.pairs[trainer.global_step] = evenly_spread(getattr(pl_module, "pairs", []), NUM_PAIRS)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = output_folder(trainer)  # asks all ranks
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._print_scores()
+            step, what = self._validation_to_tell(trainer)
+            self._print_scores(step, what)
+            self._print_choice(trainer)
             self._print_throughput(trainer)
-            self._print_pairs()
+            self._print_pairs(step)
             self._print_places(trainer, pl_module, folder)
 
-    def _print_scores(self) -> None:
-        if not self.best:
-            return
-        self.console.print()
-        for name, rate in self.best.items():
+    def _validation_to_tell(self, trainer: Trainer) -> tuple[int, str]:
+        """That of the weights which were exported, where there was one, or else the last; its step, and in words."""
+        export = _callback(trainer, ExportBest)
+        if export and export.best_step in self.scores:
+            return export.best_step, "with the best model"
+        last = max(self.scores, default=trainer.global_step)
+        is_of_last_weights = last == trainer.global_step and not (export and export.best_step)
+        return last, "with the last weights" if is_of_last_weights else f"at the last validation, after step {last:,}"
+
+    def _print_scores(self, step: int, what: str) -> None:
+        rates = self.scores.get(step, {})
+        if rates:
+            self.console.print()
+        for name, rate in rates.items():
             before = f"{100 * self.before[name]:.1f} % before training, " if name in self.before else ""
-            text = f"Validation {RATES[name]}: {before}[bold]{100 * rate:.1f} %[/bold] with the best model"
+            text = f"Validation {RATES[name]}: {before}[bold]{100 * rate:.1f} %[/bold] {what}"
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _print_choice(self, trainer: Trainer) -> None:
+        """By the checkpoint's own account, which is there also where no validation of the best step is known."""
+        export, best = _callback(trainer, ExportBest), best_checkpoint(trainer)
+        if export and export.best_step and best.best_model_score is not None:
+            text = f"Best model: {best.monitor} {float(best.best_model_score):.4g}, after step {export.best_step:,}"
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def _print_throughput(self, trainer: Trainer) -> None:
@@ -71,14 +93,14 @@ class RunSummary(Callback):
                 soft_wrap=True,
             )
 
-    def _print_pairs(self) -> None:
-        if not self.pairs:
+    def _print_pairs(self, step: int) -> None:
+        if not self.pairs.get(step):
             return
         self.console.print("\nSome of the validation utterances, differences in red:")
         table = Table(box=None, show_header=False)
         for name in ("utterance", "", "text"):
             table.add_column(name, no_wrap=name != "text")
-        for pair in self.pairs:
+        for pair in self.pairs[step]:
             reference, hypothesis = marked(pair)
             table.add_row(pair.id, "said", reference)
             table.add_row("", "heard", hypothesis)
