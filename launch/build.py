@@ -24,7 +24,7 @@ def check(config: Mapping[str, Any]) -> None:
     """
     check_folders(config)
     check_checkpoints(config)
-    build(config)
+    check_best(config, *build(config))
 
 
 def check_folders(config: Mapping[str, Any]) -> None:
@@ -48,6 +48,17 @@ def check_checkpoints(config: Mapping[str, Any]) -> None:
     from w2v_lightning.checkpoints.recent import Interval, RecentCheckpoints  # slow to import
 
     RecentCheckpoints("checkpoints", Interval.parse(config["checkpoint_every"]), config["checkpoint_keep"])
+
+
+def check_best(config: Mapping[str, Any], module: Any, data: Any) -> None:
+    """What the best model is chosen by has to be logged, where there is a validation."""
+    from w2v_lightning.monitors import check_monitor  # slow to import
+
+    monitor, trainer = config["checkpoint"]["monitor"], config["trainer"]
+    is_chosen = trainer.get("limit_val_batches") != 0 and trainer.get("enable_checkpointing") is not False
+    if monitor and data.val_splits and is_chosen:
+        logged = module.logged_names(data.val_splits)
+        check_monitor("checkpoint.monitor", monitor, logged, others_log=bool(trainer.get("callbacks")))
 
 
 def build(config: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ LAYERS = [
     {"text"},
     {"data", "evaluation"},
     {"model", "optim", "prepare", "recordings"},
-    {"planned", "recogniser"},
+    {"monitors", "planned", "recogniser"},
     {"module", "pretraining"},
     {"callbacks", "checkpoints", "strategies", "transcribe", "check", "bench", "recovery"},
     {"cli"},

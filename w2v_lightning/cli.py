@@ -1,7 +1,6 @@
 """fit, validate, test and predict: a LightningCLI around a module, by `task`, and LibriSpeechDataModule."""
 
 import argparse
-import difflib
 import logging
 import re
 import sys
@@ -37,8 +36,9 @@ from w2v_lightning.checkpoints.best import BestCheckpoint
 from w2v_lightning.checkpoints.recent import drain
 from w2v_lightning.checkpoints.writer import BackgroundCheckpointIO
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
-from w2v_lightning.errors import InputError
+from w2v_lightning.errors import InputError, did_you_mean
 from w2v_lightning.module import Wav2Vec2CTC
+from w2v_lightning.monitors import check_monitors
 from w2v_lightning.precision import choose_precision
 from w2v_lightning.pretraining import Wav2Vec2Pretraining
 from w2v_lightning.strategies.launcher import launched, obstacle_to_restarts
@@ -158,6 +158,7 @@ class CLI(LightningCLI):
 
     def fit(self, model: LightningModule, datamodule: LibriSpeechDataModule, **options: Any) -> None:
         """What the sub-command runs in the place of `trainer.fit`."""
+        check_monitors(self.trainer, model, datamodule.val_splits)
         if options.get("ckpt_path") in (None, "last") and not self.trainer.fast_dev_run:
             is_left, options["ckpt_path"] = command.begin(self.trainer, model, self._options)
             if not is_left:
@@ -221,12 +222,6 @@ class CLI(LightningCLI):
 def one_line(message: str) -> str:
     """A message of jsonargparse, which likes to nest, on one line."""
     return " ".join(line.strip() for line in message.splitlines() if line.strip())
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """What to append to a message about `word`: the nearest known one, unless it is known itself."""
-    nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f". Did you mean {nearest[0]}?" if nearest and word not in known else ""
 
 
 def _demo_config() -> Path:

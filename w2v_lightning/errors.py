@@ -1,5 +1,8 @@
 """The one exception that means: the input is wrong, the program is not."""
 
+import difflib
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -24,3 +27,9 @@ def listed(items: list[str]) -> str:
     """The first few items for a message."""
     more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
     return ", ".join(items[:MAX_LISTED]) + more
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """What to append to a message about `word`: the nearest known one, unless it is known itself."""
+    nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f". Did you mean {nearest[0]}?" if nearest and word not in known else ""

@@ -142,6 +142,10 @@ class Wav2Vec2CTC(PlannedModule):
         self.pairs: list[Pair] = []  # this rank's utterances of the last validation or test
         self.register_buffer("_step_sums", torch.zeros(2), persistent=False)  # loss and characters of the global step
 
+    def logged_names(self, val_splits: Sequence[str]) -> list[str]:
+        by_split = [f"val_{rate}/{split}" for split in val_splits for rate in ("wer", "cer")]
+        return ["val_wer", "val_cer", "val_loss", *by_split, "train_loss", "train_loss_per_char", "lr"]
+
     @property
     def input_spec(self) -> InputSpec:
         """What the data module reads: vocabulary, frame lengths, masks."""
@@ -222,15 +226,18 @@ class Wav2Vec2CTC(PlannedModule):
         return [Pair(*row) for row in zip(batch.ids, batch.texts, hypotheses, strict=True)]
 
     def _log_scores(self, stage: str, loaders: Sequence[Any]) -> None:
-        """`val_wer` over all splits together, and `val_wer/dev-clean` by split where there are several."""
+        """`val_wer` over all splits together, and `val_wer/dev-clean` by split.
+
+        Of a single split both are the same: loggers and tables have it once, callbacks may monitor either.
+        """
         counts_S4, (loss, num_utterances) = self._scores_of_all_ranks()
         scores = {f"{stage}_{name}": rate for name, rate in error_rates(counts_S4.sum(dim=0)).items()}
-        if len(counts_S4) > 1:
-            for loader, split_counts in zip(loaders, counts_S4, strict=True):
-                split = loader.dataset.split
-                scores |= {f"{stage}_{name}/{split}": rate for name, rate in error_rates(split_counts).items()}
         scores[f"{stage}_loss"] = float(loss / num_utterances)
         self.log_dict(scores, rank_zero_only=False)
+        for loader, split_counts in zip(loaders, counts_S4, strict=True):
+            split = loader.dataset.split
+            scores = {f"{stage}_{name}/{split}": rate for name, rate in error_rates(split_counts).items()}
+            self.log_dict(scores, rank_zero_only=False, logger=len(loaders) > 1)
 
     def _scores_of_all_ranks(self) -> tuple[Tensor, Tensor]:
         """ErrorCounts of each split (S, 4); the sum of losses and the number of utterances. All in one exchange, of

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.data.draw import draw_dropped_layers, dropout_seed
 from w2v_lightning.model.sharding import shard
+from w2v_lightning.monitors import check_monitors
 from w2v_lightning.optim import parameter_groups
 
 
@@ -19,6 +20,14 @@ class PlannedModule(LightningModule):
 
     A subclass scores with `_start_scoring`, `_score` and `_log_scores`.
     """
+
+    def logged_names(self, val_splits: Sequence[str]) -> list[str]:
+        """What training logs, of which a checkpoint may be chosen by any."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_monitors(self.trainer, self, getattr(self.trainer.datamodule, "val_splits", ()))
 
     def configure_model(self) -> None:
         """Under a strategy that shares out weights, such as `fsdp2`, this is done here; else nothing is."""

@@ -25,6 +25,12 @@ from w2v_lightning.text import Vocabulary
 
 log = logging.getLogger(__name__)
 
+SCORES = ("loss", "accuracy")  # over all splits together, and of each
+TRAINING_LOG = (
+    *("train_loss", "train_contrastive_loss", "train_diversity_loss", "train_feature_penalty", "train_accuracy"),
+    *("gumbel_temperature", "gradient_norm", "lr"),
+)
+
 
 class Wav2Vec2Pretraining(PlannedModule):
     """transformers' Wav2Vec2ForPreTraining under Lightning. The defaults are fairseq's wav2vec2_base_librispeech.
@@ -124,6 +130,11 @@ class Wav2Vec2Pretraining(PlannedModule):
         self.register_buffer("_eval_sums", torch.zeros(0, len(self._step_sums)), persistent=False)
         self._num_utterances_in_step = 1
 
+    def logged_names(self, val_splits: Sequence[str]) -> list[str]:
+        scores = [f"val_{name}{suffix}" for suffix in ("", *(f"/{s}" for s in val_splits)) for name in SCORES]
+        codebooks = [f"train_code_perplexity/{group}" for group in range(self.model.quantizer.num_groups)]
+        return [*scores, *TRAINING_LOG, *codebooks]
+
     @property
     def input_spec(self) -> InputSpec:
         """What the data module reads: frame lengths, masks, negatives; that no text is needed."""
@@ -183,15 +194,17 @@ class Wav2Vec2Pretraining(PlannedModule):
         self._eval_sums[dataloader_idx] += self(batch).sums()
 
     def _log_scores(self, stage: str, loaders: Sequence[Any]) -> None:
-        """`val_loss` and `val_accuracy` over all splits together, and `val_loss/dev-clean` where there are several."""
+        """`val_loss` and `val_accuracy` over all splits together, and `val_loss/dev-clean` by split.
+
+        Of a single split both are the same: loggers and tables have it once, callbacks may monitor either.
+        """
         sums_S = self.trainer.strategy.reduce(self._eval_sums, reduce_op="sum")
         rows = {"": sums_S.sum(dim=0)}
-        if len(sums_S) > 1:
-            rows |= {f"/{loader.dataset.split}": row for loader, row in zip(loaders, sums_S, strict=True)}
+        rows |= {f"/{loader.dataset.split}": row for loader, row in zip(loaders, sums_S, strict=True)}
         for suffix, row in rows.items():
             contrastive_loss, _, _, accuracy = row[:4] / row[4].clamp(min=1)
-            self.log(f"{stage}_loss{suffix}", contrastive_loss, rank_zero_only=False)
-            self.log(f"{stage}_accuracy{suffix}", accuracy, rank_zero_only=False)
+            scores = {f"{stage}_loss{suffix}": contrastive_loss, f"{stage}_accuracy{suffix}": accuracy}
+            self.log_dict(scores, rank_zero_only=False, logger=not suffix or len(loaders) > 1)
 
     # ---- the pieces ---------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ CONFIG = {
     "model": {"pretrained": "facebook/wav2vec2-base"},
     "data": {"root": "LibriSpeech", "batch_seconds": 1600.0, **SPLITS},
     "trainer": {"devices": "auto", "num_nodes": 1, "accelerator": "auto", "enable_checkpointing": None},
+    "checkpoint": {"monitor": "val_wer/dev-other"},
     "checkpoint_every": "15m",
     "checkpoint_keep": 2,
 }
@@ -102,6 +103,7 @@ def test_a_sound_job_passes_and_a_dry_run_names_what_it_leaves_out(aws, capsys, 
         (with_options(JOB, trainer={"enable_checkpointing": False}), ["--spot", "trainer.enable_checkpointing"]),
         (with_options(JOB, checkpoint_every="often"), ["checkpoint_every is 'often'", "15m"]),
         (with_options(JOB, checkpoint_keep=0), ["checkpoint_keep is 0"]),
+        (with_options(JOB, data={"val_splits": ["dev-clean"]}), ["checkpoint.monitor", "val_wer/dev-clean?"]),
         (with_options(JOB, model={"config": {"hiden_size": 512}}), ["hiden_size", "'hidden_size'"]),
         (with_options(JOB, model={"config": {"num_attention_heads": 7}}), ["The config does not build"]),
         (with_options(JOB, model={"warmup": 0.7, "hold": 0.7}), ["warmup"]),
@@ -128,6 +130,8 @@ def test_what_is_refused_before_anything_is_asked(job, words):
         replace(with_options(JOB, checkpoint_every="never"), is_spot=False, max_wait_hours=None),
         replace(JOB, role="arn:aws-cn:iam::123456789012:role/service-role/w2v"),
         with_options(JOB, model={"vocabulary": "build"}),
+        with_options(JOB, data={"val_splits": ["dev-clean"]}, checkpoint={"monitor": "val_wer"}),
+        with_options(JOB, data={"val_splits": []}),
         with_options(JOB, model={"pretrained": "/opt/ml/input/data/data/mine"}),
     ],
 )
@@ -227,7 +231,7 @@ def test_nothing_there_is_refused_also_beside_a_folder_whose_name_goes_on(aws):
 
 
 def test_a_split_without_manifest_is_named(aws):
-    message = refused(aws, with_options(JOB, data={"val_splits": ["dev-clean", "test-clean"]}))
+    message = refused(aws, with_options(JOB, data={"val_splits": ["dev-other", "test-clean"]}))
     assert "no manifest of test-clean, which" in message
     assert "train-clean-100.jsonl" in message
 
@@ -235,7 +239,7 @@ def test_a_split_without_manifest_is_named(aws):
 def test_every_object_is_seen_where_they_come_in_pages(aws, monkeypatch):
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "1")  # S3 lists 1,000 at a time
     guards.check(JOB, aws.client, budget=None, is_dry_run=False)
-    assert "no manifest of zz" in refused(aws, with_options(JOB, data={"val_splits": ["zz"]}))
+    assert "no manifest of zz" in refused(aws, with_options(JOB, data={"val_splits": ["dev-other", "zz"]}))
 
 
 def test_an_empty_manifest_counts_for_nothing():

@@ -45,6 +45,10 @@ MFU_FORMULA = (
 )
 
 
+def _logged_as(rate: str) -> str:
+    return rate if rate == "audio_s_per_s" else f"throughput/{rate}"
+
+
 class Throughput(Callback):
     """Logs `audio_s_per_s` over all devices (real audio over wall-clock time) and `throughput/...`, see above.
 
@@ -60,6 +64,8 @@ class Throughput(Callback):
     The plan gives every rank the same share, so in the log this rank's audio stands for the others'; the file has the
     sum over all ranks.
     """
+
+    logged_names = tuple(_logged_as(name) for name in Measured().rates(None))
 
     def __init__(self) -> None:
         self.run = Measured()  # windows that are closed
@@ -200,7 +206,7 @@ class Throughput(Callback):
         for name, value in rates.items():
             if value is not None:
                 # As a tensor on the CPU: Lightning would copy a float to the device, and wait for that.
-                pl_module.log(name if name == "audio_s_per_s" else f"throughput/{name}", torch.tensor(value))
+                pl_module.log(_logged_as(name), torch.tensor(value))
 
     # ---- the run ------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ class BestCheckpoint(ModelCheckpoint):
     monitor is no second of its kind, which Lightning refuses.
     """
 
+    monitor_option = "checkpoint.monitor"
+
 
 def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     """The `checkpoint` of the config; in a script, the first ModelCheckpoint that monitors a score, or else the first.
