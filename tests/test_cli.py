@@ -10,9 +10,12 @@ import pytest
 import yaml
 from corpus import random_texts, write_split
 from tiny import TINY_CONFIG
+from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from w2v_lightning import cli
 from w2v_lightning.__main__ import COMMANDS, main
+from w2v_lightning.model import wav2vec2
+from w2v_lightning.text import Vocabulary
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = [path for path in sorted(FOLDER.glob("*.yaml")) if not path.stem.startswith("study_")]
@@ -172,6 +175,46 @@ def test_fit_then_test_then_predict_then_transcribe(tiny_config, tmp_path):
     done = run("transcribe", *files, "--model", model)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(f"{file}\t{rows[file.stem]['hypothesis']}\n" for file in files)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """An encoder without a CTC head, and a model with one, of the same shape."""
+    sizes = TINY_CONFIG | {"codevector_dim": 8, "proj_codevector_dim": 8}
+    Wav2Vec2ForPreTraining(Wav2Vec2Config(**sizes)).save_pretrained(tmp_path / "encoder")
+    model = wav2vec2.from_scratch(TINY_CONFIG, Vocabulary())
+    wav2vec2.save_pretrained(tmp_path / "tuned", model, Vocabulary(), normalise=True)
+    return {"encoder": tmp_path / "encoder", "tuned": tmp_path / "tuned"}
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "reason"),
+    [
+        ("validate", [], "null gives random weights"),
+        ("validate", ["--ckpt_path", "last"], "null gives random weights"),
+        ("test", ["--model.pretrained", "{encoder}"], "encoder without a CTC head"),
+        ("predict", ["--model.pretrained", "{encoder}"], "encoder without a CTC head"),
+        ("test", ["--model.pretrained", "{tuned}", "--model.vocabulary", "build"], "is for other tokens than"),
+    ],
+)
+def test_random_weights_are_not_scored(tiny_config, folders, command, options, reason, capsys):
+    options = [option.format(**folders) for option in options]
+    status, out, err = in_process(capsys, command, "--config", tiny_config, *options)
+    assert status == 2
+    (line,) = (line for line in err.splitlines() if line.startswith("error: model.pretrained: "))
+    assert reason in line
+    assert "--ckpt_path" in line
+    assert "wer" not in out
+
+
+def test_weights_from_a_checkpoint_or_a_model_with_a_head_are_scored(tiny_config, folders, tmp_path, capsys):
+    model = ["--model.pretrained", folders["encoder"]]
+    assert in_process(capsys, "fit", "--config", tiny_config, *model)[0] == 0
+    best = tmp_path / "runs" / "checkpoints" / "best.ckpt"
+    for options in ([*model, "--ckpt_path", best], ["--model.pretrained", folders["tuned"]]):
+        status, out, err = in_process(capsys, "test", "--config", tiny_config, *options)
+        assert status == 0, err
+        assert "test_wer" in out
 
 
 @pytest.mark.slow

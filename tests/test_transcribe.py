@@ -7,7 +7,7 @@ import torch
 from corpus import SAMPLE_RATE, random_texts, spell, write_split
 from rapidfuzz.distance import Levenshtein
 from tiny import TINY_CONFIG
-from transformers import AutoModelForCTC, AutoProcessor
+from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2Config, Wav2Vec2ForPreTraining, Wav2Vec2Model
 
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError
@@ -75,6 +75,19 @@ def test_bad_files_are_named(folder, tmp_path):
         list(transcribe([text], folder, device="cpu"))
     with pytest.raises(InputError, match=r"missing\.wav"):
         list(transcribe([tmp_path / "missing.wav"], folder, device="cpu"))
+
+
+@pytest.mark.parametrize("kind", [Wav2Vec2ForPreTraining, Wav2Vec2Model])
+def test_an_encoder_without_a_head_is_refused_instead_of_printing_random_letters(tmp_path, kind):
+    config = Wav2Vec2Config(**TINY_CONFIG, codevector_dim=8, proj_codevector_dim=8)
+    kind(config).save_pretrained(tmp_path / "encoder")
+    soundfile.write(tmp_path / "a.wav", spell("AB"), SAMPLE_RATE)
+    arguments = [str(tmp_path / "a.wav"), "--model", str(tmp_path / "encoder"), "--device", "cpu"]
+    refusal = rf"encoder is an encoder without a CTC head \({kind.__name__}\).*fine-tune it first"
+    with pytest.raises(InputError, match=refusal):
+        main(arguments)
+    with pytest.raises(InputError, match=refusal):
+        transcribe(arguments[:1], str(tmp_path / "encoder"), "cpu")
 
 
 @pytest.fixture

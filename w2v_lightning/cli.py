@@ -167,6 +167,16 @@ class CLI(LightningCLI):
             recovery.fit(self.trainer, model, datamodule, **options)
         drain(self.trainer)
 
+    def before_validate(self) -> None:
+        """Random weights have a WER too, which looks like that of a bad model."""
+        options = self._options
+        # Where there is no last checkpoint, Lightning goes on with the weights that there are.
+        is_trained = options.ckpt_path not in (None, "last") or (options.ckpt_path and options.checkpoint.save_last)
+        if isinstance(self.model, Wav2Vec2CTC) and not is_trained:
+            self.model.check_head()
+
+    before_test = before_predict = before_validate
+
     @property
     def _options(self) -> Namespace:
         """All those of the sub-command."""

@@ -200,6 +200,18 @@ class Wav2Vec2CTC(PlannedModule):
         schedule = (options.warmup, options.hold, options.final_lr_scale, options.decay)
         return self._adamw(tri_stage(num_updates_of(self.trainer), *schedule), options.layer_lr_decay)
 
+    def check_head(self) -> None:
+        """For what scores a model as it was loaded, without a checkpoint of training.
+
+        Raises:
+            InputError: the weights of its CTC head are random.
+        """
+        pretrained = self.hparams.pretrained
+        remedy = "name a fine-tuned model, or the path of a checkpoint with --ckpt_path"
+        if pretrained is None:
+            raise InputError(f"model.pretrained: null gives random weights, and they random letters; {remedy}.")
+        wav2vec2.check_head("model.pretrained", pretrained, remedy, self.vocabulary)
+
     # ---- scoring ------------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Pair]:

@@ -88,8 +88,9 @@ class Recogniser:
         """With a wav2vec2 CTC model by its Hugging Face name or folder.
 
         Raises:
-            InputError: as above, or the model cannot be read.
+            InputError: as above, or the model cannot be read, or has no CTC head.
         """
+        wav2vec2.check_head("--model", model, "fine-tune it first (fit), and name the folder that this exports")
         return cls(*wav2vec2.from_pretrained(model, {}), device, precision, speed)
 
     def transcribe(

@@ -49,9 +49,8 @@ def from_pretrained(
     """
     check_config_keys(config)
     stored = stored_config(name_or_folder)
-    has_head = "Wav2Vec2ForCTC" in (stored.architectures or [])
     own_vocabulary = _stored_vocabulary(name_or_folder)
-    keeps_head = has_head and vocabulary in (None, own_vocabulary)
+    keeps_head = _has_head(stored) and vocabulary in (None, own_vocabulary)
     if keeps_head:
         _check_vocabulary_fits(name_or_folder, stored, own_vocabulary)
     vocabulary = vocabulary or own_vocabulary or Vocabulary()
@@ -66,10 +65,26 @@ def from_pretrained(
     of_other_shape = {key for key, *_ in loading["mismatched_keys"]}
     _check_nothing_missing(name_or_folder, {*loading["missing_keys"], *of_other_shape}, keeps_head)
     if not keeps_head:
-        old = f"has a CTC head for {stored.vocab_size} tokens" if has_head else "is a pre-trained encoder"
+        old = f"has a CTC head for {stored.vocab_size} tokens" if _has_head(stored) else "is a pre-trained encoder"
         log.info("%s %s: its CTC head is new, for the vocabulary's %d tokens.", name_or_folder, old, len(vocabulary))
         _renew_head(model)
     return model, vocabulary, stored_normalise(name_or_folder)
+
+
+def check_head(option: str, name_or_folder: str, remedy: str, vocabulary: Vocabulary | None = None) -> None:
+    """Before a model is heard or scored that nobody trains first: a new head would put out random letters.
+
+    Raises:
+        InputError: the checkpoint has no CTC head, or one for other tokens than those of `vocabulary`.
+    """
+    stored = stored_config(name_or_folder)
+    if not _has_head(stored):
+        what = f"{name_or_folder} is an encoder without a CTC head ({', '.join(stored.architectures or ['bare'])})"
+    elif vocabulary not in (None, _stored_vocabulary(name_or_folder)):
+        what = f"the CTC head of {name_or_folder} is for other tokens than model.vocabulary"
+    else:
+        return
+    raise InputError(f"{option}: {what}, so it would put out random letters; {remedy}.")
 
 
 def freeze(model: Wav2Vec2ForCTC, feature_encoder: bool) -> None:
@@ -193,6 +208,10 @@ def _renew_head(model: Wav2Vec2ForCTC) -> None:
     """Random weights also where the old head happened to have as many tokens and was loaded."""
     model.lm_head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
     model._init_weights(model.lm_head)
+
+
+def _has_head(stored: Wav2Vec2Config) -> bool:
+    return "Wav2Vec2ForCTC" in (stored.architectures or [])
 
 
 def _head_config(vocabulary: Vocabulary) -> dict[str, object]:
