@@ -10,8 +10,10 @@ from tiny import TINY_CONFIG
 from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2Config, Wav2Vec2ForPreTraining, Wav2Vec2Model
 
 from w2v_lightning.data.manifest import Manifest
+from w2v_lightning.data.samplers import Slot
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import wav2vec2
+from w2v_lightning.recogniser import Recogniser
 from w2v_lightning.recordings import recordings
 from w2v_lightning.text import Vocabulary
 from w2v_lightning.transcribe import main, transcribe
@@ -139,13 +141,102 @@ def test_a_manifests_ids_name_the_lines(folder, corpus, tmp_path, capsys):
     assert [line.partition("\t")[0] for line in lines] == corpus.ids
 
 
-def test_nothing_is_written_where_a_recording_turns_out_damaged(folder, corpus, tmp_path):
-    damaged, out = corpus.audio_paths[4], tmp_path / "heard.jsonl"
-    with open(damaged, "rb+") as file:
+def cut_in_half(path):
+    with open(path, "rb+") as file:
         file.truncate(file.seek(0, 2) // 2)
-    with pytest.raises(InputError, match=r"0004\.flac"):
-        main([str(tmp_path / "dev.jsonl"), "--model", folder, "--device", "cpu", "--out", str(out)])
-    assert not out.exists()
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_what_is_damaged_is_named_and_all_else_is_written(folder, corpus, tmp_path, capsys, num_workers):
+    soundfile.write(corpus.audio_paths[2], np.zeros(100), SAMPLE_RATE)
+    cut_in_half(corpus.audio_paths[4])
+    out = tmp_path / "heard.jsonl"
+    options = ["--device", "cpu", "--device-seconds", "4", "--workers", num_workers, "--out", str(out)]
+    assert main([str(tmp_path / "dev.jsonl"), "--model", folder, *options]) == 1
+    rows, whole = rows_of(out), [0, 1, 3, 5]
+    assert [row["id"] for row in rows] == [corpus.ids[i] for i in whole]
+    assert [row["pred_text"] for row in rows[1:]] == [corpus.texts[i].upper() for i in whole[1:]]
+    printed = capsys.readouterr()
+    assert "heard.jsonl: 4 recordings" in printed.out
+    assert "WER" in printed.out
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3
+    assert any("0002.flac: 100 samples" in line for line in errors[:2])
+    assert any("0004.flac: " in line for line in errors[:2])
+    assert errors[2] == "error: 2 recordings could not be heard, named above"
+    assert [path.name for path in tmp_path.glob("heard*")] == ["heard.jsonl"]
+
+
+def test_texts_of_others_are_printed_in_order_around_what_is_damaged(folder, corpus, tmp_path, capsys):
+    files = [*corpus.audio_paths[:3], str(tmp_path / "missing.wav"), *corpus.audio_paths[3:]]
+    cut_in_half(files[1])
+    with open(files[5], "w") as file:
+        file.write("not audio")
+    assert main([*files, "--model", folder, "--device", "cpu"]) == 1
+    printed = capsys.readouterr()
+    assert [line.partition("\t")[0] for line in printed.out.splitlines()] == [files[i] for i in (0, 2, 4, 6)]
+    for name in (files[1], "missing.wav", files[5]):
+        assert sum(name in line for line in printed.err.splitlines()) == 1
+    assert "error: 3 recordings could not be heard, named above\n" in printed.err
+
+
+def test_a_name_stands_before_the_text_of_the_only_one_that_could_be_heard(folder, corpus, tmp_path, capsys):
+    files = [corpus.audio_paths[0], str(tmp_path / "missing.wav")]
+    assert main([*files, "--model", folder, "--device", "cpu"]) == 1
+    assert capsys.readouterr().out.startswith(f"{files[0]}\t")
+
+
+def test_where_nothing_can_be_heard_nothing_is_replaced(folder, corpus, tmp_path, capsys):
+    out = tmp_path / "heard.jsonl"
+    out.write_text("of yesterday")
+    cut_in_half(corpus.audio_paths[0])
+    for source in (corpus.audio_paths[0], "missing.wav"):
+        assert main([source, "--model", folder, "--device", "cpu", "--out", str(out)]) == 1
+        assert "error: 1 recording could not be heard, named above" in capsys.readouterr().err
+    assert out.read_text() == "of yesterday"
+    assert not list(tmp_path.glob("*partial*"))
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), InputError("too many for the GPU's memory")])
+def test_what_was_heard_before_an_interruption_is_kept(folder, corpus, tmp_path, capsys, monkeypatch, reason):
+    original, batches = Recogniser.hear, []
+
+    def hear(self, batch):
+        batches.append(batch)
+        if len(batches) == 4:
+            raise reason
+        return original(self, batch)
+
+    monkeypatch.setattr(Recogniser, "hear", hear)
+    slots = [np.array([3]), np.array([1]), np.array([5]), np.array([0, 2, 4])]
+    monkeypatch.setattr(Recogniser, "slots", lambda *_: [Slot(positions) for positions in slots])
+    arguments = [str(tmp_path / "dev.jsonl"), "--model", folder, "--device", "cpu", "--out", str(tmp_path / "h.jsonl")]
+    if isinstance(reason, KeyboardInterrupt):
+        assert main(arguments) == 130
+    else:
+        with pytest.raises(InputError):
+            main(arguments)
+    assert not (tmp_path / "h.jsonl").exists()
+    assert f"What was heard until then is in {tmp_path / 'h.partial.jsonl'}" in capsys.readouterr().err
+    heard = {row["id"]: row["pred_text"] for row in rows_of(tmp_path / "h.partial.jsonl")}
+    assert heard == {corpus.ids[i]: corpus.texts[i].upper() for i in (3, 1)}  # the text of a batch waits for the next
+
+
+def test_one_that_alone_is_too_long_for_the_device_is_left_out(folder, corpus, tmp_path, capsys, monkeypatch):
+    original, longest = Recogniser._best, max(range(6), key=lambda i: corpus.durations_s_N[i])
+
+    def best(self, batch):
+        if corpus.ids[longest] in batch.ids:
+            raise torch.OutOfMemoryError
+        return original(self, batch)
+
+    monkeypatch.setattr(Recogniser, "_best", best)
+    options = ["--device", "cpu", "--device-seconds", "0.001"]
+    assert main([str(tmp_path / "dev.jsonl"), "--model", folder, *options]) == 1
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 5
+    assert f"{corpus.ids[longest]}: " in printed.err
+    assert "too long for the GPU's memory" in printed.err
 
 
 def test_an_output_that_cannot_be_written_is_named_before_anything_is_heard(folder, tmp_path):

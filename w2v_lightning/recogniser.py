@@ -8,7 +8,9 @@ Shapes: B utterances, T samples, F frames, V tokens.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -39,6 +41,9 @@ SHARE_OF_MEMORY = 0.8  # of what is free on the GPU
 LARGEST_TENSORS = 6
 
 
+Outcome = TypeVar("Outcome", str, str | InputError)  # of an utterance
+
+
 @dataclass(frozen=True)
 class Heard:
     """The best token of each frame of a batch, on the CPU once `done` has happened (None: they are there)."""
@@ -46,6 +51,33 @@ class Heard:
     best_BF: Tensor
     num_frames_B: Tensor
     done: torch.cuda.Event | None
+
+
+class Read(NamedTuple):
+    """What of a slot could be read, None if nothing, and what is wrong with the others, by their positions."""
+
+    positions: np.ndarray
+    batch: Batch | None
+    errors: dict[int, InputError]
+
+
+class ReadableDataset(UtteranceDataset):
+    """Leaves out of a batch the utterances that cannot be read: one of them is no reason to lose the others."""
+
+    def __getitem__(self, slot: Slot) -> Read:
+        try:
+            return Read(slot.positions, super().__getitem__(slot), {})
+        except InputError:  # which of them is it?
+            errors = {i: error for i in slot.positions.tolist() if (error := self._error(i))}
+        readable = np.array([i for i in slot.positions.tolist() if i not in errors])
+        return Read(readable, super().__getitem__(Slot(readable)) if len(readable) else None, errors)
+
+    def _error(self, position: int) -> InputError | None:
+        try:
+            super().__getitem__(Slot(np.array([position])))
+        except InputError as error:
+            return error
+        return None
 
 
 class Recogniser:
@@ -110,8 +142,19 @@ class Recogniser:
                 memory, or cannot be read.
         """
         self._check_long_enough(manifest)
+        outcomes = self.attempt(manifest, device_seconds, num_workers)
+        return ((position, text_or_raise(outcome)) for position, outcome in outcomes)
+
+    def attempt(
+        self, manifest: Manifest, device_seconds: float | None = None, num_workers: int | None = None
+    ) -> Iterator[tuple[int, str | InputError]]:
+        """Like `transcribe`, but an utterance that cannot be heard has its error in the place of a text.
+
+        Raises:
+            InputError: several utterances together are too long for the device's memory.
+        """
         slots = self.slots(manifest, device_seconds)
-        return self._results(slots, self.loader(manifest, slots, num_workers))
+        return self._outcomes(self.loader(manifest, slots, num_workers, ReadableDataset))
 
     # ---- the pieces ---------------------------------------------------------------------------------------------
 
@@ -127,14 +170,20 @@ class Recogniser:
             for positions in plan.evaluation_batches(manifest.durations_s_N[start : start + WINDOW], device_seconds)
         ]
 
-    def loader(self, manifest: Manifest, slots: list[Slot], num_workers: int | None = None) -> DataLoader:
-        """The batches of these slots, read ahead."""
+    def loader(
+        self,
+        manifest: Manifest,
+        slots: list[Slot],
+        num_workers: int | None = None,
+        dataset: type[UtteranceDataset] = UtteranceDataset,
+    ) -> DataLoader:
+        """The batches of these slots, read ahead, as the kind of dataset has them."""
         if num_workers is None:
             num_workers = min(default_workers(self.device), max(0, len(slots) - 1))  # a single batch needs none
         if num_workers < 0:
             raise InputError(f"--workers must be 0 or more, found {num_workers}.")
         unread = replace(manifest, texts=[""] * len(manifest))  # the references may have characters without a token
-        return batch_loader(UtteranceDataset(unread, self.spec), slots, num_workers)
+        return batch_loader(dataset(unread, self.spec), slots, num_workers)
 
     def hear(self, batch: Batch) -> Heard:
         """Queue a batch on the device, without waiting for it.
@@ -168,18 +217,27 @@ class Recogniser:
             for best_F, num_frames in zip(heard.best_BF.numpy(), heard.num_frames_B.tolist(), strict=True)
         ]
 
-    def _results(self, slots: list[Slot], batches: Iterable[Batch]) -> Iterator[tuple[int, str]]:
-        before: tuple[Slot, Heard] | None = None
-        for slot, batch in zip(slots, batches, strict=True):
-            now = slot, self.hear(batch)
+    def _outcomes(self, reads: Iterable[Read]) -> Iterator[tuple[int, str | InputError]]:
+        before: tuple[np.ndarray, Heard] | None = None
+        for positions, batch, errors in reads:
+            yield from errors.items()
+            if batch is None:
+                continue
+            try:
+                now = positions, self.hear(batch)
+            except InputError as error:
+                if len(batch) > 1:
+                    raise
+                yield int(positions[0]), error
+                continue
             if before is not None:  # its texts are put together while the device computes `now`
                 yield from self._numbered(*before)
             before = now
         if before is not None:
             yield from self._numbered(*before)
 
-    def _numbered(self, slot: Slot, heard: Heard) -> Iterator[tuple[int, str]]:
-        return zip(slot.positions.tolist(), self.texts(heard), strict=True)
+    def _numbered(self, positions: np.ndarray, heard: Heard) -> Iterator[tuple[int, str]]:
+        return zip(positions.tolist(), self.texts(heard), strict=True)
 
     def _check_long_enough(self, manifest: Manifest) -> None:
         for i in checks.too_short(manifest, self.spec):
@@ -189,13 +247,19 @@ class Recogniser:
             )
 
 
-def in_order(results: Iterable[tuple[int, str]]) -> Iterator[str]:
-    """The texts of (position, text) pairs by position, each as soon as all before it are there."""
-    text_of_position, following = {}, 0
-    for position, text in results:
-        text_of_position[position] = text
-        while following in text_of_position:
-            yield text_of_position.pop(following)
+def text_or_raise(outcome: str | InputError) -> str:
+    if isinstance(outcome, InputError):
+        raise outcome
+    return outcome
+
+
+def in_order(outcomes: Iterable[tuple[int, Outcome]]) -> Iterator[Outcome]:
+    """The texts, or what else, of (position, text) pairs by position, each as soon as all before it are there."""
+    outcome_of_position, following = {}, 0
+    for position, outcome in outcomes:
+        outcome_of_position[position] = outcome
+        while following in outcome_of_position:
+            yield outcome_of_position.pop(following)
             following += 1
 
 

@@ -1,7 +1,7 @@
 """What there is to transcribe: audio files, folders of them and manifests, as one manifest."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +19,7 @@ from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES
 UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's word for it
 
 
-def recordings(sources: Sequence[str | Path]) -> Manifest:
+def recordings(sources: Sequence[str | Path], skip: Callable[[InputError], None] | None = None) -> Manifest:
     """The utterances of all sources, in order; their durations by the manifests or by the headers of the files.
 
     The id of a file that no manifest names is its path; its text is empty.
@@ -27,16 +27,17 @@ def recordings(sources: Sequence[str | Path]) -> Manifest:
     Args:
         sources: audio files of any kind that libsndfile reads; folders, below which all such files count, sorted;
             manifests (.jsonl, .jsonl.gz, .json), also URLs of them.
+        skip: is told what is wrong with a file, which is then left out; by default that is raised.
 
     Raises:
-        InputError: a source is not there or holds no audio, a file cannot be read, or a manifest is wrong.
+        InputError: a folder holds no audio, a file cannot be read, or a manifest is wrong.
     """
     parts = []
     for is_manifest, group in groupby(map(str, sources), key=lambda source: source.endswith(MANIFEST_SUFFIXES)):
         if is_manifest:
             parts += [_checked(source) for source in group]
         else:
-            parts.append(_measured([path for source in group for path in _audio_files(source)]))
+            parts.append(_measured([path for source in group for path in _audio_files(source)], skip or _raise))
     return Manifest.join(parts)
 
 
@@ -59,11 +60,28 @@ def _audio_files(source: str) -> list[str]:
     return found
 
 
-def _measured(paths: list[str]) -> Manifest:
+def _measured(paths: list[str], skip: Callable[[InputError], None]) -> Manifest:
     with ThreadPoolExecutor() as pool:  # the system and libsndfile work outside the interpreter lock
-        durations_s = list(pool.map(_duration_s, paths))
-    nothing = [""] * len(paths)
-    return Manifest(paths, paths, np.array(durations_s), texts=nothing, speakers=nothing)
+        measured = list(zip(paths, pool.map(_duration_or_error, paths), strict=True))
+    for _, found in measured:
+        if isinstance(found, InputError):
+            skip(found)
+    duration_s_of = [(path, found) for path, found in measured if not isinstance(found, InputError)]
+    readable = [path for path, _ in duration_s_of]
+    nothing = [""] * len(readable)
+    durations_s_N = np.array([duration_s for _, duration_s in duration_s_of], dtype=np.float64)
+    return Manifest(readable, readable, durations_s_N, texts=nothing, speakers=nothing)
+
+
+def _raise(error: InputError) -> None:
+    raise error
+
+
+def _duration_or_error(path: str) -> float | InputError:
+    try:
+        return _duration_s(path)
+    except InputError as error:
+        return error
 
 
 def _duration_s(path: str) -> float:

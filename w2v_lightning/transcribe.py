@@ -3,10 +3,12 @@
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import transformers
 
 from w2v_lightning.data.manifest import Manifest, atomic_text_file
@@ -22,25 +24,50 @@ from w2v_lightning.text import Vocabulary
 DETAILS = """\
 Printed is one line of text per recording, in the order given; with several, each line starts with the file's name (or
 the manifest's id) and a tab. A recording is heard whole, whatever its length, and what that takes grows faster than its
-duration: cut up what lasts longer than some minutes.
+duration: cut up what lasts longer than some minutes. What cannot be heard, because it is damaged, missing or too short,
+is named on standard error; all else is transcribed, and the exit status is 1.
 """
 
+Outcomes = Iterable[tuple[int, str | InputError]]  # of the positions in a manifest
 
-def main(args: Sequence[str]) -> None:
-    """Print the texts, or write them as JSON lines and print how fast and, with references, how well it went."""
+
+def main(args: Sequence[str]) -> int:
+    """Print the texts, or write them as JSON lines and print how fast and, with references, how well it went.
+
+    Returns:
+        The exit status: 1 if a recording could not be heard.
+    """
     options = _parse(args)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if options.out:
         _check_writable(options.out)
-    manifest = recordings(options.sources)
-    recogniser = Recogniser.from_pretrained(options.model, options.device, options.precision)
-    results = recogniser.transcribe(manifest, options.device_seconds, options.workers)
-    if options.out:
-        _write(options.out, manifest, results, recogniser.vocabulary)
-        return
-    for name, text in zip(manifest.ids, in_order(results), strict=True):
-        print(text if len(manifest) == 1 else f"{name}\t{text}", flush=True)
+    unheard = Unheard()
+    try:
+        manifest = recordings(options.sources, unheard.add)
+        if len(manifest):
+            _hear(manifest, options, unheard)
+    except KeyboardInterrupt:
+        return 130  # as a shell has it
+    return unheard.status()
+
+
+class Unheard:
+    """Names what could not be heard, and counts it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, error: InputError) -> None:
+        self.count += 1
+        print(f"error: {error.line}", file=sys.stderr, flush=True)
+
+    def status(self) -> int:
+        """The exit status, after a line that sums up."""
+        if self.count:
+            recordings = "1 recording" if self.count == 1 else f"{self.count:,} recordings"
+            print(f"error: {recordings} could not be heard, named above", file=sys.stderr)
+        return min(self.count, 1)
 
 
 def transcribe(
@@ -64,7 +91,8 @@ def transcribe(
         num_workers: loader processes; by default none for little audio.
 
     Raises:
-        InputError: the model or a recording cannot be read, or a recording is too short for one frame.
+        InputError: the model cannot be read or has no CTC head, a recording cannot be read or is too short for one
+            frame. `Recogniser.attempt` hears the others all the same.
     """
     manifest = recordings(sources)
     recogniser = Recogniser.from_pretrained(model, device, precision)
@@ -72,20 +100,66 @@ def transcribe(
     return zip(manifest.ids, texts, strict=True)
 
 
-def _write(path: Path, manifest: Manifest, results: Iterable[tuple[int, str]], vocabulary: Vocabulary) -> None:
+def _hear(manifest: Manifest, options: argparse.Namespace, unheard: Unheard) -> None:
+    recogniser = Recogniser.from_pretrained(options.model, options.device, options.precision)
+    outcomes = recogniser.attempt(manifest, options.device_seconds, options.workers)
+    if options.out:
+        _write(options.out, manifest, outcomes, recogniser.vocabulary, unheard)
+    else:
+        _print(manifest, outcomes, unheard)
+
+
+def _print(manifest: Manifest, outcomes: Outcomes, unheard: Unheard) -> None:
+    is_alone = len(manifest) + unheard.count == 1
+    for name, outcome in zip(manifest.ids, in_order(outcomes), strict=True):
+        if isinstance(outcome, InputError):
+            unheard.add(outcome)
+        else:
+            print(outcome if is_alone else f"{name}\t{outcome}", flush=True)
+
+
+def _write(path: Path, manifest: Manifest, outcomes: Outcomes, vocabulary: Vocabulary, unheard: Unheard) -> None:
+    """As they are heard, the texts go to a file of their own, which whatever ends the process leaves behind."""
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     counts, start_s = ErrorCounts(), time.perf_counter()
-    with atomic_text_file(path) as file, Progress(None, len(manifest)) as progress:
-        for i, text in enumerate(in_order(results)):
-            file.write(_line(manifest, i, text) + "\n")
-            if manifest.texts[i]:
-                counts.update([text], [vocabulary.normalise(manifest.texts[i])])
-            progress.advance(0)
-    audio_s, elapsed_s = manifest.durations_s_N.sum(), time.perf_counter() - start_s
+    start_of_line_N = np.full(len(manifest), -1)
+    try:
+        with partial.open("wb", buffering=0) as file, Progress(None, len(manifest)) as progress:
+            for i, outcome in outcomes:
+                progress.advance(0)
+                if isinstance(outcome, InputError):
+                    unheard.add(outcome)
+                    continue
+                start_of_line_N[i] = file.tell()
+                file.write(f"{_line(manifest, i, outcome)}\n".encode())
+                if manifest.texts[i]:
+                    counts.update([outcome], [vocabulary.normalise(manifest.texts[i])])
+    except BaseException:
+        print(f"What was heard until then is in {partial}", file=sys.stderr)
+        raise
+    elapsed_s = time.perf_counter() - start_s
+    if not partial.stat().st_size:
+        partial.unlink()
+        return
+    _put_in_order(partial, start_of_line_N, path)
+    _report(path, manifest.durations_s_N[start_of_line_N >= 0], elapsed_s, counts)
+
+
+def _put_in_order(partial: Path, start_of_line_N: np.ndarray, path: Path) -> None:
+    with partial.open("rb") as unordered, atomic_text_file(path) as file:
+        for start in start_of_line_N[start_of_line_N >= 0].tolist():
+            unordered.seek(start)
+            file.write(unordered.readline().decode())
+    partial.unlink()
+
+
+def _report(path: Path, durations_s_N: np.ndarray, elapsed_s: float, counts: ErrorCounts) -> None:
+    audio_s = durations_s_N.sum()
     print(
-        f"{path}: {len(manifest):,} recordings, {audio_s / 3600:.2f} h, in {elapsed_s:.1f} s"
+        f"{path}: {len(durations_s_N):,} recordings, {audio_s / 3600:.2f} h, in {elapsed_s:.1f} s"
         f" ({audio_s / elapsed_s:,.0f} audio-s/s)"
     )
-    if any(manifest.texts):
+    if counts.sums.any():
         rates = error_rates(counts.sums)
         print(f"WER {rates['wer']:.2%}, CER {rates['cer']:.2%}")
 
@@ -140,6 +214,6 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         help="write a manifest (.jsonl) instead, what was heard as `text`, or as `pred_text` beside a reference, and"
-        " print the word error rate",
+        " print the word error rate; if it is interrupted, what was heard until then is in FILE.partial.jsonl",
     )
     return parser.parse_args(args)
