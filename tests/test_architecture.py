@@ -12,7 +12,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Data flows one way: a part may import from its own layer and from those before it.
 LAYERS = [
     {"errors", "hardware", "precision", "sigterm"},
-    {"text"},
+    {"text", "tokenizer"},
     {"data", "evaluation"},
     {"model", "optim", "prepare", "recordings"},
     {"monitors", "planned", "recogniser"},

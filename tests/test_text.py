@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,11 +13,9 @@ SPECIALS = {1, 2, 3}  # <s> </s> <unk>
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Wav2Vec2CTCTokenizer:
-    return Wav2Vec2CTCTokenizer(str(Vocabulary().save(tmp_path_factory.mktemp("vocabulary"))))
-
-
-def write_vocabulary(folder, table) -> None:
-    (folder / "vocab.json").write_text(json.dumps(table))
+    folder = tmp_path_factory.mktemp("vocabulary")
+    Vocabulary().save(folder)
+    return Wav2Vec2CTCTokenizer.from_pretrained(folder)
 
 
 def test_default_is_the_vocabulary_of_wav2vec2_base_960h():
@@ -96,47 +92,27 @@ def test_save_and_load_round_trip(tmp_path):
     assert Vocabulary.load(tmp_path) == LOWER
 
 
-def test_load_reads_what_transformers_saves_with_tokens_of_its_own(tmp_path):
-    write_vocabulary(tmp_path, {"b": 2, "a": 1, "/": 0, "[UNK]": 3, "[PAD]": 4})
-    tokenizer = Wav2Vec2CTCTokenizer(
-        str(tmp_path / "vocab.json"),
-        *(None, None),  # begin and end of sentence
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        word_delimiter_token="/",
-    )
-    tokenizer.save_pretrained(tmp_path / "saved")
-    vocabulary = Vocabulary.load(tmp_path / "saved")
-    assert vocabulary == Vocabulary(("/", "a", "b", "[UNK]", "[PAD]"), blank="[PAD]", word_delimiter="/")
-    assert vocabulary.blank_id == tokenizer.pad_token_id == 4
+def test_the_longest_token_stands_for_characters_and_spaces_stay():
+    vocabulary = Vocabulary(("<pad>", "|", "c", "ch", "h", "a"))
+    assert vocabulary.encode("ch a cha hc") == [3, 1, 5, 1, 3, 5, 1, 4, 2]
+    assert vocabulary.unknown_characters("chb\u00e9 a") == {"b", "\u00e9"}
+    with pytest.raises(KeyError):
+        vocabulary.encode("chb")
 
 
-def test_load_reads_special_tokens_saved_as_objects(tmp_path):
-    write_vocabulary(tmp_path, {"[PAD]": 0, "|": 1, "a": 2})
-    settings = {"pad_token": {"content": "[PAD]", "lstrip": False}, "word_delimiter_token": "|"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert Vocabulary.load(tmp_path).blank == "[PAD]"
+def test_words_need_a_delimiter():
+    vocabulary = Vocabulary(("<pad>", "a"))
+    assert vocabulary.encode("aa") == [1, 1]
+    assert vocabulary.unknown_characters("a a") == {" "}
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "vocab.json is missing; a CTC model folder needs it"),
-        ('{"<pad>": 0,', "vocab.json is not valid JSON"),
-        ('["<pad>", "|"]', "vocab.json must hold a JSON object, found list"),
-        ('{"<pad>": 0, "|": 2}', r"vocab.json: the ids must be 0 to 1, each once; found \[0, 2\]"),
-        ('{"<pad>": 0, "|": 1, "A": 1}', r"the ids must be 0 to 2, each once; found \[0, 1, 1\]"),
-        ('{"<pad>": 0, "|": "1"}', r"the ids must be 0 to 1, each once; found \[0, '1'\]"),
-        ('{"eng": {"<pad>": 0}, "fra": {"<pad>": 0}}', "the ids must be 0 to 1, each once; found"),
-        ('{"|": 0, "A": 1}', "no token '<pad>' to serve as CTC blank; add it to vocab.json"),
-        ('{"<pad>": 0, "A": 1}', r"no token '\|' to serve as word delimiter; add it to vocab.json"),
-    ],
-)
-def test_load_says_what_is_wrong_with_a_vocabulary_file(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "vocab.json").write_text(content)
-    with pytest.raises(InputError, match=message):
-        Vocabulary.load(tmp_path)
+def test_an_apostrophe_that_is_a_letter_stays():
+    assert Vocabulary(("<pad>", "|", "a", "\u02bc", "'")).normalise("a\u02bca\u2019") == "a\u02bca'"
+
+
+def test_a_vocabulary_needs_a_blank():
+    with pytest.raises(InputError, match="no token '<pad>' to serve as CTC blank"):
+        Vocabulary(("|", "A"))
 
 
 @pytest.mark.parametrize(("labels", "repeats"), [([], 0), ([5], 0), ([5, 5], 1), ([5, 6, 5], 0), ([5, 5, 5, 6, 6], 3)])

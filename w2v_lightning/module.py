@@ -36,9 +36,9 @@ class Wav2Vec2CTC(PlannedModule):
     Args:
         pretrained: a model on the Hugging Face hub or a local folder; null starts from random weights.
         config: what differs from the model's own transformers Wav2Vec2Config, such as {hidden_size: 256}.
-        vocabulary: what the CTC head puts out: by default the model's own, or facebook's 32 tokens; a folder with
-            vocab.json; on the command line "build", the characters of the training transcripts in upper case, and
-            "build-mixed", as they are written. Where it is not the model's own, the head is new.
+        vocabulary: what the CTC head puts out: by default the model's own, or facebook's 32 tokens; a folder with a
+            Hugging Face tokenizer; on the command line "build", the characters of the training transcripts in upper
+            case, and "build-mixed", as they are written. Where it is not the model's own, the head is new.
         lora: train a low-rank change of the attention's projections, and the CTC head, instead of all weights; it is
             merged on export. Needs peft (the extra `peft`).
         freeze_feature_encoder: keep the convolutions over the waveform as pre-trained.

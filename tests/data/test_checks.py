@@ -7,6 +7,7 @@ from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.checks import usable
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError
+from w2v_lightning.text import Vocabulary
 
 GOOD = ("HELLO THERE", 2.0)
 
@@ -32,6 +33,24 @@ BAD = {
 def test_good_utterances_pass_as_they_are():
     manifest = manifest_of(GOOD, ("don\u2019t shout", 2.0))
     assert usable(manifest, InputSpec(), split="train").ids == ["u0", "u1"]
+
+
+def test_tokens_of_several_characters_are_labels_and_their_characters_need_not_be():
+    spec = InputSpec(vocabulary=Vocabulary(("<pad>", "|", "a", "ch")))
+    fits = ("ch" * 5, seconds(400 + 8 * 320))  # 5 labels and 4 blanks between them in 9 frames
+    assert usable(manifest_of(("cha ach", 2.0), fits), spec, split="train").ids == ["u0", "u1"]
+    with pytest.raises(InputError, match=r"u0 \(11 needed, 9 frames\)"):
+        usable(manifest_of(("ch" * 6, fits[1])), spec, split="train")
+    for text in ("ca", "cah", "hac"):
+        with pytest.raises(InputError, match="1 utterances have characters outside the vocabulary: u1"):
+            usable(manifest_of(("cha", 2.0), (text, 2.0)), spec, split="train")
+
+
+def test_spaces_need_a_token():
+    spec = InputSpec(vocabulary=Vocabulary(("<pad>", *"ab")))
+    assert usable(manifest_of(("ab", 2.0)), spec, split="train").ids == ["u0"]
+    with pytest.raises(InputError, match=r"outside the vocabulary: u1 \( \)"):
+        usable(manifest_of(("ab", 2.0), ("a b", 2.0)), spec, split="train")
 
 
 @pytest.mark.parametrize(

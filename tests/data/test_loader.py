@@ -70,6 +70,15 @@ def test_transcripts_are_normalised_to_the_vocabulary(manifest):
     assert batch.labels_BU.tolist() == [[2, 1, 3, 6, 5]]
 
 
+def test_labels_of_a_step_are_counted_not_its_characters(manifest):
+    vocabulary = Vocabulary(("<pad>", "|", *"abcdef", "be", "ace"))
+    batch = UtteranceDataset(manifest, InputSpec(vocabulary=vocabulary))[slot(1, step=np.arange(3))]
+    assert batch.texts == ["a bed"]
+    assert batch.labels_BU.tolist() == [[2, 1, 8, 5]]
+    all_labels = [vocabulary.encode(vocabulary.normalise(text)) for text in TEXTS]
+    assert batch.num_labels_in_step == sum(map(len, all_labels)) == sum(map(len, TEXTS)) - 3
+
+
 def test_utterance_is_the_same_whoever_its_neighbours_are(manifest):
     dataset = UtteranceDataset(manifest, MASKED, seed=5, masked=True)
     alone, together = dataset[slot(1, epoch=2)], dataset[slot(0, 1, 2, epoch=2)]

@@ -41,9 +41,8 @@ def agreements(
 
 def plain(text: str, vocabulary: Vocabulary) -> str:
     """`text` without tokens such as <s>, which the pipeline leaves in and ours leaves out."""
-    for token in vocabulary.tokens:
-        if len(token) > 1:
-            text = text.replace(token, "")
+    for token in vocabulary.silent:
+        text = text.replace(token, "")
     return " ".join(text.split())
 
 

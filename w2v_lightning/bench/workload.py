@@ -68,7 +68,7 @@ def like_librispeech(spec: InputSpec, number: int = NUM_UTTERANCES) -> Manifest:
     rng = np.random.default_rng(SEED)
     durations_s_N = librispeech_durations_s(rng, number)
     letters = _letters(spec)
-    words = ["".join(rng.choice(letters, rng.integers(1, 9))) for _ in range(2000)]
+    words = [spec.vocabulary.separator.join(rng.choice(letters, rng.integers(1, 9))) for _ in range(2000)]
     text = " ".join(words)
     starts = rng.integers(0, len(text) // 2, number)
     texts = [text[i : i + int(s * LETTERS_PER_SECOND)] for i, s in zip(starts, durations_s_N, strict=True)]

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError, listed
 from w2v_lightning.model.sharding import is_finite, total_norm
-from w2v_lightning.text import UNKNOWN, Vocabulary
+from w2v_lightning.text import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,9 @@ def plateau_updates(num_updates: float, warmup: float, freeze_updates: int, from
 
 def has_letters(batch: Batch, vocabulary: Vocabulary) -> bool:
     """Whether a label of the batch stands for more than a space or <unk>. Waits for the device."""
-    no_letters = [i for i, token in enumerate(vocabulary.tokens) if token in (UNKNOWN, vocabulary.word_delimiter)]
+    no_letters = [
+        i for i, token in enumerate(vocabulary.tokens) if token in (vocabulary.unknown, vocabulary.word_delimiter)
+    ]
     labels_BU = batch.labels_BU.cpu()
     is_real_BU = torch.arange(labels_BU.shape[1]) < batch.num_labels_B[:, None]
     return bool((is_real_BU & ~torch.isin(labels_BU, torch.tensor(no_letters))).any())

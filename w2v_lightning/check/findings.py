@@ -66,8 +66,13 @@ class Corpus:
 
     def unknown_counts(self) -> Counter[str]:
         """How often each character without a token occurs."""
-        normalise, texts = self.spec.vocabulary.normalise, self.manifest.texts
-        return Counter(c for i, found in self.unknown_characters.items() for c in normalise(texts[i]) if c in found)
+        vocabulary, texts = self.spec.vocabulary, self.manifest.texts
+        return Counter(
+            piece
+            for i, found in self.unknown_characters.items()
+            for piece in vocabulary.pieces(vocabulary.normalise(texts[i]))
+            if piece in found
+        )
 
 
 def in_manifest(corpus: Corpus, max_seconds: float) -> list[Finding]:

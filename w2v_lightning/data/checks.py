@@ -81,10 +81,10 @@ def named(manifest: Manifest, i: int, detail: str) -> str:
 
 
 def unknown_characters(manifest: Manifest, spec: InputSpec) -> dict[int, set[str]]:
-    """The characters that have no token, after normalisation."""
+    """The characters, or phonemes, that have no token, after normalisation."""
     vocabulary = spec.vocabulary
-    alphabet = "".join(set().union(*manifest.texts))
-    if not vocabulary.unknown_characters(vocabulary.normalise(alphabet)):  # as a rule, and quick to find out
+    alphabet = map(vocabulary.normalise, set().union(*manifest.texts))
+    if not any(map(vocabulary.unknown_characters, [vocabulary.space, *alphabet])):  # as a rule, and quick to find out
         return {}
     unknown = {
         i: characters
@@ -113,8 +113,8 @@ def infeasible(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
         # Twice the labels is enough whatever repeats, and normalising ASCII makes nothing longer.
         if num_frames == 0 or (text.isascii() and num_frames >= 2 * len(text)):
             continue
-        characters = spec.vocabulary.normalise(text)
-        needed = len(characters) + count_repeats(characters)
+        labels = spec.vocabulary.pieces(spec.vocabulary.normalise(text))
+        needed = len(labels) + count_repeats(labels)
         if num_frames < needed:
             needed_and_given[i] = needed, num_frames
     worst_first = sorted(needed_and_given.items(), key=lambda item: item[1][1] / item[1][0])

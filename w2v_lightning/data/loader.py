@@ -91,13 +91,13 @@ class UtteranceDataset(Dataset):
             micro_batch=slot.micro_batch,
             num_micro_batches=slot.num_micro_batches,
             num_utterances_in_step=len(slot.step_positions),
-            num_labels_in_step=sum(len(self._text(i)) for i in slot.step_positions),
+            num_labels_in_step=sum(len(spec.vocabulary.pieces(self._text(i))) for i in slot.step_positions),
             is_filler=slot.is_filler,
             **self._masks(slot, num_frames_B, spec.num_frames(num_samples)),
         )
 
     def _text(self, position: int) -> str:
-        """As it is encoded, a label per character; nothing where the model is not trained on text."""
+        """As it is encoded; nothing where the model is not trained on text."""
         return self.spec.vocabulary.normalise(self.manifest.texts[position]) if self.spec.needs_text else ""
 
     def _waveforms(self, slot: Slot, labels: list[np.ndarray]) -> list[np.ndarray]:

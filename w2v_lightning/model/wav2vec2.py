@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.profiler import record_function
 from transformers import (
     AutoConfig,
+    AutoTokenizer,
     Wav2Vec2Config,
-    Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2Processor,
@@ -49,11 +49,11 @@ def from_pretrained(
     """
     check_config_keys(config)
     stored = stored_config(name_or_folder)
-    own_vocabulary = _stored_vocabulary(name_or_folder)
-    keeps_head = _has_head(stored) and vocabulary in (None, own_vocabulary)
+    keeps_head = _has_head(stored) and _is_of_head(vocabulary, name_or_folder, stored)
     if keeps_head:
-        _check_vocabulary_fits(name_or_folder, stored, own_vocabulary)
-    vocabulary = vocabulary or own_vocabulary or Vocabulary()
+        vocabulary = _stored_vocabulary(name_or_folder, stored.vocab_size)
+        _check_vocabulary_fits(name_or_folder, stored, vocabulary)
+    vocabulary = vocabulary or _stored_vocabulary(name_or_folder) or Vocabulary()
     # dtype is given because the default takes that of the file: weights stored in half precision would train in it.
     model, loading = Wav2Vec2ForCTC.from_pretrained(
         name_or_folder,
@@ -80,7 +80,7 @@ def check_head(option: str, name_or_folder: str, remedy: str, vocabulary: Vocabu
     stored = stored_config(name_or_folder)
     if not _has_head(stored):
         what = f"{name_or_folder} is an encoder without a CTC head ({', '.join(stored.architectures or ['bare'])})"
-    elif vocabulary not in (None, _stored_vocabulary(name_or_folder)):
+    elif not _is_of_head(vocabulary, name_or_folder, stored):
         what = f"the CTC head of {name_or_folder} is for other tokens than model.vocabulary"
     else:
         return
@@ -163,9 +163,11 @@ def save_pretrained(folder: Path, model: Wav2Vec2ForCTC, vocabulary: Vocabulary,
     what else an old one has stays."""
     with complete_or_absent(folder) as temporary:
         model.save_pretrained(temporary)
-        processor = _processor(temporary, vocabulary, normalise)
+        vocabulary.save(temporary)
+        processor = Wav2Vec2Processor(feature_extractor(normalise), AutoTokenizer.from_pretrained(temporary))
         processor.save_pretrained(temporary)
         processor.feature_extractor.save_pretrained(temporary)  # transformers 4 looks for them in their own file
+        vocabulary.save(temporary)  # the processor has written it otherwise
 
 
 @contextmanager
@@ -193,17 +195,6 @@ def feature_extractor(normalise: bool) -> Wav2Vec2FeatureExtractor:
     return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=normalise, return_attention_mask=True)
 
 
-def _processor(folder: Path, vocabulary: Vocabulary, normalise: bool) -> Wav2Vec2Processor:
-    specials = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = Wav2Vec2CTCTokenizer(
-        str(vocabulary.save(folder)),
-        pad_token=vocabulary.blank,
-        word_delimiter_token=vocabulary.word_delimiter,
-        **{role: token if token in vocabulary.tokens else None for role, token in specials.items()},
-    )
-    return Wav2Vec2Processor(feature_extractor(normalise), tokenizer)
-
-
 def _renew_head(model: Wav2Vec2ForCTC) -> None:
     """Random weights also where the old head happened to have as many tokens and was loaded."""
     model.lm_head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
@@ -212,6 +203,14 @@ def _renew_head(model: Wav2Vec2ForCTC) -> None:
 
 def _has_head(stored: Wav2Vec2Config) -> bool:
     return "Wav2Vec2ForCTC" in (stored.architectures or [])
+
+
+def _is_of_head(vocabulary: Vocabulary | None, name_or_folder: str, stored: Wav2Vec2Config) -> bool:
+    """Whether a CTC head is for the tokens of `vocabulary`; there may be silent ones more or less of them."""
+    return vocabulary is None or vocabulary in (
+        _stored_vocabulary(name_or_folder, stored.vocab_size),
+        _stored_vocabulary(name_or_folder),
+    )
 
 
 def _head_config(vocabulary: Vocabulary) -> dict[str, object]:
@@ -246,10 +245,13 @@ def _stored_file(name_or_folder: str, filename: str) -> Path | None:
     return Path(path) if path else None
 
 
-def _stored_vocabulary(name_or_folder: str) -> Vocabulary | None:
+def _stored_vocabulary(name_or_folder: str, num_outputs: int | None = None) -> Vocabulary | None:
     path = _stored_file(name_or_folder, "vocab.json")
-    _stored_file(name_or_folder, "tokenizer_config.json")  # from the hub, it comes to lie beside vocab.json
-    return Vocabulary.load(path.parent) if path else None
+    if path is None:
+        return None
+    for name in ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
+        _stored_file(name_or_folder, name)  # from the hub, it comes to lie beside vocab.json
+    return Vocabulary.load(path.parent, num_outputs)
 
 
 def stored_normalise(name_or_folder: str) -> bool:
@@ -264,13 +266,13 @@ def _check_vocabulary_fits(name: str, stored: Wav2Vec2Config, vocabulary: Vocabu
         raise InputError(f"model.pretrained: {name} has a CTC head but no vocab.json that names its tokens; add it.")
     if len(vocabulary) != stored.vocab_size:
         raise InputError(
-            f"model.pretrained: {name}: vocab.json names {len(vocabulary)} tokens, but the model puts out"
+            f"model.pretrained: {name}: its tokenizer names {len(vocabulary)} tokens, but the model puts out"
             f" {stored.vocab_size}; put back the vocab.json that the model was trained with."
         )
     if vocabulary.blank_id != stored.pad_token_id:
         raise InputError(
-            f"model.pretrained: {name}: the CTC blank {vocabulary.blank!r} is token {vocabulary.blank_id} in"
-            f" vocab.json, but pad_token_id in config.json is {stored.pad_token_id}; make them agree."
+            f"model.pretrained: {name}: the CTC blank {vocabulary.blank!r} is token {vocabulary.blank_id} of"
+            f" its tokenizer, but pad_token_id in config.json is {stored.pad_token_id}; make them agree."
         )
 
 
