@@ -10,7 +10,8 @@ from launch.job import CHANNEL
 from w2v_lightning.errors import InputError
 
 CONTAINER_DATA = f"/opt/ml/input/data/{CHANNEL}"
-FOLDERS = ("model.pretrained", "model.vocabulary", "data.augmentation.noise_folder")  # options that may name one
+# Options that may name what lies on this machine.
+PLACES = ("model.pretrained", "model.vocabulary", "data.augmentation.noise_folder", "resume", "ckpt_path")
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -20,28 +21,28 @@ def check(config: Mapping[str, Any]) -> None:
         config: all options of `fit`, resolved.
 
     Raises:
-        InputError: an option has a value that cannot be, or names a folder that the container does not have.
+        InputError: an option has a value that cannot be, or names a place that the container does not have.
     """
-    check_folders(config)
+    check_places(config)
     check_checkpoints(config)
     check_best(config, *build(config))
 
 
-def check_folders(config: Mapping[str, Any]) -> None:
-    for option in FOLDERS:
-        folder = reduce(
+def check_places(config: Mapping[str, Any]) -> None:
+    for option in PLACES:
+        place = reduce(
             lambda part, key: part.get(key) if isinstance(part, Mapping) else None, option.split("."), config
         )
-        if isinstance(folder, str) and not folder.startswith("/opt/ml/") and _is_local(folder):
+        if isinstance(place, str) and not place.startswith("/opt/ml/") and _is_local(place):
             hub = " or give a name on the Hugging Face hub," if option == "model.pretrained" else ""
             raise InputError(
-                f"{option}: {folder} is a folder of this machine, which the container does not have;{hub} or upload it"
-                f" below --data and name it {CONTAINER_DATA}/{Path(folder).name}."
+                f"{option}: {place} lies on this machine, and the container does not have it;{hub} or upload it"
+                f" below --data and name it {CONTAINER_DATA}/{Path(place).name}."
             )
 
 
-def _is_local(folder: str) -> bool:
-    return folder.startswith(("/", "~", "./", "../")) or Path(folder).is_dir()
+def _is_local(place: str) -> bool:
+    return place.startswith(("/", "~", "./", "../")) or Path(place).exists()
 
 
 def check_checkpoints(config: Mapping[str, Any]) -> None:

@@ -99,20 +99,23 @@ def fit_args(config: Mapping[str, Any], data: str | None, resume: str) -> list[s
         resume: as of `fit`.
     """
     options = {"data.root": data or config["data"]["root"], "checkpoint.dirpath": CHECKPOINTS, "resume": resume}
-    options |= {"trainer.default_root_dir": TENSORBOARD}
+    options |= {"ckpt_path": "null", "trainer.default_root_dir": TENSORBOARD}
     args = ["fit", "--config", CONFIG, *(f"--{name}={value}" for name, value in options.items())]
     return args + [f"--trainer.callbacks+=launch.callbacks.{name}" for name in CALLBACKS]
 
 
 def resume(config: Mapping[str, Any], folder: Path) -> str:
     """The newest checkpoint where the run has ended but its container was lost with the model: then that is exported
-    again. Otherwise "auto", under which such a run would only say that it has ended.
+    again. Otherwise the one that the config begins from, or "auto": under both, such a run would only say that it has
+    ended, and one that was interrupted goes on.
     """
     from w2v_lightning.checkpoints.history import finished, limits_of
     from w2v_lightning.checkpoints.resume import choose
 
     has_ended = finished(str(folder), limits_of(config["trainer"]))
-    return (has_ended and choose("auto", str(folder), {})) or "auto"
+    asked = config.get("ckpt_path") or config.get("resume")
+    begins_from = "auto" if asked in (None, "last", "must", "never") else asked
+    return (has_ended and choose("auto", str(folder), {})) or begins_from
 
 
 if __name__ == "__main__":

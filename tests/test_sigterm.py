@@ -74,7 +74,7 @@ def test_it_is_heard_where_the_main_thread_waits_in_c():
         assert process.stdout.readline() == "here\n"
         process.terminate()
         assert process.wait(20) == sigterm.PREEMPTED == os.EX_TEMPFAIL
-        assert "nothing to save. The same command goes on" in process.stderr.read()
+        assert "nothing to save. Start the same command again (exit status 75)." in process.stderr.read()
 
 
 def test_what_comes_by_two_ways_is_one_signal():

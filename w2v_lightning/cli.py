@@ -159,7 +159,7 @@ class CLI(LightningCLI):
     def fit(self, model: LightningModule, datamodule: LibriSpeechDataModule, **options: Any) -> None:
         """What the sub-command runs in the place of `trainer.fit`."""
         check_monitors(self.trainer, model, datamodule.val_splits)
-        if options.get("ckpt_path") in (None, "last") and not self.trainer.fast_dev_run:
+        if not self.trainer.fast_dev_run:
             is_left, options["ckpt_path"] = command.begin(self.trainer, model, self._options)
             if not is_left:
                 return

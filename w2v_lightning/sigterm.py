@@ -16,7 +16,8 @@ PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: what failed may succeed when it is 
 # One SIGTERM may come by several ways, such as to the process group and from torchrun: within this time it is the same.
 SAME_SIGNAL_S = 2.0
 LOOK_AT_PARENT_EVERY_S = 1.0
-HOW_TO_GO_ON = "The same command goes on from there"
+START_AGAIN = "Start the same command again"  # where nothing is lost, for nothing was saved
+GO_ON_FROM_THERE = "Start again from there"  # how is up to who has started it; the command line says it exactly
 
 
 class SigtermWatch:
@@ -30,6 +31,7 @@ class SigtermWatch:
         self.status = PREEMPTED  # of a process that leaves at once
         self.end_others: Callable[[int], None] | None = None  # a launcher's `kill`: signals those that it has started
         self.react = self.leave_early
+        self.how_to_go_on = GO_ON_FROM_THERE
         self._stop: Callable[[], None] | None = None
         self._process = 0  # the one that listens
         self._first_at: float | None = None
@@ -59,6 +61,7 @@ class SigtermWatch:
         if self._stop:
             self._stop()
         self._stop, self._process, self.react, self.end_others = None, 0, self.leave_early, None
+        self.how_to_go_on = GO_ON_FROM_THERE
 
     def after_fork(self) -> None:
         """In a fork, such as a loader worker: the pipe is the parent's, and SIGTERM what it is to any process."""
@@ -68,16 +71,19 @@ class SigtermWatch:
             self._stop = None
             self.stop()
 
-    def leave(self, why: str) -> NoReturn:
-        """End this process now, whatever it is doing, and those that it has started; `why` is printed."""
-        text = f"{why} {HOW_TO_GO_ON} (exit status {PREEMPTED}).\n"
+    def leave(self, why: str, what_next: str = "") -> NoReturn:
+        """End this process now, whatever it is doing, and those that it has started.
+
+        `why` is printed, and what to do next: by default, what goes on from the last checkpoint.
+        """
+        text = f"{why} {what_next or self.how_to_go_on} (exit status {PREEMPTED}).\n"
         os.write(2, text.encode())  # not by print: another thread may hold the lock of the stream
         if self.end_others:
             self.end_others(signal.SIGTERM)
         os._exit(self.status)
 
     def leave_early(self) -> NoReturn:
-        self.leave("SIGTERM before training: nothing to save.")
+        self.leave("SIGTERM before training: nothing to save.", START_AGAIN)
 
     def _listen(self, reader: int) -> None:
         while b"\0" not in (signals := os.read(reader, 64)):

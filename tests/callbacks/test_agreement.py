@@ -9,6 +9,7 @@ from torch.distributed import HashStore
 
 from w2v_lightning.callbacks import agreement
 from w2v_lightning.callbacks.agreement import Agreement
+from w2v_lightning.sigterm import START_AGAIN
 
 LIMIT_S = 30
 
@@ -59,10 +60,10 @@ def test_all_ranks_stop_at_the_same_gate(ranks, micro_batches, seed):
 
 def test_before_the_first_gate_everybody_leaves():
     store, left = HashStore(), []
-    owns = [Agreement(store, rank, 2, left.append) for rank in range(2)]
+    owns = [Agreement(store, rank, 2, lambda *why: left.append(why)) for rank in range(2)]
     owns[1].request()
     wait_for(lambda: len(left) == 2)
-    assert all("nothing to save" in why for why in left)
+    assert left == [("SIGTERM before the first step: nothing to save.", START_AGAIN)] * 2
 
 
 def test_a_rank_that_is_gone_is_not_waited_for_long(monkeypatch):

@@ -245,6 +245,11 @@ def round_trip(folder):
     files.write_text(files.join(folder, "note.json"), "[2]")
     assert files.set_aside(path) == f"{path}.set-aside"
     assert files.found_in(folder) == []
+    for number in (2, 3):
+        files.write_text(path, str(number))
+        assert files.set_aside(path) == f"{path}.set-aside-{number}"
+    assert whole(f"{path}.set-aside", 7)
+    files.write_text(path, "one more")
     files.remove(path)
     assert files.damage(path) == "it is missing"
 

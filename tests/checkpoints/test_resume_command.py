@@ -4,14 +4,17 @@ import json
 import logging
 import os
 import shutil
+import signal
+import time
 
 import pytest
 import torch
 import yaml
 from tiny import TINY_CONFIG, write_corpus
 
-from w2v_lightning import Wav2Vec2CTC
+from w2v_lightning import Wav2Vec2CTC, sigterm
 from w2v_lightning.__main__ import main
+from w2v_lightning.callbacks.preemption import Preemption
 from w2v_lightning.checkpoints import files, history
 
 STEPS = 6
@@ -50,7 +53,8 @@ def weights(root):
     return torch.load(root / "checkpoints" / f"step-{STEPS:08}.ckpt", weights_only=True)["state_dict"]
 
 
-def power_cut_at(step, monkeypatch):
+def interrupt(step, *command):
+    """A power cut in the step after so many."""
     training_step = Wav2Vec2CTC.training_step
 
     def until(module, batch, batch_idx):
@@ -58,7 +62,10 @@ def power_cut_at(step, monkeypatch):
             raise KeyError("power cut")
         return training_step(module, batch, batch_idx)
 
-    monkeypatch.setattr(Wav2Vec2CTC, "training_step", until)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Wav2Vec2CTC, "training_step", until)
+        with pytest.raises(KeyError, match="power cut"):
+            fit(*command)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +78,7 @@ def whole(config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def interrupted_once(config, tmp_path_factory):
     root = tmp_path_factory.mktemp("interrupted")
-    with pytest.MonkeyPatch.context() as patch:
-        power_cut_at(5, patch)
-        with pytest.raises(KeyError, match="power cut"):
-            fit(config, root)
+    interrupt(5, config, root)
     assert [files.global_step(path) for path in files.found_in(str(root / "checkpoints"))] == [3, 3, 4, 5]
     return root
 
@@ -163,6 +167,121 @@ def test_never_begins_anew_and_loses_nothing(config, interrupted):
     aside = sorted(path.name for path in (interrupted / "checkpoints").glob("*.set-aside"))
     steps = [f"step-0000000{step}.ckpt.set-aside" for step in (3, 4, 5)]
     assert aside == ["best.ckpt.set-aside", "run_history.json.set-aside", *steps]
+
+
+def test_what_was_set_aside_is_never_overwritten(config, interrupted):
+    for _ in range(3):
+        before = {path.read_bytes() for path in (interrupted / "checkpoints").iterdir()}
+        assert fit(config, interrupted, "--resume", "never", "--trainer.max_steps", 2) == 0
+        assert before <= {path.read_bytes() for path in (interrupted / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("option", ["--resume", "--ckpt_path"])
+def test_a_run_that_began_from_a_path_goes_on_until_it_has_ended(config, whole, tmp_path, option, caplog):
+    begins_from = shutil.copy(whole / "checkpoints" / "step-00000004.ckpt", tmp_path / "from.ckpt")
+    command = (config, tmp_path / "run", option, begins_from)
+    interrupt(5, *command)
+    begins_from.unlink()  # it is not needed any more
+    with caplog.at_level(logging.INFO, "w2v_lightning"):
+        assert fit(*command) == 0
+    newest = tmp_path / "run" / "checkpoints" / "step-00000005.ckpt"
+    assert f"Going on from {newest}, which was trained from {begins_from}" in caplog.messages
+    assert first_steps(tmp_path / "run") == [0, 4, 5]  # the first is that of the run which it comes from
+    expected, found = weights(whole), weights(tmp_path / "run")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    with caplog.at_level(logging.INFO, "w2v_lightning"):
+        assert fit(*command) == 0
+    assert any(message.startswith(f"This run has ended, at step {STEPS}") for message in caplog.messages)
+
+
+def test_going_back_to_a_path_is_done_once_by_the_same_command_and_again_by_another(config, interrupted):
+    command = (config, interrupted, "--resume", interrupted / "checkpoints" / "step-00000003.ckpt")
+    interrupt(4, *command)
+    assert fit(*command, "--trainer.max_steps", 5) == 0
+    assert first_steps(interrupted) == [0, 3, 4]
+    assert fit(*command, "--trainer.max_steps", 5, "--model.learning_rate", "0.01") == 0
+    assert first_steps(interrupted) == [0, 3, 4, 3]
+
+
+def test_going_back_sets_the_best_one_aside_if_that_is_newer(config, interrupted):
+    folder = interrupted / "checkpoints"
+    shutil.copy(folder / "step-00000005.ckpt", folder / "best.ckpt")
+    assert fit(config, interrupted, "--resume", folder / "step-00000004.ckpt", "--trainer.max_steps", 5) == 0
+    assert files.global_step(str(folder / "best.ckpt.set-aside")) == 5
+    assert not (folder / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        ([], "auto"),
+        ([(None, 0)], "auto"),  # of a version that did not say
+        ([("auto", 0), ("must", 3)], "auto"),
+        ([("P", 3), ("auto", 5), ("must", 6)], "P"),
+        ([("P", 3), ("auto", 0)], "auto"),  # none was whole
+        ([("P", 3), ("Q", 5), ("auto", 6)], "Q"),
+        ([("P", 3), ("never", 0), ("auto", 6)], "never"),
+    ],
+)
+def test_what_a_run_began_with(starts, expected):
+    segments = [{"first_step": step} | ({"resume": resume} if resume else {}) for resume, step in starts]
+    assert history.began_with(segments) == expected
+
+
+def sigterm_at(step, monkeypatch):
+    """In the middle of a step, and heard."""
+    training_step = Wav2Vec2CTC.training_step
+
+    def until(module, batch, batch_idx):
+        if module.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            preemption = next(each for each in module.trainer.callbacks if isinstance(each, Preemption))
+            give_up_at = time.monotonic() + 30
+            while preemption._agreement.last_gate is None:
+                assert time.monotonic() < give_up_at
+                time.sleep(0.01)
+        return training_step(module, batch, batch_idx)
+
+    monkeypatch.setattr(Wav2Vec2CTC, "training_step", until)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "goes_on_at"),
+    [
+        ("auto", "The same command goes on from there", 2),
+        ("never", "Go on from there with --resume auto: with --resume never the same command would begin anew", 0),
+        ("PATH", "The same command goes on from there", 2),
+    ],
+)
+def test_what_is_said_after_sigterm_is_true(config, whole, tmp_path, asked, said, goes_on_at, caplog, monkeypatch):
+    path = shutil.copy(whole / "checkpoints" / "step-00000004.ckpt", tmp_path / "from.ckpt")
+    first = 4 if asked == "PATH" else 0
+    command = (config, tmp_path / "run", "--resume", path if asked == "PATH" else asked)
+    with monkeypatch.context() as patch:
+        sigterm_at(first + 1, patch)
+        try:
+            assert fit(*command, "--trainer.max_steps", 8) == sigterm.PREEMPTED
+        finally:
+            sigterm.watch.stop()
+    assert f"{said} (exit status 75)." in caplog.messages
+    assert fit(*command, "--trainer.max_steps", first + 3) == 0
+    assert first_steps(tmp_path / "run")[-1] == (first + 2 if goes_on_at else 0)
+
+
+def test_two_places_to_begin_from_are_refused(config, interrupted, capsys):
+    path = interrupted / "checkpoints" / "step-00000004.ckpt"
+    assert fit(config, interrupted, "--resume", "never", "--ckpt_path", path) == 2
+    assert f"--resume is never and --ckpt_path is {path}: give one of them." in capsys.readouterr().err
+
+
+def test_from_a_checkpoint_of_another_program(config, interrupted, tmp_path):
+    """Without a checksum, as Lightning writes it."""
+    path = interrupted / "checkpoints" / "step-00000004.ckpt"
+    torch.save(torch.load(path, weights_only=True), tmp_path / "foreign.ckpt")
+    assert fit(config, tmp_path / "other", "--ckpt_path", tmp_path / "foreign.ckpt") == 0
+    assert first_steps(tmp_path / "other")[-1] == 4
+    cut_off(tmp_path / "foreign.ckpt")
+    assert fit(config, tmp_path / "another", "--resume", tmp_path / "foreign.ckpt") == 2
 
 
 @pytest.mark.parametrize("option", ["--resume", "--ckpt_path"])

@@ -88,8 +88,8 @@ def check_preempted(root, whole, place, folder, ranks=1, hit=0):
     assert preempted.ended(processes, folder) == [sigterm.PREEMPTED] * ranks, preempted.logs(folder)
     assert time.monotonic() - began < 30
     log = (folder / "log0").read_text()
-    assert "The same command goes on" in log
     found = re.search(r"Preempted at step (\d+)\. Saved.*?: (.+)", log)
+    assert f"{sigterm.GO_ON_FROM_THERE if found else sigterm.START_AGAIN} (exit status 75)." in log
     step = int(found[1]) if found else 0
     assert step in (PLACES[place], PLACES[place] + (ranks - 1))
     assert checkpoints(folder)[-1:] == ([os.path.basename(found[2])] if found else [])

@@ -104,6 +104,7 @@ def test_fit_finds_sagemakers_places(tmp_path, monkeypatch, capsys):
         "model": {"pretrained": None, "config": tiny.TINY_CONFIG},
         "data": {"root": "s3://bucket/data"},
         "resume": "never",
+        "ckpt_path": "s3://bucket/from.ckpt",
         "checkpoint": {"dirpath": "elsewhere"},
         "trainer": {
             "callbacks": [{"class_path": "lightning.pytorch.callbacks.DeviceStatsMonitor"}],
@@ -116,11 +117,21 @@ def test_fit_finds_sagemakers_places(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main([*args, "--print_config"])
     parsed = yaml.safe_load(capsys.readouterr().out)
-    assert (parsed["data"]["root"], parsed["resume"]) == ("/opt/ml/input/data/data", "auto")
+    found = parsed["data"]["root"], parsed["resume"], parsed["ckpt_path"]
+    assert found == ("/opt/ml/input/data/data", "auto", None)
     assert parsed["checkpoint"]["dirpath"] == "/opt/ml/checkpoints"
     assert parsed["trainer"]["default_root_dir"] == entrypoint.TENSORBOARD
     names = [callback["class_path"].rpartition(".")[2] for callback in parsed["trainer"]["callbacks"]]
     assert names == ["DeviceStatsMonitor", "MetricLines", "ModelHandover"]
+
+
+BEGINNINGS = [  # options, and what `fit` is told at every start of the job
+    ({}, "auto"),
+    ({"resume": "never"}, "auto"),
+    ({"resume": "must", "ckpt_path": "last"}, "auto"),
+    ({"resume": "s3://bucket/from.ckpt", "ckpt_path": None}, "s3://bucket/from.ckpt"),
+    ({"resume": "auto", "ckpt_path": "s3://bucket/from.ckpt"}, "s3://bucket/from.ckpt"),
+]
 
 
 @pytest.mark.parametrize(
@@ -132,8 +143,10 @@ def test_a_run_that_has_ended_goes_on_from_its_end_for_the_sake_of_its_model(tmp
     limits = {"max_steps": "8", "max_epochs": "None", "max_time": "None"}
     segment = {"started": "2026", "end": "finished" if has_ended else "Preempted", "limits": limits}
     (tmp_path / "run_history.json").write_text(json.dumps([segment]))
-    found = entrypoint.resume({"trainer": {"max_steps": max_steps, "max_epochs": None}}, tmp_path)
-    assert found == (path if goes_on == "PATH" else "auto")
+    config = {"trainer": {"max_steps": max_steps, "max_epochs": None}}
+    for options, otherwise in BEGINNINGS:
+        found = entrypoint.resume(config | options, tmp_path)
+        assert found == (path if goes_on == "PATH" else otherwise)
 
 
 def test_gpus_that_are_paid_for_must_be_seen(monkeypatch):

@@ -139,12 +139,16 @@ def test_what_is_not_refused(job):
     dry_check(job)
 
 
-def test_a_folder_of_this_machine_is_refused_also_by_its_relative_name(tmp_path, monkeypatch):
+def test_what_lies_on_this_machine_is_refused_also_by_its_relative_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "noise").mkdir()
     dry_check(with_options(JOB, model={"pretrained": "noise/not-here"}))
-    with pytest.raises(InputError, match=r"data\.augmentation\.noise_folder: noise is a folder of this machine"):
+    with pytest.raises(InputError, match=r"data\.augmentation\.noise_folder: noise lies on this machine"):
         dry_check(with_options(JOB, data={"augmentation": {"noise_folder": "noise"}}))
+    for option in ("resume", "ckpt_path"):
+        dry_check(replace(JOB, config=JOB.config | {option: "s3://bucket/from.ckpt"}))
+        with pytest.raises(InputError, match=f"{option}: /runs/from.ckpt lies on this machine"):
+            dry_check(replace(JOB, config=JOB.config | {option: "/runs/from.ckpt"}))
 
 
 def test_the_most_that_a_job_can_cost_is_held_against_the_budget():

@@ -27,6 +27,8 @@ from collections.abc import Callable
 
 from torch.distributed import Store
 
+from w2v_lightning.sigterm import START_AGAIN
+
 ASK_EVERY_S = 0.5
 ANSWER_WITHIN_S = 30.0  # threads answer within ASK_EVERY_S; one that does not is dead
 
@@ -37,10 +39,11 @@ class Agreement:
     Args:
         store: shared by the ranks and used for nothing else; its keys must be new.
         rank, world_size: of this process.
-        leave: called, with the reason, where there is nothing to stop for or nobody to stop with; ends the process.
+        leave: called where there is nothing to stop for or nobody to stop with, with the reason and what to do next if
+            that is not to go on from the last checkpoint; ends the process.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int, leave: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, rank: int, world_size: int, leave: Callable[..., None]) -> None:
         self.passed = 0
         self.last_gate: int | None = None  # once all know it
         self._store = store
@@ -122,6 +125,6 @@ class Agreement:
         last_gate = max(int(self._store.get(key)) for key in self._keys)
         if last_gate == 0 and not self._is_over:
             time.sleep(ASK_EVERY_S)  # until the others have read: the store may go with its host
-            self._leave("SIGTERM before the first step: nothing to save.")
+            self._leave("SIGTERM before the first step: nothing to save.", START_AGAIN)
         self.last_gate = last_gate
         self._is_known.set()

@@ -96,11 +96,13 @@ class Preemption(Callback):
         self._close()
 
     def _save(self, trainer: Trainer) -> None:
+        what_next = sigterm.START_AGAIN
         if trainer.global_step == self._first_step:
             log.warning("Preempted before the first step was complete: nothing new to save.")
         else:
             self._save_now(trainer)
-        log.warning("%s (exit status %d).", sigterm.HOW_TO_GO_ON, sigterm.PREEMPTED)
+            what_next = sigterm.watch.how_to_go_on
+        log.warning("%s (exit status %d).", what_next, sigterm.PREEMPTED)
 
     def _save_now(self, trainer: Trainer) -> None:
         path = checkpoint_path(trainer)

@@ -25,6 +25,7 @@ COMMENT = "w2v_lightning checkpoint, global step {step:012}, SHA-256 of all befo
 DIGEST_LENGTH = 64
 COMMENT_LENGTH = len(COMMENT.format(step=0)) + DIGEST_LENGTH
 COMMENT_PATTERN = re.compile(COMMENT.replace("{step:012}", r"(\d{12})").encode() + rb"([0-9a-f]{64})")
+NO_CHECKSUM = "it ends without its checksum: it was cut off, or written by another program"
 TEMPORARY = ".incomplete-"  # a name with it is not yet, or never became, a checkpoint
 CHUNK = 1 << 22
 
@@ -85,11 +86,12 @@ def load(path: str, map_location: Any = "cpu", weights_only: bool | None = True)
     """Read any torch checkpoint, a file or a URL.
 
     Raises:
-        FileNotFoundError: there is none.
-        InputError: it has a checksum and does not match it, it is no torch checkpoint, or `weights_only` is true and it
-            holds more than tensors and plain values, which could run code.
+        InputError: there is none, it has a checksum and does not match it, it is no torch checkpoint, or `weights_only`
+            is true and it holds more than tensors and plain values, which could run code.
     """
     filesystem, place = url_to_fs(str(path))
+    if not filesystem.isfile(place):
+        raise InputError(f"ckpt_path={path}: there is no such file; give the path or URL of a checkpoint.")
     with filesystem.open(place, "rb") as file:
         size = filesystem.size(place)
         if _comment(file, size) is not None and (what := _damage(file, size)):
@@ -120,11 +122,15 @@ def write_text(path: str, text: str) -> None:
 
 
 def set_aside(path: str) -> str:
-    """Rename a file, if it is there, to what is not looked for; returns the new name."""
+    """Rename a file, if it is there, to what is not looked for, and was not there before; returns the new name."""
     filesystem, place = url_to_fs(str(path))
+    ending, number = ".set-aside", 1
+    while filesystem.exists(place + ending):
+        number += 1
+        ending = f".set-aside-{number}"
     if filesystem.exists(place):
-        filesystem.mv(place, f"{place}.set-aside")
-    return f"{path}.set-aside"
+        filesystem.mv(place, place + ending)
+    return f"{path}{ending}"
 
 
 def found_in(folder: str) -> list[str]:
@@ -200,7 +206,7 @@ def _damage(file: BinaryIO, size: int) -> str | None:
         return "it is empty"
     comment = _comment(file, size)
     if comment is None:
-        return "it ends without its checksum: it was cut off, or written by another program"
+        return NO_CHECKSUM
     file.seek(0)
     digest, left = hashlib.sha256(), size - DIGEST_LENGTH
     while left and (chunk := file.read(min(left, CHUNK))):

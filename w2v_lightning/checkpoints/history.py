@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from w2v_lightning.strategies.sagemaker_environment import find_hosts
 log = logging.getLogger(__name__)
 
 FILE = "run_history.json"
+FROM_NEWEST = ("auto", "must")  # what `resume` is where a run goes on, wherever it began
 LIMITS = ("max_steps", "max_epochs", "max_time")  # of the trainer: where training ends
 
 
@@ -32,8 +33,8 @@ class RunHistory(Callback):
     """Keeps FOLDER/run_history.json, and gives checkpoints what there is to know of their run.
 
     A segment has `started`, `ended` (UTC), `first_step`, `last_step`, `end` ("running", "finished", or what ended it; a
-    process that was killed leaves "running"), `world_size`, `num_nodes`, `device`, `instance_type` (SageMaker's) and
-    `log_dir`. `ended` and `last_step` are as of the last checkpoint while it runs.
+    process that was killed leaves "running"), `world_size`, `num_nodes`, `device`, `instance_type` (SageMaker's),
+    `log_dir` and `resume`, as it was asked for. `ended` and `last_step` are as of the last checkpoint while it runs.
 
     Args:
         folder: a folder or URL.
@@ -44,7 +45,7 @@ class RunHistory(Callback):
     def __init__(self, folder: str, config: str, limits: dict[str, Any]) -> None:
         self.folder = folder
         self.limits = limits
-        self.begins_anew = False  # what lies in the folder is of another run
+        self.resume = "auto"  # the option; "never": what lies in the folder is of another run
         self._made_by = {"versions": versions(), "config": config, "git_commit": git_commit()}
         self._has_begun = False
         self._segments: list[dict[str, Any]] = []  # rank 0's
@@ -74,10 +75,11 @@ class RunHistory(Callback):
         log_dir = str(output_folder(trainer))  # asks all ranks
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        if self.begins_anew:
+        segment = _new_segment(trainer, log_dir) | {"resume": self.resume}
+        if self.resume == "never":
             files.set_aside(files.join(self.folder, FILE))
-        self.begins_anew = False  # where memory runs out, `recovery.fit` fits a second time
-        self._segments = _united(self._past, read(self.folder)) + [_new_segment(trainer, log_dir)]
+            self.resume = "auto"  # where memory runs out, `recovery.fit` fits a second time
+        self._segments = [*_united(self._past, read(self.folder)), segment]
         self._write(trainer, "running")
 
     def _write(self, trainer: Trainer, end: str) -> None:
@@ -104,6 +106,15 @@ def read(folder: str) -> list[dict[str, Any]]:
         log.warning("%s in %s cannot be read (%s): a new one is begun.", FILE, folder, error)
         return []
     return segments
+
+
+def began_with(segments: Iterable[Mapping[str, Any]]) -> str:
+    """The `resume` that what these segments have trained began with: the other starts have only gone on from there."""
+    for segment in reversed(list(segments)):
+        asked = segment.get("resume", "auto")
+        if asked not in FROM_NEWEST or segment["first_step"] == 0:
+            return asked
+    return "auto"
 
 
 def limits_of(trainer: Mapping[str, Any]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def drain(trainer: Trainer) -> None:
         if writer.failure:
             raise InputError(
                 f"The last checkpoint, {writer.failure}. Make room, or name another folder with"
-                " checkpoint.dirpath; the same command then goes on from the newest one that is complete."
+                " checkpoint.dirpath; with --resume auto the same command then goes on from the newest complete one."
             )
 
 
@@ -127,8 +127,8 @@ class RecentCheckpoints(Checkpoint):
         Damaged ones, those that `resume: PATH` has gone back from, and all of another run where this one begins anew.
         """
         for path in files.found_in(self.folder):
-            is_ours = _step_of(path) is not None or files.global_step(path) is not None
-            if (step == 0 and is_ours) or (_step_of(path) or 0) > step:
+            made_after = files.global_step(path) if _step_of(path) is None else _step_of(path)
+            if made_after is not None and (made_after > step or step == 0):
                 log.warning("%s is not of this run's past; it is kept as %s.", path, files.set_aside(path))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:

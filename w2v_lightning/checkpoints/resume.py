@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from w2v_lightning.checkpoints import files
+from w2v_lightning.checkpoints.history import FROM_NEWEST, began_with
 from w2v_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,10 @@ def choose(resume: str, folder: str, options: Mapping[str, Any]) -> str | None:
 
     Args:
         resume: "auto", the newest complete checkpoint in `folder`, if there is one; "must", likewise, but there must be
-            one; "never"; or the path of one.
+            one; "never"; or the path of one, where the run begins: once it has, the newest of what was trained from it.
         folder: of the run's checkpoints, or its URL.
-        options: the module's hyper-parameters. Under "auto" and "must", a checkpoint of other ones is refused.
+        options: the module's hyper-parameters. Under "auto" and "must", a checkpoint of other ones is refused; under a
+            path, it is not of what was trained from it.
 
     Raises:
         InputError: there is none where one must be; it is damaged, or of another run. Damaged ones that stand in the
@@ -36,19 +38,34 @@ def choose(resume: str, folder: str, options: Mapping[str, Any]) -> str | None:
     """
     if resume == "never":
         return None
-    if resume not in ("auto", "must"):
-        return _checked(resume)
     path = _newest_complete(folder)
+    if resume not in FROM_NEWEST:
+        return path if path is not None and _was_begun_with(resume, path, options) else _checked(resume)
     if path is None and resume == "must":
         raise InputError(f"resume=must: {folder} holds no complete checkpoint; resume=auto would begin at step 0.")
-    if path is not None:
-        _check_options(path, files.peek(path).get("hyper_parameters", {}), options)
+    if path is not None and (changed := _changes(files.peek(path), options)):
+        raise InputError(
+            f"{path} is of another run: {'; '.join(changed)}. Give this one a folder of its own"
+            " (trainer.default_root_dir), begin anew with resume=never, or go on from it all the same with"
+            f" resume={path}."
+        )
     return path
 
 
+def _was_begun_with(resume: str, path: str, options: Mapping[str, Any]) -> bool:
+    """`path` is what the same command has come to: to begin once more would only repeat it."""
+    checkpoint = files.peek(path)
+    return began_with(checkpoint.get("run", {}).get("segments", [])) == resume and not _changes(checkpoint, options)
+
+
 def _checked(path: str) -> str:
-    if what := files.damage(path):
-        raise InputError(f"resume={path}: {what}. Without `resume`, the newest complete one of the run is taken.")
+    what = files.damage(path)
+    if what == files.NO_CHECKSUM:
+        files.peek(path)  # another program's is whole if it can be loaded
+    elif what:
+        raise InputError(
+            f"--resume or --ckpt_path {path}: {what}. Without it, the newest complete one of the run is taken."
+        )
     return path
 
 
@@ -64,18 +81,14 @@ def _newest_complete(folder: str) -> str | None:
     return None
 
 
-def _check_options(path: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [
+def _changes(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The hyper-parameters that the checkpoint was made with and that are others `now`, in words."""
+    then = checkpoint.get("hyper_parameters", {})
+    return [
         f"model.{name} was {then[name]}, is {value}"
         for name, value in now.items()
         if name in then and name not in MAY_DIFFER and _plain(then[name]) != _plain(value)
     ]
-    if changed:
-        raise InputError(
-            f"{path} is of another run: {'; '.join(changed)}. Give this one a folder of its own"
-            " (trainer.default_root_dir), begin anew with resume=never, or go on from it all the same with"
-            f" resume={path}."
-        )
 
 
 def _plain(value: Any) -> str:

@@ -139,7 +139,7 @@ def make_plan(options: argparse.Namespace, runs: Sequence[Run], fitted: Fitted, 
         instance(name)  # a misspelt one before the seconds that a config takes
     region = session.region_of(options.region)
     config = resolve(options.config, options.overrides)
-    build.check_folders(config)
+    build.check_places(config)
     task, length = task_of(config, options, runs)
     assumed = assumptions(runs, defaults())
     image = image_uri(defaults()["torch"], region)
