@@ -79,6 +79,7 @@ def check_config(config: Mapping[str, Any], machine: Instance, count: int, is_sp
         InputError: an option of the config does not go with them.
     """
     check_gpus(config, machine, count)
+    check_trainer_precision(config)
     check_sharing(config, machine)
     check_spot(config, is_spot)
 
@@ -115,6 +116,14 @@ def _number_of(devices: int | str | list[int]) -> int | None:
             raise InputError(f"trainer.devices is {devices!r}: give a number of GPUs, or leave it out.")
         devices = parts if "," in devices else int(devices)
     return len(devices) if isinstance(devices, list) else devices
+
+
+def check_trainer_precision(config: Mapping[str, Any]) -> None:
+    """What `fit` refuses, once instances are paid for."""
+    if precision := config.get("trainer", {}).get("precision"):
+        from w2v_lightning.precision import check_precision  # imports torch
+
+        check_precision(precision)
 
 
 def check_sharing(config: Mapping[str, Any], machine: Instance) -> None:

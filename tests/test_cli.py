@@ -12,7 +12,7 @@ from corpus import random_texts, write_split
 from tiny import TINY_CONFIG
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
-from w2v_lightning import cli
+from w2v_lightning import Wav2Vec2CTC, cli
 from w2v_lightning.__main__ import COMMANDS, main
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.text import Vocabulary
@@ -138,6 +138,68 @@ def test_an_unwritable_output_folder_is_found_first(tiny_config, capsys):
     assert "trainer.default_root_dir" in err
     assert "/proc/runs" in err
     assert "name another folder" in err
+
+
+OPTIONS = {  # of `fit`, and what is said of them
+    "trainer.precision=bf16-true": ["trainer.precision is bf16-true", "bf16-mixed"],
+    "trainer.precision=16-true": ["trainer.precision is 16-true", "16-mixed"],
+    "trainer.precision=64": ["trainer.precision is 64", "32-true"],
+    "trainer.accelerator=gpu": ["trainer.accelerator is gpu", "sees no GPU", "Without this option"],
+    "trainer.accelerator=foo": ["Lightning refuses", "accelerator='foo'", "cpu"],  # a ValueError of Lightning's
+    "trainer.devices=0": ["Lightning refuses", "devices='0'"],
+    "trainer.limit_train_batches=1.5": ["Lightning refuses", "1.5 for limit_train_batches", "[0.0, 1.0]"],
+    "checkpoint.save_top_k=-3": ["Lightning refuses", "save_top_k=-3"],
+    "trainer.overfit_batches=2": ["trainer.overfit_batches is 2", "manifest", "data.train_splits"],
+    "trainer.val_check_interval=100": ["val_check_interval is 100", "has 1 of", "check_val_every_n_epoch=null"],
+    "data.num_workers=-1": ["data.num_workers is -1", "0 for none"],
+    "ckpt_path=/nowhere.ckpt": ["--ckpt_path /nowhere.ckpt", "it is missing"],
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_what_cannot_be_trained_with_ends_in_one_line(tiny_config, option, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    status, _, err = in_process(capsys, "fit", "--config", tiny_config, f"--{option}")
+    assert status == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert all(part in last for part in OPTIONS[option])
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_checkpoint_that_is_not_there_ends_in_one_line(tiny_config, command, tmp_path, capsys):
+    for path in (tmp_path / "nowhere.ckpt", tmp_path):
+        status, _, err = in_process(capsys, command, "--config", tiny_config, "--ckpt_path", path)
+        assert status == 2
+        assert err.splitlines()[-1].startswith(f"error: ckpt_path={path}: there is no such file; give")
+    status, _, err = in_process(capsys, command, "--config", tiny_config, "--ckpt_path", "best")
+    assert status == 2
+    assert f"--ckpt_path is best: {command} wants a path" in err
+
+
+def test_a_bug_is_not_taken_for_wrong_input(tiny_config, monkeypatch, capsys):
+    def training_step(module, batch, batch_idx):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Wav2Vec2CTC, "training_step", training_step)
+    with pytest.raises(ValueError, match="a bug"):
+        in_process(capsys, "fit", "--config", tiny_config)
+
+
+def test_a_progress_bar_of_the_users_own_takes_the_place_of_ours(tiny_config, capsys):
+    options = ["--trainer.callbacks+=TQDMProgressBar", "--trainer.callbacks.refresh_rate=1"]
+    status, out, err = in_process(capsys, "fit", "--config", tiny_config, *options)
+    assert status == 0, err
+    assert "Epoch 0" in out + err
+    assert "step 1/" not in out
+
+
+def test_validations_counted_through_epochs(tiny_config, capsys):
+    options = ["--trainer.val_check_interval=2", "--trainer.check_val_every_n_epoch=null", "--trainer.max_epochs=4"]
+    status, out, err = in_process(capsys, "fit", "--config", tiny_config, *options)
+    assert status == 0, err
+    assert "Validation WER: " in out
 
 
 def test_audio_that_breaks_in_a_worker_ends_in_one_line(tiny_config, tmp_path):

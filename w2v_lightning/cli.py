@@ -10,11 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch
 import transformers
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
@@ -39,7 +43,7 @@ from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.errors import InputError, did_you_mean
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.monitors import check_monitors
-from w2v_lightning.precision import choose_precision
+from w2v_lightning.precision import check_precision, choose_precision
 from w2v_lightning.pretraining import Wav2Vec2Pretraining
 from w2v_lightning.strategies.launcher import launched, obstacle_to_restarts
 from w2v_lightning.strategies.sagemaker_environment import devices_and_hosts
@@ -51,6 +55,13 @@ log = logging.getLogger(__name__)
 # What is trained, and what the best model is chosen by.
 TASKS = {"ctc": (Wav2Vec2CTC, "val_wer"), "pretraining": (Wav2Vec2Pretraining, "val_loss")}
 
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs",
+    "num_sanity_val_steps": -1,  # all of it: WER before training, and nothing fails first after an epoch
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,  # the module says how many parameters it has, in one line
+}
+
 
 def main(args: list[str]) -> None:
     """Run one LightningCLI sub-command with its options, such as ["fit", "--config", "cfg.yaml"]."""
@@ -60,21 +71,19 @@ def main(args: list[str]) -> None:
         print(f"No options given: the demo, {args[-1]}. Another run: fit --config YOUR.yaml")
     sys.argv[1:] = args  # LightningCLI warns where its `args` and sys.argv differ
     module, _ = TASKS[task_of(args)]
-    CLI(
-        module,
-        LibriSpeechDataModule,
-        parser_class=Parser,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"save_to_log_dir": False},
-        trainer_defaults={
-            "default_root_dir": "runs",
-            "num_sanity_val_steps": -1,  # all of it: WER before training, and nothing fails first after an epoch
-            "log_every_n_steps": 10,
-            "enable_model_summary": False,  # the module says how many parameters it has, in one line
-        },
-    )
+    try:
+        CLI(
+            module,
+            LibriSpeechDataModule,
+            parser_class=Parser,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=TRAINER_DEFAULTS,
+        )
+    except MisconfigurationException as error:  # by which Lightning refuses options
+        raise InputError(f"Lightning refuses these options: {one_line(str(error))}") from error
 
 
 def task_of(args: list[str]) -> str:
@@ -185,9 +194,12 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
         _check_writable(Path(trainer.default_root_dir))
+        _check_accelerator(trainer.accelerator)
+        command.check_ckpt_path(str(self.subcommand), self._options)
         if trainer.precision is None:
             trainer.precision, reason = choose_precision(trainer.accelerator)
             log.info("Precision %s: %s.", trainer.precision, reason)
+        check_precision(trainer.precision)
         _distribute(trainer)
         checkpoint = self._get(self.config, "checkpoint")
         if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == "best":
@@ -207,7 +219,9 @@ class CLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict, callbacks: list) -> Trainer:
         own = [Diagnosis(), Throughput(), ExportBest(), AverageBest(), RunSummary(), PredictionWriter()]
-        if config.get("enable_progress_bar") is not False:
+        given = config.get("callbacks") or []
+        has_bar = any(isinstance(each, ProgressBar) for each in (given if isinstance(given, list) else [given]))
+        if config.get("enable_progress_bar") is not False and not has_bar:
             own.append(RunProgress())
         if self._get(self.config, "profile"):
             own.append(Profile())
@@ -215,7 +229,12 @@ class CLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
         else:
             callbacks = self._checkpointing(callbacks)
-        trainer = super()._instantiate_trainer(config, own + callbacks + [Preemption()])
+        try:
+            trainer = super()._instantiate_trainer(config, own + callbacks + [Preemption()])
+        except InputError:
+            raise
+        except ValueError as error:  # Lightning has no rule for which of the two it raises
+            raise MisconfigurationException(str(error)) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin that the config names
             trainer.strategy.checkpoint_io = BackgroundCheckpointIO()
         return trainer
@@ -268,6 +287,15 @@ def _check_writable(folder: Path) -> None:
         raise InputError(
             f"trainer.default_root_dir: nothing can be written to {folder} ({error.strerror}); name another folder."
         ) from error
+
+
+def _check_accelerator(accelerator: str) -> None:
+    found = torch.cuda.is_available() or (accelerator == "gpu" and MPSAccelerator.is_available())
+    if accelerator in ("gpu", "cuda") and not found:
+        raise InputError(
+            f"trainer.accelerator is {accelerator}, but torch {torch.__version__} sees no GPU: does nvidia-smi, and is"
+            " this torch built for the CUDA of its driver? Without this option what is there is taken."
+        )
 
 
 def _quiet_libraries() -> None:

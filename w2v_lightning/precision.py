@@ -4,6 +4,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from w2v_lightning.errors import InputError
+
 # What weights are kept in, and what is computed in by autocast (None: in what the weights are kept in).
 DTYPES = {
     "32-true": (torch.float32, None),
@@ -12,6 +14,29 @@ DTYPES = {
     "bf16-true": (torch.bfloat16, None),
     "16-true": (torch.float16, None),
 }
+
+
+TRAINER_PRECISIONS = (
+    "32-true",
+    "bf16-mixed",
+    "16-mixed",
+    "32",
+    "bf16",
+    "16",
+)  # the last three are other names of these
+
+
+def check_precision(precision: str | int) -> None:
+    """Whether it can be `trainer.precision`.
+
+    Raises:
+        InputError: it would keep the weights in something else than float32.
+    """
+    if str(precision) not in TRAINER_PRECISIONS:
+        raise InputError(
+            f"trainer.precision is {precision}, but weights are kept in float32; half precision would round most of"
+            " their updates away. Take bf16-mixed, on a GPU before the A100 16-mixed, or 32-true."
+        )
 
 
 def choose_precision(accelerator: str) -> tuple[str, str]:

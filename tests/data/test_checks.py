@@ -1,10 +1,11 @@
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from w2v_lightning.data.batch import InputSpec
-from w2v_lightning.data.checks import usable
+from w2v_lightning.data.checks import check_trainer, usable
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError
 from w2v_lightning.text import Vocabulary
@@ -131,3 +132,38 @@ def test_long_utterances_are_left_out_as_asked_and_counted(caplog):
 def test_nothing_left_is_an_error(options):
     with pytest.raises(InputError, match="dev: none of its 1 utterances is left to use"):
         usable(manifest_of(("?", 2.0) if "skip_unusable" in options else GOOD), InputSpec(), split="dev", **options)
+
+
+def trainer(**options):
+    defaults = {"overfit_batches": 0.0, "limit_train_batches": 1.0, "limit_val_batches": 1.0}
+    return SimpleNamespace(**{**defaults, "val_check_interval": 1.0, "check_val_every_n_epoch": 1, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"val_check_interval": 10},
+        {"val_check_interval": 11, "check_val_every_n_epoch": None},
+        {"val_check_interval": 11, "limit_val_batches": 0},
+        {"val_check_interval": 0.5, "limit_train_batches": 1},
+        {"val_check_interval": 11, "limit_train_batches": 0},
+    ],
+)
+def test_options_of_the_trainer_that_go_with_ten_micro_batches_an_epoch(options):
+    check_trainer(trainer(**options), 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_check_interval": 11}, r"val_check_interval is 11, and an epoch has 10 .*check_val_every_n_epoch=null"),
+        ({"val_check_interval": 10, "limit_train_batches": 9}, "an epoch has 9 "),
+        ({"val_check_interval": 6, "limit_train_batches": 0.5}, "an epoch has 5 "),
+        ({"overfit_batches": 2}, r"overfit_batches is 2, .*data\.train_splits and data\.val_splits"),
+        ({"overfit_batches": 0.1}, r"overfit_batches is 0\.1"),
+    ],
+)
+def test_options_of_the_trainer_that_do_not_go_with_the_plan(options, message):
+    with pytest.raises(InputError, match=message):
+        check_trainer(trainer(**options), 10)

@@ -39,6 +39,17 @@ def callbacks(options: Namespace, resolved: str) -> list[Callback]:
     return [RunHistory(folder, resolved, limits_of(options.trainer)), recent]
 
 
+def check_ckpt_path(subcommand: str, options: Namespace) -> None:
+    """Lightning's words for the checkpoints of a run mean nothing, or no checkpoint at all, where none has been run.
+
+    Raises:
+        InputError: `ckpt_path` is one of them.
+    """
+    if subcommand != "fit" and options.ckpt_path in ("best", "last", "hpc"):
+        best = f"{run_folder(options)}/best.ckpt"
+        raise InputError(f"--ckpt_path is {options.ckpt_path}: {subcommand} wants a path or URL, such as {best}.")
+
+
 def begin(trainer: Trainer, module: LightningModule, options: Namespace) -> tuple[bool, str | None]:
     """Whether there is anything left to train, and the checkpoint to go on from; None: begin at step 0.
 

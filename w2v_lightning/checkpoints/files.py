@@ -91,7 +91,10 @@ def load(path: str, map_location: Any = "cpu", weights_only: bool | None = True)
     """
     filesystem, place = url_to_fs(str(path))
     if not filesystem.isfile(place):
-        raise InputError(f"ckpt_path={path}: there is no such file; give the path or URL of a checkpoint.")
+        raise InputError(
+            f"ckpt_path={path}: there is no such file; give the path or URL of a checkpoint,"
+            " or the folder of a model as model.pretrained."
+        )
     with filesystem.open(place, "rb") as file:
         size = filesystem.size(place)
         if _comment(file, size) is not None and (what := _damage(file, size)):

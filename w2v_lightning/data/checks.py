@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 
 import numpy as np
+from lightning.pytorch import Trainer
 
 from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec
 from w2v_lightning.data.manifest import Manifest
@@ -42,6 +43,28 @@ def usable(
     if len(kept) == 0:
         raise InputError(f"{split}: none of its {len(manifest)} utterances is left to use (see the log above).")
     return kept
+
+
+def check_trainer(trainer: Trainer, num_batches: int) -> None:
+    """Whether the trainer's options go with the plan, of which an epoch has `num_batches` micro-batches on this device.
+
+    Raises:
+        InputError: they do not, and Lightning would end in an exception.
+    """
+    if trainer.overfit_batches:
+        raise InputError(
+            f"trainer.overfit_batches is {trainer.overfit_batches}, but each epoch has other batches. To see a few"
+            " utterances learnt by heart, name a manifest of just these in data.train_splits and data.val_splits."
+        )
+    limit, interval = trainer.limit_train_batches, trainer.val_check_interval
+    num_batches = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
+    is_by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+    if is_by_epoch and isinstance(interval, int) and 0 < num_batches < interval:
+        raise InputError(
+            f"trainer.val_check_interval is {interval}, and an epoch has {num_batches} of the micro-batches that it"
+            " counts: give no more, or a share of an epoch such as 0.5, or count on through all epochs with"
+            " trainer.check_val_every_n_epoch=null."
+        )
 
 
 def _text_findings(manifest: Manifest, spec: InputSpec) -> dict[str, dict[int, str]]:

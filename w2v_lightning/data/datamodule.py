@@ -92,6 +92,11 @@ class LibriSpeechDataModule(LightningDataModule):
                 raise InputError(f"data.{name} must be a positive number of seconds, found {seconds}.")
         if not duration_spread >= 1:
             raise InputError(f"data.duration_spread is longest over shortest: at least 1, found {duration_spread}.")
+        if num_workers is not None and num_workers < 0:
+            raise InputError(
+                f"data.num_workers is {num_workers}: give the loader processes per device, 0 for none; without it"
+                " there is one per core that is left over."
+            )
         self.root = root
         self.train_splits = tuple(train_splits)
         self.val_splits = tuple(val_splits)
@@ -163,6 +168,7 @@ class LibriSpeechDataModule(LightningDataModule):
         )
         if self.trainer is not None:
             self._set_accumulation(self.trainer)
+            checks.check_trainer(self.trainer, len(self.train_sampler))
         log.info(
             "Training on %d utterances, %.2f h: %d steps an epoch of at most %g s, each in %d x %d micro-batches"
             " (devices x accumulation) of at most %g s.",
