@@ -13,6 +13,8 @@ from tiny import TINY_CONFIG, write_corpus
 
 from w2v_lightning.__main__ import main
 from w2v_lightning.callbacks.outputs import output_folder
+from w2v_lightning.model import wav2vec2
+from w2v_lightning.text import Vocabulary
 
 
 @pytest.fixture
@@ -115,9 +117,13 @@ def test_all_outputs_lie_together_and_a_second_run_leaves_the_firsts(logger, con
     assert main(["fit", "--config", str(again)]) == 0
 
 
-def test_transcripts_go_there_too(config, root, monkeypatch):
+def test_transcripts_go_there_too(config, root, tmp_path, monkeypatch):
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    wav2vec2.save_pretrained(tuned, wav2vec2.from_scratch(TINY_CONFIG, Vocabulary()), Vocabulary(), normalise=True)
     monkeypatch.setattr(WandbLike, "run", "r1")
-    assert main(["predict", "--config", str(config), "--trainer.logger=service_loggers.WandbLike"]) == 0
+    options = [f"--model.pretrained={tuned}", "--trainer.logger=service_loggers.WandbLike"]
+    assert main(["predict", "--config", str(config), *options]) == 0
     assert (root / "speech" / "r1" / "predictions.jsonl").exists()
     assert not list(Path.cwd().iterdir())
 
