@@ -253,7 +253,6 @@ def folders(tmp_path):
     ("command", "options", "reason"),
     [
         ("validate", [], "null gives random weights"),
-        ("validate", ["--ckpt_path", "last"], "null gives random weights"),
         ("test", ["--model.pretrained", "{encoder}"], "encoder without a CTC head"),
         ("predict", ["--model.pretrained", "{encoder}"], "encoder without a CTC head"),
         ("test", ["--model.pretrained", "{tuned}", "--model.vocabulary", "build"], "is for other tokens than"),

@@ -128,6 +128,7 @@ def test_a_users_callback_is_checked_too(corpus, tmp_path, capsys):
 def test_the_only_split_is_monitored_and_shown_once(corpus, tmp_path, capsys):
     status, error = fit(corpus, tmp_path, capsys, "--checkpoint.monitor=val_wer/dev")
     assert status == 0, error
-    assert main(["validate", "--config", str(tmp_path / "tiny.yaml")]) == 0
+    (best,) = tmp_path.rglob("best.ckpt")
+    assert main(["validate", "--config", str(tmp_path / "tiny.yaml"), f"--ckpt_path={best}"]) == 0
     table = capsys.readouterr().out
     assert table.count("val_wer") == table.count("val_cer") == 1

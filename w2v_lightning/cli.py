@@ -178,10 +178,7 @@ class CLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Random weights have a WER too, which looks like that of a bad model."""
-        options = self._options
-        # Where there is no last checkpoint, Lightning goes on with the weights that there are.
-        is_trained = options.ckpt_path not in (None, "last") or (options.ckpt_path and options.checkpoint.save_last)
-        if isinstance(self.model, Wav2Vec2CTC) and not is_trained:
+        if isinstance(self.model, Wav2Vec2CTC) and self._options.ckpt_path is None:
             self.model.check_head()
 
     before_test = before_predict = before_validate
