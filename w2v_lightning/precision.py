@@ -15,15 +15,8 @@ DTYPES = {
     "16-true": (torch.float16, None),
 }
 
-
-TRAINER_PRECISIONS = (
-    "32-true",
-    "bf16-mixed",
-    "16-mixed",
-    "32",
-    "bf16",
-    "16",
-)  # the last three are other names of these
+# Of the trainer; the last three are other names of the first.
+TRAINER_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
 
 
 def check_precision(precision: str | int) -> None:
