@@ -340,10 +340,16 @@ def test_an_explicit_precision_is_left_alone(tiny_config, capsys, monkeypatch):
     assert status == 0, err
 
 
-def test_torch_and_torchaudio_of_different_releases_are_named_before_the_crash(monkeypatch, capsys):
-    versions = {"torch": "2.10.0", "torchaudio": "2.11.0"}
+@pytest.mark.parametrize(
+    ("torch", "torchaudio", "remedy"),
+    [("2.10.0", "2.11.0", "torchaudio==2.10.*,"), ("2.11.0+cu130", "2.11.1+cu130", "torchaudio==2.11.*,<2.11.1")],
+)
+def test_torch_and_torchaudio_that_do_not_go_together_are_named_before_the_crash(
+    monkeypatch, capsys, torch, torchaudio, remedy
+):
+    versions = {"torch": torch, "torchaudio": torchaudio}
     monkeypatch.setattr("w2v_lightning.__main__.version", versions.__getitem__)
     status, _, err = in_process(capsys, "fit")
     assert status == 2
-    assert "torch 2.10.0 and torchaudio 2.11.0" in err
-    assert "torchaudio==2.10.*" in err
+    assert f"torch {torch} and torchaudio {torchaudio}" in err
+    assert remedy in err

@@ -67,15 +67,21 @@ def _nearest_command(word: str) -> str:
 
 
 def _check_torch_pair() -> None:
-    """transformers imports torchaudio where it is installed, and torchaudio raises beside another release of torch."""
+    """transformers imports torchaudio where it is installed, and torchaudio raises beside another release of torch.
+
+    2.11.1 raises beside torch 2.11.0 as well, although it asks for no later one.
+    """
     try:
         torch, torchaudio = version("torch"), version("torchaudio")
     except PackageNotFoundError as error:
-        raise InputError(f"{error.name} is not installed; run: pip install 'torch>=2.8,<2.12' torchaudio") from None
-    if torch.split(".")[:2] != torchaudio.split(".")[:2]:
         raise InputError(
-            f"torch {torch} and torchaudio {torchaudio} are not of one release; run: pip install"
-            f" 'torchaudio=={'.'.join(torch.split('.')[:2])}.*', or give both the same version."
+            f"{error.name} is not installed; run: pip install 'torch>=2.8,<2.12' 'torchaudio<2.11.1'"
+        ) from None
+    release = torch.split(".")[:2]
+    if release != torchaudio.split(".")[:2] or (torch.split("+")[0], torchaudio.split("+")[0]) == ("2.11.0", "2.11.1"):
+        raise InputError(
+            f"torch {torch} and torchaudio {torchaudio} do not go together; run: pip install"
+            f" 'torchaudio=={'.'.join(release)}.*,<2.11.1', or give both the same version."
         )
 
 
