@@ -67,7 +67,8 @@ class SpotPrice(Dated):
 
     def described(self, today: date | None = None) -> str:
         """For wherever the saving is used."""
-        return f"{self.saving:.0%}, as EC2's spot price is below as of {self.date} ({self.age(today)}; {self.source})"
+        origin = f"{self.date} ({self.age(today)}; {self.source})"
+        return f"{100 * self.saving:.0f} %, as EC2's spot price is below as of {origin}"
 
 
 def on_demand(instance_type: str, region: str) -> Price:

@@ -181,7 +181,7 @@ def test_spots_saving_is_around_what_ec2_has(monkeypatch):
     monkeypatch.setattr(planner, "spot_prices", lambda: proxy)
     (low, high), words = planner.saving_of(Candidate("ml.g4dn.12xlarge", 1, True, "16-mixed"), REGION)
     assert (low, high) == (pytest.approx(0.65), pytest.approx(0.85))
-    assert "75%" in words
+    assert "75 %" in words
     assert "2026-11-20" in words
 
 

@@ -152,7 +152,7 @@ def _worth(by_devices: Mapping[int, Terms], first: int, devices: int, more: int)
 def _knee(by_devices: Mapping[int, Terms], first: int, devices: int, more: int, worth: float) -> Knee:
     before, after = (device_seconds(n, by_devices[n]) for n in (first, more))
     term = max(after, key=lambda name: after[name] - before[name])
-    adds = f"adds {worth:.0%} of what one added at {first}" if worth > 0 else "makes it slower"
+    adds = f"adds {100 * worth:.0f} % of what one added at {first}" if worth > 0 else "makes it slower"
     reason = (
         f"From {devices} to {more} devices each further one {adds}. What grows is {term}: from {before[term]:.3g} to"
         f" {after[term]:.3g} device-seconds a step between {first} and {more}."

@@ -176,7 +176,7 @@ def saving_of(candidate: Candidate, region: str) -> tuple[tuple[float, float], s
     low, high = SPOT_SAVING_RANGE
     found = spot_prices().get((candidate.instance_type, region))
     if found is None:
-        return (low, high), f"{low:.0%} to {high:.0%}: assumed, as job logs of other accounts had it"
+        return (low, high), f"{100 * low:.0f} to {100 * high:.0f} %: assumed, as job logs of other accounts had it"
     return _around(found, high - low), f"around {found.described()}"
 
 

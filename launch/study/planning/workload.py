@@ -137,8 +137,9 @@ class AssumedEpoch:
     @property
     def basis(self) -> str:
         return (
-            f"{self.hours:g} h in steps as in {self.source}: {self.fill:.1%} of batch_seconds are audio,"
-            f" {1 - 1 / self.padded:.1%} of what is computed is padding, utterances of {self.utterance_s:.1f} s"
+            f"{self.hours:g} h in steps as in {self.source}: {100 * self.fill:.1f} % of batch_seconds are audio,"
+            f" {100 * (1 - 1 / self.padded):.1f} % of what is computed is padding, utterances of"
+            f" {self.utterance_s:.1f} s"
         )
 
     def step_on(self, world_size: int, device_seconds: float) -> Step:

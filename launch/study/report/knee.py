@@ -41,7 +41,8 @@ def section(study: Study, fitted: Fitted | str) -> Section:
     blocks = [Paragraph(f"{one.label}: {explained(one, beyond(one, fitted))}") for one in found]
     note = "Error: standard deviation of the throughput around the law. A law with as many unknowns as points has none."
     table = Table(["series", "law", "one device", "serial", "crosstalk", "peak", "error"], _rows(found), num_text=2)
-    return Section("The knee", [*blocks, *figures, table, Paragraph(note, "note")])
+    notes = [Paragraph(text, "note") for text in (*_unfitted(found), note)]
+    return Section("The knee", [*blocks, *figures, table, *notes])
 
 
 def curves(series: Scaling) -> list[Curve]:
@@ -134,10 +135,19 @@ def _rows(found: list[Scaling]) -> list[list[Inline]]:
     for series in found:
         for law in _laws(series):
             if isinstance(law, str):
-                rows.append([series.label, law, "-", "-", "-", "-", "-"])
                 continue
             peak = f"{law.peak:.0f} device{'s' if round(law.peak) != 1 else ''}" if law.peak else "none"
             rate = f"{number(law.rate_1)} audio-s/s"
             row = [series.label, law.name, rate, percent(law.serial, 1), f"{law.crosstalk:.2g}", peak]
             rows.append([*row, percent(law.error, 1)])
     return rows
+
+
+def _unfitted(found: list[Scaling]) -> list[str]:
+    """Why a law is not in the table, with the series of which that is so."""
+    labels: dict[str, list[str]] = {}
+    for series in found:
+        for law in _laws(series):
+            if isinstance(law, str):
+                labels.setdefault(law, []).append(series.label)
+    return [f"{'; '.join(of)}: {why}" for why, of in labels.items()]
