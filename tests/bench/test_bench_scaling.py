@@ -55,13 +55,18 @@ def test_ddp_can_be_had_on_a_single_device(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weak", [False, True])
-def test_both_numbers_train_on_all_of_the_audio(tmp_path, monkeypatch, weak):
+def test_both_numbers_train_on_all_of_the_audio(tmp_path, monkeypatch, capsys, weak):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.json").write_text(json.dumps(TINY_CONFIG))
     options = ["--model", "tiny.json", "--precision", "32-true", "--batch-seconds", "60", "--device-seconds", "40"]
     options += ["--steps", "2", "--passes", "2", "--repetitions", "1", "--json", "scaling.json"]
-    options += ["--weak", "--sigterm", "lightning"] * weak
+    options += ["--weak", "--sigterm", "lightning", "--profile", "traces"] * weak
     assert main(["bench", "scaling", *options]) == 0
+    printed = capsys.readouterr().out
+    for devices in (1, 2):
+        assert (f"{devices} devices:\n" in printed) is weak
+        assert (tmp_path / f"traces/{devices}-devices/trace.json.gz").exists() is weak
+    assert printed.count("3 steps of") == 2 * weak
     one, two = json.loads((tmp_path / "scaling.json").read_text())["rows"]
     assert (one["devices"], two["devices"]) == (1, 2)
     assert one["communication"] is None

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.__main__ import main
 from w2v_lightning.callbacks.attribution import Work, group_of, time_by_group
-from w2v_lightning.callbacks.profile import NUM_STEPS, Profile, covered_s, cpu_works, gpu_works
+from w2v_lightning.callbacks.profile import NUM_STEPS, Profile, cpu_works, gpu_works
 from w2v_lightning.errors import InputError
 
 STEP = "Optimizer.step#AdamW.step"
@@ -64,10 +64,6 @@ def test_groups(name, ancestors, group):
 def test_times_are_summed_the_costliest_first():
     works = [Work("ctc", (), 1.0), Work("aten::mm", ("attention",), 2.0), Work("ctc", (), 2.5)]
     assert list(time_by_group(works).items()) == [("CTC", 3.5), ("attention", 2.0)]
-
-
-def test_intervals_that_overlap_count_once():
-    assert covered_s([(0, 4e6), (5e6, 6e6), (1e6, 2e6), (3e6, 5.5e6)]) == 6
 
 
 def profiled_step():

@@ -7,7 +7,7 @@ loop is Lightning's.
 import io
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -83,17 +83,19 @@ def fit(
     devices: int = 1,
     strategy: Strategy | str = "auto",
     is_sigterm_lightnings: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Throughput:
     """Train `module` for warm-up and `repetitions` timed passes; `others` is called after each of the latter.
 
     On several `devices` each has its own share of the workload. What the callback has measured is returned.
 
     With `is_sigterm_lightnings` ranks agree on a SIGTERM in Lightning's way: by a broadcast before each micro-batch.
+    `callbacks` come on top of those that a run on the command line has.
     """
     machine, workload = passes.memory.machine, passes.workload
     num_passes = WARM_UP_PASSES + repetitions
     silent, throughput = Console(file=io.StringIO()), Throughput()
-    preemption = [] if is_sigterm_lightnings else [Preemption()]
+    usual = [*([] if is_sigterm_lightnings else [Preemption()]), Diagnosis(), throughput, RunProgress(silent)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator=machine.accelerator,
@@ -106,7 +108,7 @@ def fit(
             gradient_clip_val=CLIP_NORM,
             log_every_n_steps=LOG_EVERY_N_STEPS,
             # The clock comes last: what the other callbacks do after a batch counts.
-            callbacks=[*preemption, Diagnosis(), throughput, RunProgress(silent), PassClock(passes, others)],
+            callbacks=[*usual, *callbacks, PassClock(passes, others)],
             logger=True,
             limit_val_batches=0,
             enable_checkpointing=False,

@@ -27,6 +27,7 @@ from w2v_lightning.bench.settings import PRECISIONS, weights_and_config
 from w2v_lightning.bench.side import Memory, Passes
 from w2v_lightning.bench.stepper import Machine
 from w2v_lightning.bench.workload import Workload, like_librispeech, workloads
+from w2v_lightning.callbacks.profile import Profile
 from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.manifest import atomic_text_file
 from w2v_lightning.errors import InputError
@@ -64,6 +65,7 @@ def add_parser(benchmarks: argparse._SubParsersAction) -> None:
     add("--weak", action="store_true", help="--batch-seconds on each device")
     add("--ddp", action="store_true", help="DDP on a single device, too: what it costs before there is a network")
     add("--sigterm", choices=("ours", "lightning"), default="ours", help="how ranks agree on it (default %(default)s)")
+    add("--profile", type=Path, metavar="FOLDER", help="one more turn of each, profiled: where a step's time goes")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--share-in", type=Path, help=argparse.SUPPRESS)  # a rank of a turn writes what it has measured there
     parser.set_defaults(run=run)
@@ -86,6 +88,8 @@ def run(options: argparse.Namespace) -> None:
     _show(turns)
     if options.json:
         _write(options, turns)
+    for devices in options.devices if options.profile else ():
+        _turn(options, devices, profile_in=options.profile / f"{devices}-devices")
     return None
 
 
@@ -99,7 +103,7 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"--devices has {devices}, but this host has {most}.")
 
 
-def _turn(options: argparse.Namespace, devices: int) -> Turn:
+def _turn(options: argparse.Namespace, devices: int, profile_in: Path | None = None) -> Turn:
     """In processes of its own, which each write their share."""
     with tempfile.TemporaryDirectory() as folder:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(devices)]
@@ -107,9 +111,12 @@ def _turn(options: argparse.Namespace, devices: int) -> Turn:
         for name in ("model", "precision", "batch_seconds", "device_seconds", "steps", "passes", "sigterm"):
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
         command += [f"--{name}" for name in ("weak", "ddp") if getattr(options, name)]
+        command += ["--profile", str(profile_in)] if profile_in else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (ourselves)
         if done.returncode:
             raise InputError(f"On {devices} devices training failed:\n{done.stderr.strip()}")
+        if profile_in:
+            print(f"{devices} devices:\n{done.stdout}", flush=True)
         shares = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     return Turn(devices, sum(share["audio_s"] for share in shares) / shares[0]["pass_s"], shares[0]["communication"])
 
@@ -126,6 +133,7 @@ def _measure_share(options: argparse.Namespace) -> None:
     passes = Passes("ours", "", workload, Memory(Machine(device, options.precision)))
     strategy = PlannedDDPStrategy() if world_size > 1 or options.ddp else "auto"
     settings = {"devices": world_size, "strategy": strategy, "is_sigterm_lightnings": options.sigterm == "lightning"}
+    settings["callbacks"] = [Profile(Console(width=100), options.profile)] if options.profile else []
     throughput = in_fit.fit(module, passes, options.passes, **settings)
     share = {"audio_s": workload.audio_s, "pass_s": statistics.median(passes.seconds)}
     share["communication"] = throughput.communication
@@ -173,7 +181,7 @@ def summary(turns: list[Turn]) -> list[dict[str, Any]]:
 
 def _write(options: argparse.Namespace, turns: list[Turn]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    asked = {name: value for name, value in vars(options).items() if name not in ("run", "json", "share_in")}
+    asked = {name: value for name, value in vars(options).items() if name not in ("run", "json", "share_in", "profile")}
     report = {"options": asked, "device": device_name(device), "versions": versions(), "rows": summary(turns)}
     with atomic_text_file(options.json) as file:
         json.dump(report | {"turns": [asdict(turn) for turn in turns]}, file, indent=1)

@@ -16,6 +16,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from w2v_lightning.callbacks.attribution import BACKWARD, FORWARD, Work, group_of, time_by_group
+from w2v_lightning.callbacks.idle import Idle, idle, kernels_of, ranges_of
 from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError
@@ -27,18 +28,20 @@ NUM_GROUPS = 10
 
 
 class Profile(Callback):
-    """Profiles a few steps of the first process, prints the costliest groups, writes LOG_DIR/trace.json.gz.
+    """Profiles a few steps of the first process, prints the costliest groups, writes trace.json.gz.
 
-    The trace opens in ui.perfetto.dev and chrome://tracing. On a GPU times are those of its kernels, and the data wait
-    is the host's; on the CPU they are those of its operators. Backward counts with the part whose backward it is.
+    `folder` is where to; by default, the run's own. The trace opens in ui.perfetto.dev and chrome://tracing. On a GPU
+    times are those of its kernels, and the data wait is the host's; on the CPU they are those of its operators.
+    Backward counts with the part whose backward it is.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, folder: Path | None = None) -> None:
         self.console = console or Console()
+        self.folder = folder
         self._profiler: profile | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder = output_folder(trainer)  # asks all ranks
+        self._folder = self.folder or output_folder(trainer)  # asks all ranks
         steps_left = int(trainer.estimated_stepping_batches) - trainer.global_step
         wait = min(WAIT_STEPS, steps_left - WARMUP_STEPS - NUM_STEPS)
         if wait < 0:
@@ -105,8 +108,7 @@ class Profile(Callback):
         seconds = time_by_group(gpu_works(events) if self._is_cuda else cpu_works(events))
         self.console.print(_table(seconds, wall_s, self._audio_s, "device" if self._is_cuda else "CPU"))
         if self._is_cuda:
-            busy_s = covered_s((e.time_range.start, e.time_range.end) for e in events if _is_on_device(e))
-            self.console.print(f"The device was busy for {busy_s / wall_s:.0%} of the time.", highlight=False)
+            self.console.print(_idle_text(idle(kernels_of(events), ranges_of(events)), wall_s), highlight=False)
         self.console.print(f"Trace: {path} (open it in ui.perfetto.dev)\n", highlight=False, soft_wrap=True)
 
 
@@ -146,15 +148,6 @@ def gpu_works(events: Iterable[FunctionEvent]) -> Iterator[Work]:
     on_device = Counter((e.name, round(e.time_range.elapsed_us(), 3)) for e in events if _is_on_device(e))
     for (name, duration_us), number in (on_device - launched).items():
         yield Work(name, (), number * duration_us / 1e6)
-
-
-def covered_s(intervals_us: Iterable[tuple[float, float]]) -> float:
-    """Seconds that are in at least one interval."""
-    covered_us, reached_us = 0.0, float("-inf")
-    for start_us, end_us in sorted(intervals_us):
-        covered_us += max(0.0, end_us - max(start_us, reached_us))
-        reached_us = max(reached_us, end_us)
-    return covered_us / 1e6
 
 
 def _in_range(training_step):
@@ -209,3 +202,15 @@ def _table(seconds: dict[str, float], wall_s: float, audio_s: float, where: str)
     for group, group_s in list(seconds.items())[:NUM_GROUPS]:
         table.add_row(group, f"{1000 * group_s / NUM_STEPS:.2f}", f"{group_s / wall_s:.1%}")
     return table
+
+
+def _idle_text(found: Idle, wall_s: float) -> str:
+    def ms(time_s: float) -> str:
+        return f"{1000 * time_s / NUM_STEPS:.2f}"
+
+    waits = ", ".join(f"{ms(wait_s)} {name}" for name, wait_s in found.waits_s.items())
+    lines = [f"The device stood still for {ms(found.total_s)} ms a step, {found.total_s / wall_s:.0%} of the time."]
+    lines += [f"What the host was at meanwhile (ms): {waits}."] if waits else []
+    if found.communication_alone_s:
+        lines.append(f"For {ms(found.communication_alone_s)} ms a step it did nothing but exchange gradients.")
+    return "\n".join(lines)
