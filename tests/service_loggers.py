@@ -41,3 +41,12 @@ class MlflowLike(ServiceLogger):
     @property
     def name(self):
         return self.experiment and "7"  # the id of the experiment, for which the service is asked
+
+
+class NotInstalled(ServiceLogger):
+    """Lightning's, where the service's package is missing."""
+
+    name = "x"
+
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("Requirement 'x>=1' not met. HINT: Try running `pip install -U x`")

@@ -149,6 +149,7 @@ OPTIONS = {  # of `fit`, and what is said of them
     "trainer.devices=0": ["Lightning refuses", "devices='0'"],
     "trainer.limit_train_batches=1.5": ["Lightning refuses", "1.5 for limit_train_batches", "[0.0, 1.0]"],
     "checkpoint.save_top_k=-3": ["Lightning refuses", "save_top_k=-3"],
+    "trainer.logger=service_loggers.NotInstalled": ["service_loggers.NotInstalled cannot be made", "pip install -U x"],
     "trainer.overfit_batches=2": ["trainer.overfit_batches is 2", "manifest", "data.train_splits"],
     "trainer.val_check_interval=100": ["val_check_interval is 100", "has 1 of", "check_val_every_n_epoch=null"],
     "data.num_workers=-1": ["data.num_workers is -1", "0 for none"],

@@ -204,6 +204,15 @@ class CLI(LightningCLI):
 
         self._build_vocabulary()
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # in which jsonargparse has wrapped what a class of the config has raised
+            refused = re.search(r"Problem with given class_path '(.+)':\n *(.+)", str(error))
+            if not refused:
+                raise
+            raise InputError(f"{refused[1]} cannot be made: {refused[2]}") from error
+
     def _build_vocabulary(self) -> None:
         """In the place of the word "build": config.yaml and checkpoints then hold the tokens themselves."""
         model, data = self._get(self.config, "model"), self._get(self.config, "data")
