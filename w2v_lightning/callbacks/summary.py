@@ -79,7 +79,10 @@ class RunSummary(Callback):
         """By the checkpoint's own account, which is there also where no validation of the best step is known."""
         export, best = _callback(trainer, ExportBest), best_checkpoint(trainer)
         if export and export.best_step and best.best_model_score is not None:
-            text = f"Best model: {best.monitor} {float(best.best_model_score):.4g}, after step {export.best_step:,}"
+            score = float(best.best_model_score)
+            is_rate = best.monitor.removeprefix("val_").split("/")[0] in RATES  # val_wer/dev-clean is one of a split
+            text = f"{100 * score:.1f} %" if is_rate else f"{score:.4g}"
+            text = f"Best model: {best.monitor} {text}, after step {export.best_step:,}"
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def _print_throughput(self, trainer: Trainer) -> None:
