@@ -12,7 +12,7 @@ import witness
 import yaml
 from tiny import TINY_CONFIG
 
-LIMIT_S = 240
+LIMIT_S = 480  # compiling on two slow cores takes minutes
 FIT = ["-m", "w2v_lightning", "fit", "--config"]
 
 

@@ -122,6 +122,7 @@ def test_an_unknown_config_key_is_named_with_the_nearest_right_one(tiny_config, 
     assert f"Did you mean {nearest}?" in err
 
 
+@pytest.mark.slow
 def test_wrong_input_ends_in_one_line_before_training(tiny_config, tmp_path):
     done = run("fit", "--config", tiny_config, "--data.val_splits", "[nowhere]")
     assert done.returncode == 2
@@ -203,6 +204,7 @@ def test_validations_counted_through_epochs(tiny_config, capsys):
     assert "Validation WER: " in out
 
 
+@pytest.mark.slow
 def test_audio_that_breaks_in_a_worker_ends_in_one_line(tiny_config, tmp_path):
     broken = next((tmp_path / "corpus" / "train").rglob("*-0003.flac"))
     data = bytearray(broken.read_bytes())

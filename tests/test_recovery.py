@@ -156,7 +156,7 @@ def test_what_half_a_step_has_left_behind_is_forgotten(root, smaller, tmp_path):
     check_same_end(module, smaller)
 
 
-@pytest.mark.parametrize("from_step", [0, 1, 3, 6])
+@pytest.mark.parametrize("from_step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 1, 6))])
 def test_a_validation_is_done_again_as_a_whole(root, smaller, from_step, tmp_path):
     """Before training; within an epoch, which its second half then goes on with; at the end of an epoch, of the run."""
     validated = {"num_sanity_val_steps": -1, "val_check_interval": 0.2}  # after each of the 5 steps

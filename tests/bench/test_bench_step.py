@@ -94,6 +94,7 @@ def test_sides_take_turns_also_where_the_loop_is_that_of_trainer_fit(bench, tmp_
     assert found["sides"][0]["warm_up_s"] > 0
 
 
+@pytest.mark.slow
 def test_each_optimisation_is_switched_off_alone(bench, monkeypatch):
     built = []
     monkeypatch.setattr(step, "our_stepper", lambda m, machine: (built.append(m.speed), our_stepper(m, machine))[1])

@@ -155,6 +155,7 @@ def save_and_die(path, after):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_name_has_the_old_or_the_new_one_whole(saved):
     seen, after, old = set(), 0, saved.read_bytes()
     is_through = False

@@ -120,6 +120,7 @@ def test_a_full_disk_is_reported_keeps_the_old_ones_and_is_not_forgotten(tmp_pat
     writer.teardown()
 
 
+@pytest.mark.slow
 def test_a_process_ends_after_its_checkpoint(tmp_path):
     code = """
 import sys, time, torch

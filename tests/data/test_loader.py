@@ -138,7 +138,7 @@ def places(batches) -> list[tuple[int, int]]:
     return [(batch.global_step, batch.micro_batch) for batch in batches]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_epochs_follow_each_other_as_if_each_began_anew(manifest, num_workers):
     def loader():
         sampler = TrainSampler(

@@ -81,7 +81,7 @@ def test_all_faults_mixed_cost_time_and_no_byte(store, utterances, monkeypatch):
 
 @pytest.mark.parametrize("fault", [f for f in PASSING if f is not Fault.RANGE_IGNORED], ids=lambda fault: fault.name)
 def test_a_fault_that_never_ends_is_named_when_patience_does(store, utterances, fault, monkeypatch):
-    monkeypatch.setattr(remote, "PATIENCE_S", 0.8)
+    monkeypatch.setattr(remote, "PATIENCE_S", 1.6)
     monkeypatch.setattr(remote, "READ_TIMEOUT_S", 0.2)
     refs, _ = utterances
     files = RemoteFiles()
@@ -102,6 +102,14 @@ def test_a_server_that_never_knows_ranges_is_named_early(store, utterances):
     with pytest.raises(InputError, match="400000 came: this server does not know ranges"):
         RemoteFiles().fetch(utterances[0][:1])
     assert len(store.proxy.requests) == remote.MAX_IGNORED_RANGES
+
+
+def test_a_range_that_is_ignored_once_behind_other_faults_is_read_again(store, utterances):
+    refs, expected = utterances
+    faults = [Fault.SLOW_DOWN] * remote.MAX_IGNORED_RANGES + [Fault.RANGE_IGNORED]
+    store.proxy.fault_of = lambda number: faults[number - 1] if number <= len(faults) else None
+    assert RemoteFiles().fetch(refs[:1]) == expected[:1]
+    assert len(store.proxy.requests) == len(faults) + 1
 
 
 def test_a_store_that_is_down_is_named_when_patience_ends(store, utterances, monkeypatch):

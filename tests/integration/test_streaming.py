@@ -160,6 +160,7 @@ def losses(root: Path | str, logs: Path, **options) -> list[str]:
     return [loss for row in rows if (loss := row.split(",")[column])]
 
 
+@pytest.mark.slow
 def test_fit_from_a_faulty_store_learns_the_same_as_from_local_shards(tmp_path, store, corpus, monkeypatch):
     monkeypatch.setattr(remote, "READ_TIMEOUT_S", 0.5)
     store.proxy.fault_of = every(3, *PASSING)
@@ -169,6 +170,7 @@ def test_fit_from_a_faulty_store_learns_the_same_as_from_local_shards(tmp_path, 
     assert streamed == losses(corpus.local, tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_what_prepare_uploads_is_what_fit_streams(tmp_path, store, monkeypatch):
     """The root is the store itself: manifests are read there too. Faults strike the upload and the training."""
     monkeypatch.setattr(remote, "READ_TIMEOUT_S", 0.5)

@@ -97,6 +97,7 @@ def test_smddp_goes_by_mpirun(monkeypatch):
 # ---- options of fit --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fit_finds_sagemakers_places(tmp_path, monkeypatch, capsys):
     """As `fit` itself parses them: what is said here counts, whatever the run's config has."""
     monkeypatch.chdir(tmp_path)

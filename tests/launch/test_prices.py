@@ -30,7 +30,7 @@ def test_spots_stand_in_is_less_than_on_demand_and_says_so():
         assert 0 < price.spot_usd_per_hour < price.ec2_usd_per_hour
         assert price.age_days(date(2027, 1, 1)) > 0
     found = prices.SpotPrice(0.25, 1.0, "2026-09", "a list")
-    words = "75%, as EC2's spot price is below as of 2026-09 (up to 3 months old; a list)"
+    words = "75 %, as EC2's spot price is below as of 2026-09 (up to 3 months old; a list)"
     assert found.described(date(2026, 11, 23)) == words
 
 

@@ -65,7 +65,9 @@ def learned(setups):
 
 
 @pytest.mark.usefixtures("without_leaving_out")
-@pytest.mark.parametrize("setups", [PROCESSES, CLUSTER], ids=["processes", "cluster"])
+@pytest.mark.parametrize(
+    "setups", [PROCESSES, pytest.param(CLUSTER, marks=pytest.mark.slow)], ids=["processes", "cluster"]
+)
 def test_intervals_hold_the_truth_about_as_often_as_they_say(setups):
     """Of 6 studies: nominal is 90 %."""
     shares, off, width = coverage(setups, seeds=6, repetitions=2)
@@ -90,6 +92,7 @@ def test_intervals_hold_the_truth_in_many_studies(setups, repetitions):
             assert 0.6 * off[name].std() < width[name].mean() < 2.5 * off[name].std(), name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_leaving_out")
 def test_new_runs_fall_into_the_predicted_intervals():
     new = [cpu(3), cpu(1, hosts=3, link_mbit=50, delay_ms=10), cpu(2, storage_mbit=4, audio_s=29.0, computed_s=30.0)]

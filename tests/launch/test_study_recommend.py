@@ -101,7 +101,7 @@ def test_the_front_is_a_table_with_the_best_in_it(capsys):
 def test_spot_says_what_it_was_assumed_to_be(capsys):
     _, out = printed(capsys, *HOURS, "--spot", "only")
     assert "on demand" not in re.sub(r"Not counted.*", "", out)
-    assert re.search(r"saving +(\d+% to \d+%: assumed|around \d+%, as EC2's spot price)", out)
+    assert re.search(r"saving +(\d+ to \d+ %: assumed|around \d+ %, as EC2's spot price)", out)
     assert "one interruption in 10 instance-hours: assumed, AWS promises no rate" in out
     assert "30 min until there are spot instances: assumed" in out
     assert re.search(r"interrupted +[\d.]+ times", out)

@@ -110,6 +110,7 @@ def test_ctc_and_its_gradient_are_torchs_in_double_precision(tokens, frames, lab
     torch.testing.assert_close(gradient.double(), exact.grad, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ctc_stays_exact_over_many_frames():
     """With torch's in float32 on the same logits, whose logarithms grow with the frames."""
     torch.manual_seed(0)
@@ -155,8 +156,8 @@ def test_the_loss_by_our_kernels_has_zeros_where_labels_cannot_be_aligned():
 @pytest.mark.parametrize(
     ("utterances", "frames", "channels", "groups", "taps"),
     [
-        (2, 300, 48, 1, 128),  # a group of wav2vec2's
-        (3, 129, 32, 2, 129),  # a block of one frame
+        pytest.param(2, 300, 48, 1, 128, marks=pytest.mark.slow),  # a group of wav2vec2's
+        pytest.param(3, 129, 32, 2, 129, marks=pytest.mark.slow),  # a block of one frame
         (1, 256, 20, 1, 7),
     ],
 )
@@ -170,6 +171,7 @@ def test_convolution_in_blocks_and_its_gradients(utterances, frames, channels, g
         assert ((ours - true).norm() / true.norm()).item() < 1e-6
 
 
+@pytest.mark.slow
 def test_in_half_precision_convolution_in_blocks_is_about_as_exact_as_conv1d():
     """float16: the interpreter knows no products of bfloat16."""
     from w2v_lightning.model.positional_kernels import correlation_in_blocks

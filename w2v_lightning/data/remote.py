@@ -11,6 +11,7 @@ import random
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class WrongLengthError(OSError):
 
     def __init__(self, wanted: int, found: int):
         super().__init__(f"{wanted} bytes were asked for, {found} came")
-        self.is_range_ignored = found > wanted
+        self.is_too_long = found > wanted
 
 
 class RemoteFiles:
@@ -94,6 +95,7 @@ class RemoteFiles:
             InputError: an object does not exist or may not be read, or it could not be read within PATIENCE_S.
         """
         bodies: dict[int, bytes] = {}
+        ignored_ranges: Counter[AudioRef] = Counter()
         started_s = time.monotonic()
         attempt = 0
         while missing := [i for i in range(len(refs)) if i not in bodies]:
@@ -103,7 +105,8 @@ class RemoteFiles:
             failed = [(refs[i], answer) for i, answer in answers.items() if i not in bodies]
             if failed:
                 elapsed_s = time.monotonic() - started_s
-                _give_up(failed, attempt, elapsed_s)
+                ignored_ranges.update(ref for ref, error in failed if _is_range_ignored(error))
+                _give_up(failed, attempt, elapsed_s, ignored_ranges)
                 self._warn(failed)
                 time.sleep(_delay_s(attempt, elapsed_s))
         return [bodies[i] for i in range(len(refs))]
@@ -133,12 +136,14 @@ class RemoteFiles:
         self._last_warning_s = now_s
 
 
-def _give_up(failed: list[tuple[AudioRef, Exception]], attempt: int, elapsed_s: float) -> None:
+def _give_up(
+    failed: list[tuple[AudioRef, Exception]], attempt: int, elapsed_s: float, ignored_ranges: Counter[AudioRef]
+) -> None:
     """Raise for what another attempt does not cure, or when there were enough of them."""
     for ref, error in failed:
         if not _is_passing(error):
             raise InputError(f"{_shown(ref)}: {_remedy(error)} ({_text(error)})") from error
-        if isinstance(error, WrongLengthError) and error.is_range_ignored and attempt >= MAX_IGNORED_RANGES:
+        if _is_range_ignored(error) and ignored_ranges[ref] >= MAX_IGNORED_RANGES:
             raise InputError(
                 f"{_shown(ref)}: {error}: this server does not know ranges. Put the shards on one that does, such as"
                 " S3, or on a local disk."
@@ -225,6 +230,10 @@ def _checked(body: bytes, wanted: int) -> bytes:
     if len(body) != wanted:
         raise WrongLengthError(wanted, len(body))
     return body
+
+
+def _is_range_ignored(error: Exception) -> bool:
+    return isinstance(error, WrongLengthError) and error.is_too_long
 
 
 def _is_passing(error: Exception) -> bool:
