@@ -82,6 +82,16 @@ def test_saving_over_a_model_replaces_it_whole(model, folder):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_who_may_read_the_files_is_left_to_the_umask(model, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        wav2vec2.save_pretrained(tmp_path / "m", model, Vocabulary(), normalise=True)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "m").iterdir()} == {mode}
+
+
 def test_what_else_is_in_the_folder_stays(model, folder):
     (folder / "notes.txt").write_text("mine")
     (folder / "logs").mkdir()
