@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from launch.study.units import percent
 from w2v_lightning.errors import InputError
 
 FILE = Path(__file__).with_name("prices.csv")
@@ -68,7 +69,7 @@ class SpotPrice(Dated):
     def described(self, today: date | None = None) -> str:
         """For wherever the saving is used."""
         origin = f"{self.date} ({self.age(today)}; {self.source})"
-        return f"{100 * self.saving:.0f} %, as EC2's spot price is below as of {origin}"
+        return f"{percent(self.saving)}, as EC2's spot price is below as of {origin}"
 
 
 def on_demand(instance_type: str, region: str) -> Price:

@@ -9,7 +9,7 @@ from launch.study.report import drawing
 from launch.study.report.charts import Curve, Point, Series, xy_chart
 from launch.study.report.drawing import Axis, Drawing, legend, mark, text
 from launch.study.report.rows import Bar, Mark, bar_rows, mark_rows
-from launch.study.report.units import number, prefixed, seconds, signed_percent, spread, usd
+from launch.study.units import number, prefixed, seconds, signed_percent, spread, usd
 
 HOSTILE = '<script>alert("1")</script>'
 XLINK = "{http://www.w3.org/2000/svg}"

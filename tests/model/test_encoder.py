@@ -8,6 +8,7 @@ from w2v_lightning.data.draw import draw_dropped_layers
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.encoder import contextualise
 from w2v_lightning.model.features import masked_group_norm
+from w2v_lightning.model.speed import Speed
 from w2v_lightning.text import Vocabulary
 
 NUM_SAMPLES = (16_000, 9_000, 4_321, 400)
@@ -102,10 +103,11 @@ def test_hf_compat_of_models_without_group_norm_keeps_the_attention_mask():
     waveforms_BT, num_samples_B = speech(*NUM_SAMPLES)
     attention_mask = torch.arange(waveforms_BT.shape[1]) < num_samples_B[:, None]
     stock_BFV = model(waveforms_BT, attention_mask=attention_mask).logits
-    compat_BFV = wav2vec2.ctc_logits(model, waveforms_BT, num_samples_B, hf_compat=True)
-    # Behind an utterance all channels are alike: there its norm makes errors of the FFT a thousand times larger.
-    is_real_BF = torch.arange(stock_BFV.shape[1]) < model._get_feat_extract_output_lengths(num_samples_B)[:, None]
-    torch.testing.assert_close(compat_BFV[is_real_BF], stock_BFV[is_real_BF], rtol=1e-5, atol=1e-5)
+    # Behind an utterance all channels are alike: there a norm makes the FFT's errors, which a busy machine may find
+    # faster, a thousand times larger.
+    speed = Speed(positional_convolution="convolution")
+    compat_BFV = wav2vec2.ctc_logits(model, waveforms_BT, num_samples_B, hf_compat=True, speed=speed)
+    torch.testing.assert_close(compat_BFV, stock_BFV, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

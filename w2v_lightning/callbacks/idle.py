@@ -71,7 +71,7 @@ def idle(kernels: Iterable[Kernel], ranges: Sequence[Range]) -> Idle:
 
 def ranges_of(events: Iterable[FunctionEvent]) -> list[Range]:
     """The parts of a step on the host, as `fit --profile` and PyTorch mark them."""
-    marks = [event for event in events if event.is_user_annotation and not _is_on_device(event)]
+    marks = [event for event in events if event.is_user_annotation and is_on_host(event)]
     named = [(mark.name if mark.name in PARTS else group_of(mark.name, ()), mark.time_range) for mark in marks]
     return [Range(PARTS[name], time.start, time.end) for name, time in named if name in PARTS]
 
@@ -79,12 +79,21 @@ def ranges_of(events: Iterable[FunctionEvent]) -> list[Range]:
 def kernels_of(events: Iterable[FunctionEvent]) -> list[Kernel]:
     """What the device did, each with the time of the call that handed it over."""
     events = list(events)
-    launches_us = {e.id: e.time_range.start for e in events if not _is_on_device(e) and LAUNCH.match(e.name)}
+    launches_us = {e.id: e.time_range.start for e in events if is_on_host(e) and LAUNCH.match(e.name)}
     return [
         Kernel(e.time_range.start, e.time_range.end, launches_us.get(e.id), group_of(e.name, ()) == "communication")
         for e in events
-        if _is_on_device(e) and not e.is_user_annotation
+        if is_on_device(e)
     ]
+
+
+def is_on_host(event: FunctionEvent) -> bool:
+    return event.device_type == DeviceType.CPU and not event.is_async
+
+
+def is_on_device(event: FunctionEvent) -> bool:
+    """Work of the device; ranges as the device saw them are none."""
+    return event.device_type == DeviceType.CUDA and not event.is_user_annotation
 
 
 def covered_s(intervals_us: Iterable[tuple[float, float]]) -> float:
@@ -99,7 +108,3 @@ def covered_s(intervals_us: Iterable[tuple[float, float]]) -> float:
 def _innermost(ranges: Sequence[Range], at_us: float) -> str:
     around = [range_ for range_ in ranges if range_.start_us <= at_us <= range_.end_us]
     return min(around, key=lambda range_: range_.end_us - range_.start_us).name if around else BETWEEN
-
-
-def _is_on_device(event: FunctionEvent) -> bool:
-    return event.device_type == DeviceType.CUDA

@@ -11,12 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from w2v_lightning.callbacks.attribution import BACKWARD, FORWARD, Work, group_of, time_by_group
-from w2v_lightning.callbacks.idle import Idle, idle, kernels_of, ranges_of
+from w2v_lightning.callbacks.idle import Idle, idle, is_on_device, is_on_host, kernels_of, ranges_of
 from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError
@@ -104,7 +103,7 @@ class Profile(Callback):
         path = self._folder / "trace.json.gz"
         write_trace(profiler, path)
         events = profiler.events()
-        wall_s = sum(_seconds(event) for event in events if event.name.startswith("ProfilerStep") and _is_cpu(event))
+        wall_s = sum(_seconds(event) for event in events if event.name.startswith("ProfilerStep") and is_on_host(event))
         seconds = time_by_group(gpu_works(events) if self._is_cuda else cpu_works(events))
         self.console.print(_table(seconds, wall_s, self._audio_s, "device" if self._is_cuda else "CPU"))
         if self._is_cuda:
@@ -125,7 +124,7 @@ def write_trace(profiler: profile, path: Path) -> None:
 
 def cpu_works(events: Iterable[FunctionEvent]) -> Iterator[Work]:
     """What the CPU computed, operator by operator."""
-    events = [event for event in events if _is_cpu(event)]
+    events = [event for event in events if is_on_host(event)]
     forward = _forward_of(events)
     for event in events:
         yield Work(event.name, _ancestors(event, forward), event.self_cpu_time_total / 1e6)
@@ -134,7 +133,7 @@ def cpu_works(events: Iterable[FunctionEvent]) -> Iterator[Work]:
 def gpu_works(events: Iterable[FunctionEvent]) -> Iterator[Work]:
     """What the GPU computed, kernel by kernel, and for how long the host waited for data."""
     events = list(events)
-    cpu_events = [event for event in events if _is_cpu(event)]
+    cpu_events = [event for event in events if is_on_host(event)]
     forward = _forward_of(cpu_events)
     launched = Counter()
     for event in cpu_events:
@@ -145,7 +144,7 @@ def gpu_works(events: Iterable[FunctionEvent]) -> Iterator[Work]:
         if group_of(event.name, ()) == "data wait":
             yield Work(event.name, (), _seconds(event))
     # Kernels that no operator is known to have launched, such as those of a CUDA graph, have their name only.
-    on_device = Counter((e.name, round(e.time_range.elapsed_us(), 3)) for e in events if _is_on_device(e))
+    on_device = Counter((e.name, round(e.time_range.elapsed_us(), 3)) for e in events if is_on_device(e))
     for (name, duration_us), number in (on_device - launched).items():
         yield Work(name, (), number * duration_us / 1e6)
 
@@ -180,14 +179,6 @@ def _ancestors(event: FunctionEvent, forward: dict[tuple[int, int], FunctionEven
         if event is not None:
             names.append(event.name)
     return tuple(names)
-
-
-def _is_cpu(event: FunctionEvent) -> bool:
-    return event.device_type == DeviceType.CPU and not event.is_async
-
-
-def _is_on_device(event: FunctionEvent) -> bool:
-    return event.device_type == DeviceType.CUDA and not event.is_user_annotation
 
 
 def _seconds(event: FunctionEvent) -> float:

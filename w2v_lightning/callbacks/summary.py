@@ -81,8 +81,8 @@ class RunSummary(Callback):
         if export and export.best_step and best.best_model_score is not None:
             score = float(best.best_model_score)
             is_rate = best.monitor.removeprefix("val_").split("/")[0] in RATES  # val_wer/dev-clean is one of a split
-            text = f"{100 * score:.1f} %" if is_rate else f"{score:.4g}"
-            text = f"Best model: {best.monitor} {text}, after step {export.best_step:,}"
+            shown = f"{100 * score:.1f} %" if is_rate else f"{score:.4g}"
+            text = f"Best model: {best.monitor} {shown}, after step {export.best_step:,}"
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def _print_throughput(self, trainer: Trainer) -> None:

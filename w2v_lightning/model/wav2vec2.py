@@ -180,8 +180,9 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
         complete = Path(temporary, "model")
         complete.mkdir()
         yield complete
-        for part in complete.iterdir():  # safetensors gives its file to its owner alone, whatever the umask
-            part.chmod(complete.stat().st_mode & 0o666)
+        mode = complete.stat().st_mode & 0o666  # as the umask has it; safetensors gives its file to its owner alone
+        for part in complete.iterdir():
+            part.chmod(mode)
         names = sorted((part.name for part in complete.iterdir()), key="config.json".__eq__)
         if folder.is_dir() and any(part.name not in names for part in folder.iterdir()):
             for name in names:

@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from launch.study.model.step_time import Terms
+from launch.study.units import percent
 from w2v_lightning.errors import InputError
 
 LEAST_WORTH = 0.5  # of the first device's speed: what a further one must add
@@ -152,7 +153,7 @@ def _worth(by_devices: Mapping[int, Terms], first: int, devices: int, more: int)
 def _knee(by_devices: Mapping[int, Terms], first: int, devices: int, more: int, worth: float) -> Knee:
     before, after = (device_seconds(n, by_devices[n]) for n in (first, more))
     term = max(after, key=lambda name: after[name] - before[name])
-    adds = f"adds {100 * worth:.0f} % of what one added at {first}" if worth > 0 else "makes it slower"
+    adds = f"adds {percent(worth)} of what one added at {first}" if worth > 0 else "makes it slower"
     reason = (
         f"From {devices} to {more} devices each further one {adds}. What grows is {term}: from {before[term]:.3g} to"
         f" {after[term]:.3g} device-seconds a step between {first} and {more}."

@@ -19,6 +19,7 @@ from launch.study.planning.assumptions import Assumptions
 from launch.study.planning.candidates import Candidate, Task, setup_of
 from launch.study.planning.interruptions import Drawn, Interruptions
 from launch.study.prices import Price, SpotPrice, on_demand, spot_prices
+from launch.study.units import percent
 from w2v_lightning.errors import InputError
 
 DRAWS = 2000
@@ -176,7 +177,7 @@ def saving_of(candidate: Candidate, region: str) -> tuple[tuple[float, float], s
     low, high = SPOT_SAVING_RANGE
     found = spot_prices().get((candidate.instance_type, region))
     if found is None:
-        return (low, high), f"{100 * low:.0f} to {100 * high:.0f} %: assumed, as job logs of other accounts had it"
+        return (low, high), f"{100 * low:.0f} to {percent(high)}: assumed, as job logs of other accounts had it"
     return _around(found, high - low), f"around {found.described()}"
 
 

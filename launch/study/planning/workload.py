@@ -19,6 +19,7 @@ from launch.sizes import size_of
 from launch.study.model.specs import short_name
 from launch.study.planning import memory
 from launch.study.runs import Run
+from launch.study.units import percent
 from w2v_lightning.errors import InputError
 
 SAMPLE_RATE = 16_000
@@ -137,9 +138,8 @@ class AssumedEpoch:
     @property
     def basis(self) -> str:
         return (
-            f"{self.hours:g} h in steps as in {self.source}: {100 * self.fill:.1f} % of batch_seconds are audio,"
-            f" {100 * (1 - 1 / self.padded):.1f} % of what is computed is padding, utterances of"
-            f" {self.utterance_s:.1f} s"
+            f"{self.hours:g} h in steps as in {self.source}: {percent(self.fill, 1)} of batch_seconds are audio,"
+            f" {percent(1 - 1 / self.padded, 1)} of what is computed is padding, utterances of {self.utterance_s:.1f} s"
         )
 
     def step_on(self, world_size: int, device_seconds: float) -> Step:

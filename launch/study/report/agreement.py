@@ -7,7 +7,7 @@ from launch.study.model.fitted import Fitted, LeftOut
 from launch.study.report.configurations import Study
 from launch.study.report.document import Figure, Link, Paragraph, Section, Table
 from launch.study.report.rows import Mark, mark_rows
-from launch.study.report.units import percent, prefixed, seconds, signed_percent
+from launch.study.units import percent, prefixed, seconds, signed_percent
 
 KINDS = (("measured", False), ("predicted from all others, with its 90 % interval", True))
 NOTE = (

@@ -17,7 +17,7 @@ from launch.study.report.drawing import (
     text,
     whisker,
 )
-from launch.study.report.units import number
+from launch.study.units import number
 
 LEFT, RIGHT, HEIGHT, BOTTOM = 52, 16, 220, 40
 HEADROOM = 1.06  # above the highest, times it

@@ -12,8 +12,8 @@ from launch.study.report.elsewhere import BATCH, MULTI, SINGLE, Elsewhere, Predi
 from launch.study.report.money import bill
 from launch.study.report.performance import all_reduce
 from launch.study.report.scaling import Scaling, scalings
-from launch.study.report.units import counted, number, percent, seconds, signed_percent, usd
 from launch.study.running.collect import FINISHED
+from launch.study.units import counted, number, percent, seconds, signed_percent, usd
 from w2v_lightning.errors import InputError
 
 NONE = "Not measured"

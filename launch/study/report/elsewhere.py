@@ -18,8 +18,8 @@ from launch.study.report.document import Figure, Inline, Paragraph, Section, Tab
 from launch.study.report.knee import Beyond, beyond
 from launch.study.report.rows import Bar, bar_rows
 from launch.study.report.scaling import Scaling
-from launch.study.report.units import number, percent, seconds, usd
 from launch.study.runs import Run
+from launch.study.units import number, percent, seconds, usd
 from launch.submit import defaults
 from w2v_lightning.errors import InputError
 

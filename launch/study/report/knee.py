@@ -14,7 +14,7 @@ from launch.study.report.document import Figure, Inline, Paragraph, Section, Tab
 from launch.study.report.performance import PARTS
 from launch.study.report.rows import Bar, bar_rows
 from launch.study.report.scaling import Scaling, scalings
-from launch.study.report.units import counted, number, percent, seconds
+from launch.study.units import counted, number, percent, seconds
 from w2v_lightning.errors import InputError
 
 MOST_GPUS = 8  # of one host
@@ -38,10 +38,11 @@ def section(study: Study, fitted: Fitted | str) -> Section:
         text = "There is no series of several numbers of devices: whether more would pay was not measured."
         return Section("The knee", [Paragraph(text, "finding")])
     figures = [_figure(one, beyond(one, fitted), i) for i, one in enumerate(found, 1)]
+    laws_of = [(one, list(_laws(one))) for one in found]
     blocks = [Paragraph(f"{one.label}: {explained(one, beyond(one, fitted))}") for one in found]
     note = "Error: standard deviation of the throughput around the law. A law with as many unknowns as points has none."
-    table = Table(["series", "law", "one device", "serial", "crosstalk", "peak", "error"], _rows(found), num_text=2)
-    notes = [Paragraph(text, "note") for text in (*_unfitted(found), note)]
+    table = Table(["series", "law", "one device", "serial", "crosstalk", "peak", "error"], _rows(laws_of), num_text=2)
+    notes = [Paragraph(text, "note") for text in (*_unfitted(laws_of), note)]
     return Section("The knee", [*blocks, *figures, table, *notes])
 
 
@@ -130,10 +131,10 @@ def _laws(series: Scaling) -> Iterator[Law | str]:
             yield str(error)
 
 
-def _rows(found: list[Scaling]) -> list[list[Inline]]:
+def _rows(laws_of: list[tuple[Scaling, list[Law | str]]]) -> list[list[Inline]]:
     rows: list[list[Inline]] = []
-    for series in found:
-        for law in _laws(series):
+    for series, found in laws_of:
+        for law in found:
             if isinstance(law, str):
                 continue
             peak = f"{law.peak:.0f} device{'s' if round(law.peak) != 1 else ''}" if law.peak else "none"
@@ -143,11 +144,11 @@ def _rows(found: list[Scaling]) -> list[list[Inline]]:
     return rows
 
 
-def _unfitted(found: list[Scaling]) -> list[str]:
+def _unfitted(laws_of: list[tuple[Scaling, list[Law | str]]]) -> list[str]:
     """Why a law is not in the table, with the series of which that is so."""
     labels: dict[str, list[str]] = {}
-    for series in found:
-        for law in _laws(series):
+    for series, found in laws_of:
+        for law in found:
             if isinstance(law, str):
                 labels.setdefault(law, []).append(series.label)
     return [f"{'; '.join(of)}: {why}" for why, of in labels.items()]

@@ -12,8 +12,8 @@ from launch.study.report.configurations import Configuration, Study, by_device, 
 from launch.study.report.document import Figure, Inline, Link, Paragraph, Section, Table
 from launch.study.report.overview import last_wer
 from launch.study.report.rows import Bar, bar_rows
-from launch.study.report.units import number, percent, seconds, time_unit, usd
 from launch.study.runs import Run
+from launch.study.units import number, percent, seconds, time_unit, usd
 
 KINDS = ("on demand", "spot, as billed")
 AXES = {"usd_per_epoch": "USD per epoch", "usd_per_run": "USD per run"}

@@ -5,9 +5,9 @@ from statistics import fmean
 
 from launch.study.report.configurations import Configuration, Study
 from launch.study.report.document import Inline, Link, Paragraph, Section, Table
-from launch.study.report.units import UNKNOWN, number, percent, seconds, spread
 from launch.study.running.collect import FINISHED
 from launch.study.runs import Run
+from launch.study.units import UNKNOWN, number, percent, seconds, spread
 
 COLUMNS = (
     "configuration", "run.json", "devices", "audio-s/s", "samples/s", "step", "epoch", "waiting for data", "bottleneck",

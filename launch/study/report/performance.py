@@ -8,8 +8,8 @@ from launch.study.report.configurations import Configuration, Spread, Study, by_
 from launch.study.report.document import Figure, Inline, Link, Paragraph, Section, Table
 from launch.study.report.rows import Bar, bar_rows
 from launch.study.report.scaling import Scaling, scalings
-from launch.study.report.units import UNKNOWN, seconds, spread, time_unit
 from launch.study.runs import Run
+from launch.study.units import UNKNOWN, seconds, spread, time_unit
 
 PARTS = ("compute", "waiting for data", "communication", "imbalance", "overhead")
 PARTS_NOTE = (

@@ -10,7 +10,7 @@ from launch.study.report import agreement, claims, elsewhere, knee, money, overv
 from launch.study.report.configurations import Study
 from launch.study.report.document import Document, Section
 from launch.study.report.elsewhere import Elsewhere
-from launch.study.report.units import counted, number, percent, seconds, usd
+from launch.study.units import counted, number, percent, seconds, usd
 from w2v_lightning.errors import InputError
 
 

@@ -6,7 +6,7 @@ from launch.study.report.configurations import Configuration, Study
 from launch.study.report.document import Inline, Link, Paragraph, Section
 from launch.study.report.money import bill
 from launch.study.report.scaling import Scaling, scalings
-from launch.study.report.units import counted, number, percent, seconds, usd
+from launch.study.units import counted, number, percent, seconds, usd
 
 
 def section(study: Study, fitted: Fitted | str) -> Section:
