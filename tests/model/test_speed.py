@@ -108,6 +108,17 @@ def test_in_bfloat16_no_way_is_less_exact_than_transformers_modules():
     assert sorted(ours)[len(ours) // 2] < sorted(stock)[len(stock) // 2]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_transformed_in_float32(dtype):
+    """There is no FFT of bfloat16, and none of float16 on a CPU."""
+    torch.manual_seed(0)
+    conv, hidden_BFC = torch.nn.Conv1d(32, 32, 16, padding=8, groups=4), torch.randn(2, 50, 32)
+    expected = positional.positional(conv, hidden_BFC, "convolution")
+    found = positional.positional(conv.to(dtype), hidden_BFC.to(dtype), "fft")
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
 # ---- the pieces -----------------------------------------------------------------------------------------------------
 
 

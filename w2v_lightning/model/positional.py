@@ -52,8 +52,9 @@ def positional(conv: nn.Conv1d, hidden_BFC: Tensor, way: str = "auto") -> Tensor
     weight_CIK, offset = weight(conv), conv.padding[0]
     with torch.autocast(device.type, enabled=False):
         if way == "fft":
-            full_BFC = hidden_BFC.to(weight_CIK.dtype)
-            return (correlation(full_BFC, weight_CIK, conv.groups, offset) + conv.bias).to(hidden_BFC.dtype)
+            full = torch.promote_types(weight_CIK.dtype, torch.float32)  # there is no FFT of bfloat16
+            found_BFC = correlation(hidden_BFC.to(full), weight_CIK.to(full), conv.groups, offset)
+            return (found_BFC + conv.bias).to(hidden_BFC.dtype)
         if obstacle := _obstacle_to_blocks(conv, device, dtype):
             raise InputError(f"model.speed.positional_convolution=blocks: {obstacle}; set it to auto.")
         from w2v_lightning.model.positional_kernels import correlation_in_blocks  # needs Triton
