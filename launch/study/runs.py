@@ -112,6 +112,40 @@ class Run:
         return self._audio_s_per_step / self.step_s
 
     @property
+    def mfu(self) -> float | None:
+        """FLOPs of the real audio over those that the devices could have done (throughput.json's `mfu_formula`), behind
+        the warm-up; None where their peak was not measured."""
+        found = self.throughput
+        peak = found.get("matrix_flops_per_s")
+        return peak and self.audio_s_per_s * found["flops_per_audio_s"] / (peak * found["world_size"])
+
+    @property
+    def gpu_utilisation(self) -> float | None:
+        """Share of the time in which a kernel ran, behind the warm-up where the windows have it, else over the run."""
+        if self.gpu_use_has_warm_up:
+            return self.throughput["gpu_utilisation"]
+        readings = self._gpu("num_utilisation")
+        return self._gpu("utilisation") / readings if readings else None
+
+    @property
+    def energy_wh_per_audio_hour(self) -> float | None:
+        """Of all GPUs, behind the warm-up where the windows have it, else over the run."""
+        if self.gpu_use_has_warm_up:
+            return self.throughput["energy_wh_per_audio_hour"]
+        known_s = self._gpu("power_s")
+        return self._gpu("energy_j") / known_s * self.throughput["world_size"] / self.audio_s_per_s if known_s else None
+
+    @property
+    def gpu_use_has_warm_up(self) -> bool:
+        """It is of a version that recorded NVML's readings over the whole run only."""
+        is_known = self.throughput.get("gpu_utilisation") is not None
+        return is_known and "gpu_num_utilisation" not in self.steady_windows[0]
+
+    def _gpu(self, name: str) -> float:
+        """Sum of what NVML said behind the warm-up; of a CPU nothing."""
+        return sum(window.get(f"gpu_{name}", 0.0) for window in self.steady_windows)
+
+    @property
     def _audio_s_per_step(self) -> float:
         """A window has the first rank's audio for that of all others, which have less where a step has few utterances;
         the whole run has the sum over all ranks."""

@@ -100,6 +100,7 @@ def test_the_file_has_the_windows_and_what_explains_them(tmp_path, corpus):
         assert sum(window[name] for window in windows) == pytest.approx(found[whole], rel=1e-4), name
     assert sum(window["audio_s"] for window in windows) == pytest.approx(2 * AUDIO_S)
     assert all(window["total_s"] >= window["device_s"] > 0 for window in windows)
+    assert not any(name.startswith("gpu_") for window in windows for name in window)  # there is none
     workload = found["workload"]
     assert (workload["batch_seconds"], workload["device_seconds"]) == (4, 2)
     assert workload["steps_per_epoch"] * 2 == found["steps"]

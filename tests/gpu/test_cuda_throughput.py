@@ -82,6 +82,9 @@ def test_a_run_is_measured_without_waiting_for_the_device(tmp_path):
     assert found["matrix_flops_per_s"] > 1e12
     assert found["peak_memory_gib"] > 0
     assert found["device"] == torch.cuda.get_device_name()
+    readings = [window["gpu_num_utilisation"] for window in found["windows"]]
+    assert len(readings) > 1
+    assert (sum(readings) > 0) == (found["gpu_utilisation"] is not None)
     logged = {name for name in trainer.callback_metrics if name.startswith("throughput/")}
     assert {"throughput/device_share", "throughput/mfu"} <= logged
     assert all(trainer.callback_metrics[name].device.type == "cpu" for name in logged)
@@ -101,7 +104,7 @@ def test_a_profile_gives_the_time_of_kernels_to_groups(tmp_path):
     text = output.getvalue()
     assert "ms a step (device)" in text
     still, waits = re.search(
-        r"stood still for (\S+) ms a step, \d+% of the time\.\nWhat .* \(ms\): (.*)\.", text
+        r"stood still for (\S+) ms a step, \d+% of the time\. What .* \(ms\): (.*)\. Trace", " ".join(text.split())
     ).groups()
     by_part = {name: float(ms) for ms, name in (wait.split(" ", 1) for wait in waits.split(", "))}
     assert {"forward", "backward"} <= set(by_part)  # the host is late with so small a model

@@ -346,6 +346,32 @@ def test_a_series_that_scales_has_its_knee_predicted(tmp_path: Path) -> None:
     assert "predicted" in said.lower()
 
 
+def test_launching_is_told_from_computing_by_the_model(tmp_path: Path) -> None:
+    """A run alone sees a device with a micro-batch in hand in either case."""
+    one = t4(1, computed_s=400.0, audio_s=400.0, micro_batches=1)
+    four = replace(one, hosts=4, link="ml.g4dn.2xlarge", link_bytes_per_s=1.25e10)
+    setups = [replace(one, computed_s=1600.0, audio_s=1600.0, storage="disk"), one, four]
+    found = runs(parameters(setups, launch_s=0.5), setups, noise=0.01, repetitions=2)
+    page = report(written(tmp_path, found))
+    bottlenecks = {run.name: row(page, run.cell["name"])[8] for run in found}
+    is_launching = {name: "launching" in said for name, said in bottlenecks.items()}
+    launching = {run.name: run.setup.audio_s == 400 and run.setup.world_size == 4 for run in found}
+    assert is_launching == launching
+    text = Page(page).text
+    assert "The knee is at 1 device, measured." in text
+    assert "It is launching, by the model." in text
+    assert "longer steps (data.batch_seconds) move the knee" in text
+
+
+def test_gpu_use_of_older_versions_has_a_note(tmp_path: Path) -> None:
+    old, new = runs(parameters([t4(1)]), [t4(1)], noise=0.01, repetitions=2)
+    windows = [w | {"gpu_utilisation": 1.0, "gpu_num_utilisation": 1} for w in new.throughput["windows"]]
+    new = replace(new, throughput=new.throughput | {"windows": windows})
+    text = Page(report(written(tmp_path, [old, new]))).text
+    assert "GPU utilisation and energy of 1 run are over the whole run" in text
+    assert "over the whole run" not in Page(report(written(tmp_path / "new", [new]))).text
+
+
 def test_studies_of_one_folder_are_kept_apart(tmp_path: Path) -> None:
     setups = [cpu(1), cpu(2)]
     for name, flops in (("small", 4e8), ("large", 8e8)):

@@ -122,6 +122,38 @@ def test_audio_is_that_of_all_ranks_where_windows_have_the_first_ones(run):
     assert found.audio_s_per_s == pytest.approx(58.0 / run.step_s)
 
 
+def on_gpus(run, warm_up, steady):
+    """With what NVML said in the first window, and in each other."""
+    first, *others = run.throughput["windows"]
+    windows = [first | warm_up, *(window | steady for window in others)]
+    whole = {"gpu_utilisation": 0.4, "energy_wh_per_audio_hour": 0.9, "matrix_flops_per_s": 65e12}
+    return replace(run, throughput={**run.throughput, **whole, "windows": windows})
+
+
+def test_the_use_of_gpus_is_of_the_steps_behind_the_warm_up(run):
+    idle, busy = (
+        {"gpu_utilisation": use, "gpu_num_utilisation": 2, "gpu_energy_j": watts * 3.0, "gpu_power_s": 3.0}
+        for use, watts in ((0.0, 50.0), (1.8, 70.0))
+    )
+    found = on_gpus(run, idle, busy)
+    assert not found.gpu_use_has_warm_up
+    assert found.gpu_utilisation == pytest.approx(0.9)
+    assert found.energy_wh_per_audio_hour == pytest.approx(70 * run.setup.world_size / run.audio_s_per_s)
+    flops_per_s = run.audio_s_per_s * run.setup.flops_per_audio_s
+    assert found.mfu == pytest.approx(flops_per_s / (65e12 * run.setup.world_size))
+    short = dict.fromkeys(busy, 0.0)  # too short to be looked at
+    assert on_gpus(run, idle, short).gpu_utilisation is None
+    assert on_gpus(run, idle, short).energy_wh_per_audio_hour is None
+
+
+def test_of_older_versions_the_use_of_gpus_is_that_of_the_whole_run(run):
+    found = on_gpus(run, {}, {})
+    assert found.gpu_use_has_warm_up
+    assert (found.gpu_utilisation, found.energy_wh_per_audio_hour) == (0.4, 0.9)
+    assert not run.gpu_use_has_warm_up  # of CPUs
+    assert (run.gpu_utilisation, run.energy_wh_per_audio_hour, run.mfu) == (None, None, None)
+
+
 @pytest.mark.parametrize("setup", [cpu(2), cpu(1, storage_mbit=2), cpu(1, hosts=4, link_mbit=100), t4(4)])
 def test_measured_parts_make_the_step(setup):
     known = parameters([setup])

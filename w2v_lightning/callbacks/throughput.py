@@ -251,7 +251,7 @@ class Throughput(Callback):
             "communication": self.communication,
             **self._network_rates(),
             "validation": asdict(self.run.validations),
-            "windows": [_sums(window) for window in self.windows],
+            "windows": [_sums(window, device) for window in self.windows],
             "audio_hours": tally.audio_s / 3600,
             "utterances": tally.utterances,
             "steps": tally.steps,
@@ -282,9 +282,10 @@ def _circumstances(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
     }
 
 
-def _sums(window: Measured) -> dict[str, float]:
-    """Of a window, as throughput.json has them."""
-    sums = {**asdict(window.tally), **asdict(window.times)}
+def _sums(window: Measured, device: torch.device) -> dict[str, float]:
+    """Of a window, as throughput.json has them; what NVML said only where there is a GPU."""
+    gpu = {f"gpu_{name}": value for name, value in asdict(window.gpu).items()} if device.type == "cuda" else {}
+    sums = {**asdict(window.tally), **asdict(window.times), **gpu}
     return {name: round(value, 6) for name, value in sums.items() if name != "flops"}
 
 

@@ -46,6 +46,7 @@ LOGGED_EVERY = 50  # steps: Lightning's default
 # take as long on average, the mean of the slower one is more, by 15 % with this power. 4 to 7 fit runs on an H200
 # about as well, a hard maximum does not (docs/study.md).
 LAUNCH_POWER = 5
+LAUNCHING = "compute: launching"  # a bottleneck: the host's, while it hands a micro-batch to the GPU
 
 # What an all-reduce takes is due to these.
 LATENCIES, RATES = ("hop_s", "link_hop_s"), ("bytes_per_s", "link_efficiency")
@@ -206,7 +207,7 @@ def bottleneck(setup: Setup, parameters: Parameters) -> str:
     "data: decoding", "communication: latency" or "communication: bandwidth"."""
     named, found = terms(setup, parameters).bottleneck, _of(setup, parameters)
     if named == "compute" and _launching_s(setup, found) > _computing_s(setup, found):
-        return f"{named}: launching"
+        return LAUNCHING
     if named == "communication":
         at_once, in_no_time = (
             sum(_all_reduce_s(setup, found | changes, setup.gradient_bytes, setup.gradient_buckets))

@@ -156,7 +156,7 @@ def _returns(study: Study, elsewhere: Elsewhere) -> Claim:
         shown = ", ".join(f"{one.world_size}: {percent(series.efficiency(one).mean)}" for one in series.configurations)
         last = series.configurations[-1]
         measured = [f"{series.label}, per cent of linear by devices: {shown} (", Link(last.name, last.href), ")."]
-        why += f" Here: {knee.explained(series, elsewhere.beyond(series))}"
+        why += f" Here: {knee.explained(series, elsewhere.fitted)}"
     found = {n: elsewhere.predict(SINGLE, n) for n in (1, 4, 8, 12, 16)}
     known = {n: one for n, one in found.items() if isinstance(one, Predicted)}
     predicted = str(found[1])
@@ -174,7 +174,7 @@ def _find(study: Study, hardware: str, count: int) -> Configuration | None:
 
 def _described(one: Configuration) -> str:
     parts = [f"{number(one.utterances_per_s)} samples/s"]
-    if use := one.spread(lambda run: run.throughput.get("gpu_utilisation")):
+    if use := one.spread(lambda run: run.gpu_utilisation):
         parts.append(f"GPU {percent(use.mean)}")
     if latency := one.spread(all_reduce("latency_ms")):
         parts.append(f"all-reduce of 4 KiB {number(latency.mean)} ms")

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from launch.study import runs
+from launch.study.model.fitted import Fitted
 from launch.study.model.specs import short_name
-from launch.study.model.step_time import Setup, Terms
+from launch.study.model.step_time import LAUNCHING, Setup, Terms
 from launch.study.report.document import Link
 from launch.study.running.collect import FINISHED
 from launch.study.running.queue import STATE
@@ -89,6 +90,14 @@ class Configuration:
         """Means of the repetitions' parts."""
         measured = [run.measured for run in self.runs]
         return Terms(**{field.name: fmean(getattr(m, field.name) for m in measured) for field in fields(Terms)})
+
+    def bottleneck(self, fitted: Fitted | str) -> str:
+        """As measured; but whether what looks like computing is the host's launching, only the model says."""
+        measured = self.terms.bottleneck
+        if measured != "compute" or isinstance(fitted, str):
+            return measured
+        predicted = fitted.predict(self.setup).bottleneck
+        return predicted if predicted == LAUNCHING else measured
 
     @cached_property
     def audio_s_per_s(self) -> Spread:

@@ -15,9 +15,7 @@ from launch.study.planning.candidates import Candidate, Task, setup_of
 from launch.study.planning.planner import Estimate
 from launch.study.report.configurations import Study
 from launch.study.report.document import Figure, Inline, Paragraph, Section, Table
-from launch.study.report.knee import Beyond, beyond
 from launch.study.report.rows import Bar, bar_rows
-from launch.study.report.scaling import Scaling
 from launch.study.runs import Run
 from launch.study.units import number, percent, seconds, usd
 from launch.submit import defaults
@@ -59,7 +57,7 @@ class Elsewhere:
     """
 
     def __init__(self, study: Study, fitted: Fitted | str) -> None:
-        self._fitted = fitted
+        self.fitted = fitted
         runs = [one.run for one in study.recorded]
         regions = [run.price["region"] for run in runs if run.price]
         self.region = regions[0] if regions else REGION
@@ -104,16 +102,12 @@ class Elsewhere:
         audio_s = setup.world_size * micro_batches * BATCH * self.task.epoch.utterance_s
         computed_s = audio_s * setup.computed_s / setup.audio_s
         setup = replace(setup, audio_s=audio_s, computed_s=computed_s, micro_batches=micro_batches)
-        return self._fitted.predict(setup).terms.step_s
-
-    def beyond(self, series: Scaling) -> list[Beyond]:
-        """More devices than the series has."""
-        return beyond(series, self._fitted)
+        return self.fitted.predict(setup).terms.step_s
 
     def _estimate(self, instance_type: str, count: int, is_spot: bool) -> Estimate | str:
         candidate = Candidate(instance_type, count, is_spot, "16-mixed")
         try:
-            return planner.estimate(candidate, self.task, self._fitted, self.assumed, self.region)
+            return planner.estimate(candidate, self.task, self.fitted, self.assumed, self.region)
         except InputError as error:
             return str(error)
 

@@ -1,13 +1,13 @@
 """Where more devices stop to pay, and why: as measured, and beyond that by the model; the laws of scaling beside it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from launch.study.model import laws
 from launch.study.model.fitted import Fitted, Prediction
 from launch.study.model.laws import Law
-from launch.study.model.step_time import Setup, Terms
+from launch.study.model.step_time import LAUNCHING, Setup, Terms
 from launch.study.report.charts import Curve, Point
 from launch.study.report.configurations import Study
 from launch.study.report.document import Figure, Inline, Paragraph, Section, Table
@@ -19,6 +19,11 @@ from w2v_lightning.errors import InputError
 
 MOST_GPUS = 8  # of one host
 CURVE_POINTS = 60
+LAUNCHES = "It is launching, by the model."
+LAUNCHING_NOTE = (
+    "Launching: the host hands a micro-batch to the GPU. That takes as long for a short one: it does not shrink with"
+    " more devices, and longer steps (data.batch_seconds) move the knee."
+)
 NOTE = "With perfect scaling all rows would be of the same length: what gets longer is what the knee is made of."
 
 
@@ -39,11 +44,13 @@ def section(study: Study, fitted: Fitted | str) -> Section:
         return Section("The knee", [Paragraph(text, "finding")])
     figures = [_figure(one, beyond(one, fitted), i) for i, one in enumerate(found, 1)]
     laws_of = [(one, list(_laws(one))) for one in found]
-    blocks = [Paragraph(f"{one.label}: {explained(one, beyond(one, fitted))}") for one in found]
+    reasons = [f"{one.label}: {explained(one, fitted)}" for one in found]
     note = "Error: standard deviation of the throughput around the law. A law with as many unknowns as points has none."
     table = Table(["series", "law", "one device", "serial", "crosstalk", "peak", "error"], _rows(laws_of), num_text=2)
     notes = [Paragraph(text, "note") for text in (*_unfitted(laws_of), note)]
-    return Section("The knee", [*blocks, *figures, table, *notes])
+    if any(LAUNCHES in reason for reason in reasons):
+        notes.append(Paragraph(LAUNCHING_NOTE, "note"))
+    return Section("The knee", [*map(Paragraph, reasons), *figures, table, *notes])
 
 
 def curves(series: Scaling) -> list[Curve]:
@@ -81,17 +88,25 @@ def predicted_points(series: Scaling, fitted: Fitted | str) -> list[Point]:
     ]
 
 
-def explained(series: Scaling, more: list[Beyond]) -> str:
+def explained(series: Scaling, fitted: Fitted | str) -> str:
     """In words: the measured knee, or the predicted one, or that there is none so far."""
-    measured = _measured(series)
+    measured, more = _measured(series), beyond(series, fitted)
+    bottlenecks = {one.world_size: one.bottleneck(fitted) for one in series.configurations}
+    bottlenecks |= {one.devices: one.prediction.bottleneck for one in more}
     if found := laws.knee(measured):
-        return f"The knee is at {counted(found.devices, 'device')}, measured. {found.reason}"
+        return f"The knee is at {counted(found.devices, 'device')}, measured. {_why(found, bottlenecks)}"
     said = f"Up to {counted(max(measured), 'device')} each further one adds at least half of what the first brought."
     if not more:
         return said
     if found := laws.knee(measured | {one.devices: one.prediction.terms for one in more}):
-        return f"{said} The knee is predicted at {counted(found.devices, 'device')}. {found.reason}"
+        return f"{said} The knee is predicted at {counted(found.devices, 'device')}. {_why(found, bottlenecks)}"
     return f"{said} Predicted, it stays so up to {more[-1].devices}."
+
+
+def _why(found: laws.Knee, bottlenecks: Mapping[int, str]) -> str:
+    if found.term == "compute" and bottlenecks[found.next_devices] == LAUNCHING:
+        return f"{found.reason} {LAUNCHES}"
+    return found.reason
 
 
 def _measured(series: Scaling) -> dict[int, Terms]:

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from launch.study.model.fitted import Fitted
+from launch.study.model.step_time import LAUNCHING
 from launch.study.report.configurations import Configuration, Study
 from launch.study.report.document import Inline, Link, Paragraph, Section, Table
 from launch.study.running.collect import FINISHED
 from launch.study.runs import Run
-from launch.study.units import UNKNOWN, number, percent, seconds, spread
+from launch.study.units import UNKNOWN, counted, number, percent, seconds, spread
 
 COLUMNS = (
     "configuration", "run.json", "devices", "audio-s/s", "samples/s", "step", "epoch", "waiting for data", "bottleneck",
@@ -20,14 +22,20 @@ NOTE = (
     " An epoch is at the measured pace, without start-up and validation. The bottleneck is the part without which the"
     " step would be shortest, with its share of the step."
 )
+LAUNCHING_NOTE = (
+    f"{LAUNCHING}: measured it looks like computing, but by the model below the host takes longer to hand a micro-batch"
+    " to the GPU than the GPU to compute it. Larger micro-batches help, and so do longer steps (data.batch_seconds)."
+)
 
 
-def section(study: Study) -> Section:
+def section(study: Study, fitted: Fitted | str) -> Section:
     """Each configuration with its figures and where they lie."""
     if not study.configurations:
         return Section("What was run", [Paragraph("No run trained for long enough to be measured.", "finding")])
-    table = Table(COLUMNS, [_row(one) for one in study.configurations], num_text=2)
-    return Section("What was run", [table, Paragraph(NOTE, "note"), Paragraph(_made_with(study), "note")])
+    bottlenecks = [one.bottleneck(fitted) for one in study.configurations]
+    rows = [_row(one, named) for one, named in zip(study.configurations, bottlenecks, strict=True)]
+    notes = [NOTE, *([LAUNCHING_NOTE] if LAUNCHING in bottlenecks else []), _made_with(study)]
+    return Section("What was run", [Table(COLUMNS, rows, num_text=2), *(Paragraph(note, "note") for note in notes)])
 
 
 def failures(study: Study) -> Section | None:
@@ -53,7 +61,7 @@ def _reasons(study: Study) -> Table:
     return Table(["run", "what ended it", "are its steps in this report?"], rows, is_prose=True)
 
 
-def _row(one: Configuration) -> list[Inline]:
+def _row(one: Configuration, bottleneck: str) -> list[Inline]:
     wer = last_wer(one.runs)
     return [
         Link(one.name, one.href),
@@ -64,15 +72,9 @@ def _row(one: Configuration) -> list[Inline]:
         seconds(one.terms.step_s),
         seconds(one.epoch_s),
         percent(one.terms.wait_s / one.terms.step_s),
-        _bottleneck(one),
+        f"{bottleneck}, {percent(one.terms.gains_s()[one.terms.bottleneck] / one.terms.step_s)}",
         UNKNOWN if wer is None else percent(wer, 1),
     ]
-
-
-def _bottleneck(one: Configuration) -> str:
-    gains = one.terms.gains_s()
-    name = one.terms.bottleneck
-    return f"{name}, {percent(gains[name] / one.terms.step_s)}"
 
 
 def _reason(run: Run) -> str:
@@ -81,11 +83,16 @@ def _reason(run: Run) -> str:
     return run.outcome
 
 
+def _machine(run: Run) -> str:
+    cores = run.environment.get("cores")
+    return run.throughput["device"] + (f" (a host of {counted(cores, 'core')})" if cores else "")
+
+
 def _made_with(study: Study) -> str:
     """Machines, software and dates."""
     runs = [one.run for one in study.recorded]
     versions = sorted({f"{name} {v}" for run in runs for name, v in run.throughput.get("versions", {}).items()})
-    devices = sorted({run.throughput["device"] for run in runs})
+    devices = sorted({_machine(run) for run in runs})
     days = sorted(run.date[:10] for run in runs)
     period = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     return f"Measured {period} on {', '.join(devices)}; {', '.join(versions)}."

@@ -9,7 +9,7 @@ from launch.study.report.document import Figure, Inline, Link, Paragraph, Sectio
 from launch.study.report.rows import Bar, bar_rows
 from launch.study.report.scaling import Scaling, scalings
 from launch.study.runs import Run
-from launch.study.units import UNKNOWN, seconds, spread, time_unit
+from launch.study.units import UNKNOWN, counted, seconds, spread, time_unit
 
 PARTS = ("compute", "waiting for data", "communication", "imbalance", "overhead")
 PARTS_NOTE = (
@@ -50,7 +50,7 @@ def device_section(study: Study) -> Section:
         missing += [] if any(one.spread(get) for one in study.physical) else [title]
     if missing:
         blocks.append(Paragraph(f"Not measured: {', '.join(missing)}. {_why_missing(study)}"))
-    return Section("Devices and network", [*blocks, _device_table(study)])
+    return Section("Devices and network", [*blocks, _device_table(study), *_warm_up_notes(study)])
 
 
 def all_reduce(name: str) -> Get:
@@ -140,9 +140,9 @@ def _step_bar(one: Configuration) -> Bar:
 def _device_table(study: Study) -> Table:
     columns: dict[str, tuple[Get, str, float]] = {
         "GPU utilisation": (_utilisation, " %", 1),
-        "MFU": (lambda run: run.throughput.get("mfu"), " %", 100),
+        "MFU": (lambda run: run.mfu, " %", 100),
         "peak memory": (lambda run: run.throughput.get("peak_memory_gib"), " GiB", 1),
-        "energy per audio-hour": (lambda run: run.throughput.get("energy_wh_per_audio_hour"), " Wh", 1),
+        "energy per audio-hour": (lambda run: run.energy_wh_per_audio_hour, " Wh", 1),
         "all-reduce, 4 KiB": (all_reduce("latency_ms"), " ms", 1),
         "all-reduce, gradients": (all_reduce("gradients_ms"), " ms", 1),
         "exposed per step": (_exposed, " ms", 1),
@@ -157,6 +157,18 @@ def _device_table(study: Study) -> Table:
     return Table([titles[i] for i in filled], [["-" if row[i] == UNKNOWN else row[i] for i in filled] for row in rows])
 
 
+def _warm_up_notes(study: Study) -> Iterator[Paragraph]:
+    """What is not of the steps behind the warm-up, as everything else is."""
+    older = [run for one in study.physical for run in one.runs if run.gpu_use_has_warm_up]
+    if older:
+        yield Paragraph(
+            f"GPU utilisation and energy of {counted(len(older), 'run')} are over the whole run, the warm-up, in which"
+            " the GPU waits for compilers, included: too low, and too high. Their version did not record these by"
+            " window.",
+            "note",
+        )
+
+
 def _why_missing(study: Study) -> str:
     reasons = []
     if not any(one.is_gpu for one in study.physical):
@@ -167,7 +179,7 @@ def _why_missing(study: Study) -> str:
 
 
 def _utilisation(run: Run) -> float | None:
-    share = run.throughput.get("gpu_utilisation")
+    share = run.gpu_utilisation
     return None if share is None else 100 * share
 
 

@@ -40,7 +40,7 @@ def document(study: Study, fitted: Fitted | str, title: str | None = None) -> Do
 def _sections(study: Study, fitted: Fitted | str) -> Iterator[Section]:
     if study.configurations:
         yield summary.section(study, fitted)
-    yield overview.section(study)
+    yield overview.section(study, fitted)
     if failures := overview.failures(study):
         yield failures
     if not study.configurations:

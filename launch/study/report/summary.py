@@ -34,7 +34,7 @@ def _scales(series: Scaling, fitted: Fitted | str) -> Inline:
         f"Scaling, {series.label}: {first.world_size} to {last.world_size} devices, {factor:.2f} times as fast,"
         f" {percent(series.efficiency(last).mean)} of linear (",
         _link(last),
-        f"). {knee.explained(series, knee.beyond(series, fitted))}",
+        f"). {knee.explained(series, fitted)}",
     ]
 
 
