@@ -23,13 +23,18 @@ def corpus(tmp_path):
     return tmp_path / "corpus"
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-4), ("bf16-mixed", 2e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-3), ("bf16-mixed", 2e-2)])
 def test_the_same_losses_as_with_ddp_in_less_memory(corpus, precision, tolerance, tmp_path):
-    """Layers are compiled, AdamW is one kernel; a model of 12 layers, so that there is something to share out."""
+    """Layers are compiled, AdamW is one kernel; a model of 12 layers, so that there is something to share out.
+
+    Without validation, for which each device would hold all weights. cuDNN's convolutions are in TF32, and not alike
+    each time.
+    """
     peak_gib = []
     for strategy in ("ddp", "fsdp2"):
         folder = tmp_path / strategy
         trainer = {"accelerator": "gpu", "devices": 2, "strategy": strategy, "precision": precision}
+        trainer |= {"limit_val_batches": 0}
         config = running.config(corpus, folder, NUM_STEPS, gradient_clip_val=0.5, **trainer)
         with running.started(
             [*running.FIT, config, f"--model.config={json.dumps(LARGER)}"], folder / "fit.log"
@@ -38,8 +43,9 @@ def test_the_same_losses_as_with_ddp_in_less_memory(corpus, precision, tolerance
         (report,) = folder.glob("lightning_logs/*/throughput.json")
         peak_gib.append(json.loads(report.read_text())["peak_memory_gib"])
         assert len(list(folder.glob("lightning_logs/*/model/model.safetensors"))) == 1
-    print(f"\n{precision}: at the most {peak_gib[0]:.2f} GiB with ddp, {peak_gib[1]:.2f} GiB with fsdp2")
     (_, ddp), (_, fsdp2) = (witness.steps(tmp_path / strategy / "seen") for strategy in ("ddp", "fsdp2"))
+    apart = max(abs(fsdp2[step] / ddp[step] - 1) for step in ddp)
+    print(f"\n{precision}: {peak_gib[0]:.2f} GiB with ddp, {peak_gib[1]:.2f} with fsdp2; losses up to {apart:.1e} apart")
     assert len(ddp) == NUM_STEPS
     assert fsdp2 == pytest.approx(ddp, rel=tolerance)
     assert peak_gib[1] < 0.75 * peak_gib[0]
