@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from synthetic_study import cell_name, cpu, parameters, runs, t4
 
-from launch.study.model import fitting, specs
+from launch.study.model import specs
 from launch.study.model.fitted import Fitted, by_configuration, mean_setup
 from launch.study.model.fitting import fit
 from launch.study.model.step_time import bottleneck, names, terms
@@ -33,15 +33,9 @@ CLUSTER = [t4(1), t4(1, hosts=2), t4(1, hosts=4), t4(1, hosts=8), t4(4), t4(4, h
 NOISE = 0.03
 
 
-@pytest.fixture
-def without_leaving_out(monkeypatch):
-    """Which takes most of the time."""
-    monkeypatch.setattr(fitting, "_leave_one_out", lambda runs, rng: {})
-
-
 @pytest.fixture(scope="module")
 def fitted():
-    return fit(runs(parameters(PROCESSES), PROCESSES, NOISE, seed=1, repetitions=2))
+    return fit(runs(parameters(PROCESSES), PROCESSES, NOISE, seed=1, repetitions=2), leaves_one_out=True)
 
 
 def coverage(setups, seeds, repetitions):
@@ -64,7 +58,6 @@ def learned(setups):
     return [name for name, parameter in found.items() if parameter.basis == "measured" and name in parameters(setups)]
 
 
-@pytest.mark.usefixtures("without_leaving_out")
 @pytest.mark.parametrize(
     "setups", [PROCESSES, pytest.param(CLUSTER, marks=pytest.mark.slow)], ids=["processes", "cluster"]
 )
@@ -78,7 +71,6 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(setups):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_leaving_out")
 @pytest.mark.parametrize("repetitions", [1, 3])
 @pytest.mark.parametrize("setups", [PROCESSES, CLUSTER], ids=["processes", "cluster"])
 def test_intervals_hold_the_truth_in_many_studies(setups, repetitions):
@@ -93,7 +85,6 @@ def test_intervals_hold_the_truth_in_many_studies(setups, repetitions):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_leaving_out")
 def test_new_runs_fall_into_the_predicted_intervals():
     new = [cpu(3), cpu(1, hosts=3, link_mbit=50, delay_ms=10), cpu(2, storage_mbit=4, audio_s=29.0, computed_s=30.0)]
     known, inside = parameters(PROCESSES + new), 0
@@ -119,7 +110,7 @@ def test_what_was_left_out_was_not_looked_at():
     setup = cpu(1, hosts=2, link_mbit=50)
     known = parameters([cpu(1), cpu(2), setup])
     known[names(setup)["link_efficiency"]] = 0.25
-    found = fit(runs(known, [cpu(1), cpu(2), setup], noise=0.01, repetitions=2))
+    found = fit(runs(known, [cpu(1), cpu(2), setup], noise=0.01, repetitions=2), leaves_one_out=True)
     assert found.predict(setup).terms.step_s == pytest.approx(terms(setup, known).step_s, rel=0.05)
     assert found.leave_one_out[cell_name(setup)].error < -0.3
 
@@ -130,7 +121,7 @@ def test_a_twin_on_spot_is_left_out_with_it():
     known = parameters(setups, link_efficiency=0.3)
     found = runs(known, setups, NOISE)
     twin = replace(found[2], cell={**found[2].cell, "name": "twin", "is_spot": True})
-    left = fit([*found, twin]).leave_one_out
+    left = fit([*found, twin], leaves_one_out=True).leave_one_out
     assert left["twin"].error < -0.3
     assert left[twin.cell["name"]].predicted_s == pytest.approx(left[cell_name(setups[2])].predicted_s, rel=0.01)
 
@@ -145,7 +136,7 @@ def test_repetitions_that_had_other_steps_are_one_configuration():
 
 def test_a_configuration_and_its_twin_are_one():
     run = runs(parameters([t4()]), [t4()], NOISE)[0]
-    found = fit([run, replace(run, cell={**run.cell, "name": "twin"})])
+    found = fit([run, replace(run, cell={**run.cell, "name": "twin"})], leaves_one_out=True)
     assert found.leave_one_out == {}
     assert "one configuration" in found.notes[0]
 
@@ -252,7 +243,7 @@ def test_no_number_appears_from_nowhere(fitted):
 
 def test_one_configuration_says_what_can_be_concluded_and_what_cannot():
     setup = t4()
-    found = fit(runs(parameters([setup]), [setup], NOISE))
+    found = fit(runs(parameters([setup]), [setup], NOISE), leaves_one_out=True)
     own, more = found.predict(setup), found.predict(t4(1, hosts=8))
     assert own.basis == "measured"
     assert own.terms.step_s == pytest.approx(terms(setup, parameters([setup])).step_s, rel=0.1)
@@ -316,7 +307,7 @@ def test_speeds_are_compared_by_specification(device, precision, to, to_precisio
     assert found == expected or found == pytest.approx(expected)
 
 
-def test_the_runs_of_an_h100_and_of_two_h200_are_predicted_from_those_of_an_h200(without_leaving_out):
+def test_the_runs_of_an_h100_and_of_two_h200_are_predicted_from_those_of_an_h200():
     of_h200 = read_all(STUDIES / "h200")
     found = fit([run for run in of_h200 if run.setup.world_size == 1])
     others = [*read_all(STUDIES / "h100"), *(run for run in of_h200 if run.setup.world_size == 2)]
@@ -350,7 +341,7 @@ def test_a_device_of_which_nothing_is_known_is_no_guess(fitted):
     with pytest.raises(InputError, match="nothing is known"):  # too small to keep a GPU busy
         fitted.predict(t4(flops_per_audio_s=1e9))
     mixed = [cpu(1), t4(device="NVIDIA B9000")]
-    left = fit(runs(parameters(mixed), mixed, NOISE)).leave_one_out
+    left = fit(runs(parameters(mixed), mixed, NOISE), leaves_one_out=True).leave_one_out
     assert all(one.predicted_s is None and one.error is None and "nothing is known" in one.why for one in left.values())
 
 
@@ -397,7 +388,7 @@ def test_what_is_no_model_is_named(tmp_path, text):
         Fitted.load(path)
 
 
-def test_more_noise_makes_less_sure(without_leaving_out):
+def test_more_noise_makes_less_sure():
     known = parameters(PROCESSES)
     calm, wild = (fit(runs(known, PROCESSES, noise, repetitions=3)) for noise in (0.01, 0.1))
     assert wild.noise > 4 * calm.noise

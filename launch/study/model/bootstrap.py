@@ -71,11 +71,12 @@ def _refitted(residuals: Residuals, theta_SP: np.ndarray) -> np.ndarray:
     residuals_SM, jacobian_SMP = _linearised(residuals, theta_SP)
     damping_S = np.full(len(theta_SP), DAMPING)
     for _ in range(ROUNDS):
-        hessian_SPP = np.einsum("smp,smq->spq", jacobian_SMP, jacobian_SMP)
-        gradient_SP = np.einsum("smp,sm->sp", jacobian_SMP, residuals_SM)
+        transposed_SPM = jacobian_SMP.swapaxes(1, 2)
+        hessian_SPP = transposed_SPM @ jacobian_SMP
+        gradient_SP1 = transposed_SPM @ residuals_SM[..., None]
         diagonal_SP = np.einsum("spp->sp", hessian_SPP)  # a view: writing to it writes there
         diagonal_SP *= 1 + damping_S[:, None]
-        trial_SP = theta_SP - np.linalg.solve(hessian_SPP, gradient_SP[..., None])[..., 0]
+        trial_SP = theta_SP - np.linalg.solve(hessian_SPP, gradient_SP1)[..., 0]
         trial_SM, trial_SMP = _linearised(residuals, trial_SP)
         is_better_S = (trial_SM**2).sum(axis=1) < (residuals_SM**2).sum(axis=1)
         theta_SP = np.where(is_better_S[:, None], trial_SP, theta_SP)

@@ -92,7 +92,7 @@ class Fitted:
         noise: standard deviation of the logarithm of a run's step time around the model's.
         freedom: degrees of freedom that this was estimated from.
         configurations: what was run, by name.
-        leave_one_out: each configuration predicted from all others.
+        leave_one_out: each configuration predicted from all others; empty where that was not asked for.
         notes: what can and cannot be concluded.
     """
 

@@ -52,12 +52,13 @@ class Estimate:
         )
 
 
-def fit(runs: Sequence[Run], seed: int = 0) -> Fitted:
+def fit(runs: Sequence[Run], seed: int = 0, leaves_one_out: bool = False) -> Fitted:
     """Fit the model to all runs that have trained for long enough.
 
     Args:
         runs: of one study or of several.
         seed: of the bootstrap.
+        leaves_one_out: each configuration is also predicted from all others, which takes several times as long.
 
     Raises:
         InputError: there is no such run, or scipy is missing.
@@ -68,7 +69,8 @@ def fit(runs: Sequence[Run], seed: int = 0) -> Fitted:
     found, rng = _estimated(runs), np.random.default_rng(seed)
     samples_PS = bootstrap(found.problem, runs, found.theta_P, found.noise, found.freedom, rng)
     fitted = found.fitted(samples_PS, runs)
-    return replace(fitted, leave_one_out=_leave_one_out(runs, rng), notes=notes(runs, fitted))
+    left_out = _leave_one_out(runs, rng) if leaves_one_out else {}
+    return replace(fitted, leave_one_out=left_out, notes=notes(runs, fitted))
 
 
 def _estimated(runs: Sequence[Run]) -> Estimate:

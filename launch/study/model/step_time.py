@@ -29,7 +29,9 @@ Patarasuk and Yuan 2009 have the ring, Sanders, Speck and Träff 2009 the tree.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from statistics import NormalDist
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -159,7 +161,8 @@ class Terms:
         return max(gains, key=gains.__getitem__)
 
 
-def names(setup: Setup) -> dict[str, str]:
+@lru_cache(1024)  # a fit asks for the same ones a hundred thousand times
+def names(setup: Setup) -> Mapping[str, str]:
     """The parameters that this setup's step time follows from: what each is, and its name."""
     device, computing = short_name(setup.device), f"{short_name(setup.device)} in {setup.precision}"
     of = {"flops_per_s": computing, "overhead_s": computing, "decode_audio_s_per_s": setup.storage}
@@ -174,7 +177,7 @@ def names(setup: Setup) -> dict[str, str]:
         of["bytes_per_s"] = device
     if setup.hosts > 1:
         of |= {"link_hop_s": setup.link, "link_efficiency": setup.link}
-    return {what: f"{what} of {whose}" for what, whose in of.items()}
+    return MappingProxyType({what: f"{what} of {whose}" for what, whose in of.items()})
 
 
 def terms(setup: Setup, parameters: Parameters) -> Terms:
@@ -225,6 +228,7 @@ def _of(setup: Setup, parameters: Parameters) -> dict[str, Any]:
     return {what: parameters[name] for what, name in names(setup).items()}
 
 
+@cache
 def slowest(world_size: int) -> float:
     """E[maximum of so many standard normal numbers], within 5 %: Blom's approximation."""
     return NormalDist().inv_cdf((world_size - 0.375) / (world_size + 0.25)) if world_size > 1 else 0.0

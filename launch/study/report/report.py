@@ -21,7 +21,7 @@ def fitted_or_why(study: Study) -> Fitted | str:
     """
     runs = [replace(run, cell=run.cell | {"name": one.name}) for one in study.physical for run in one.runs]
     try:
-        return fitting.fit(runs)
+        return fitting.fit(runs, leaves_one_out=True)
     except InputError as error:
         return str(error)
 
