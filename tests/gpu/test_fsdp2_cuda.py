@@ -36,9 +36,8 @@ def test_the_same_losses_as_with_ddp_in_less_memory(corpus, precision, tolerance
         trainer = {"accelerator": "gpu", "devices": 2, "strategy": strategy, "precision": precision}
         trainer |= {"limit_val_batches": 0}
         config = running.config(corpus, folder, NUM_STEPS, gradient_clip_val=0.5, **trainer)
-        with running.started(
-            [*running.FIT, config, f"--model.config={json.dumps(LARGER)}"], folder / "fit.log"
-        ) as process:
+        model = [f"--model.config={json.dumps(LARGER)}", "--model.learning_rate=1e-5"]  # 1e-3 is chaos in this one
+        with running.started([*running.FIT, config, *model], folder / "fit.log") as process:
             assert process.wait(running.LIMIT_S) == 0, running.logs(folder)
         (report,) = folder.glob("lightning_logs/*/throughput.json")
         peak_gib.append(json.loads(report.read_text())["peak_memory_gib"])
