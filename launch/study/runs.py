@@ -131,7 +131,7 @@ class Run:
     def energy_wh_per_audio_hour(self) -> float | None:
         """Of all GPUs, behind the warm-up where the windows have it, else over the run."""
         if self.gpu_use_has_warm_up:
-            return self.throughput["energy_wh_per_audio_hour"]
+            return self.throughput.get("energy_wh_per_audio_hour")
         known_s = self._gpu("power_s")
         return self._gpu("energy_j") / known_s * self.throughput["world_size"] / self.audio_s_per_s if known_s else None
 
