@@ -314,8 +314,11 @@ def test_the_runs_of_an_h100_and_of_two_h200_are_predicted_from_those_of_an_h200
     for name, its in by_configuration(others).items():
         predicted = found.predict(mean_setup(its))
         assert predicted.basis == "predicted", name
-        tolerance = 0.25 if name == "local-x2-num_workers-1" else 0.1  # that loader ran on another host than the one
+        tolerance = 0.15 if name == "local-x2-num_workers-1" else 0.1  # most of these ran on other hosts than the one
         assert predicted.terms.step_s == pytest.approx(fmean(run.step_s for run in its), rel=tolerance), name
+        for run in its:
+            if run.name.endswith("-r3"):  # one and two on the same host
+                assert predicted.terms.step_s == pytest.approx(run.step_s, rel=0.1), name
 
 
 @pytest.mark.parametrize(

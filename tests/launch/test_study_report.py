@@ -365,11 +365,16 @@ def test_launching_is_told_from_computing_by_the_model(tmp_path: Path) -> None:
 
 def test_gpu_use_of_older_versions_has_a_note(tmp_path: Path) -> None:
     old, new = runs(parameters([t4(1)]), [t4(1)], noise=0.01, repetitions=2)
-    windows = [w | {"gpu_utilisation": 1.0, "gpu_num_utilisation": 1} for w in new.throughput["windows"]]
+    windows = [w | {"gpu_utilisation": 0.4321, "gpu_num_utilisation": 1} for w in new.throughput["windows"]]
     new = replace(new, throughput=new.throughput | {"windows": windows})
-    text = Page(report(written(tmp_path, [old, new]))).text
-    assert "GPU utilisation and energy of 1 run are over the whole run" in text
-    assert "over the whole run" not in Page(report(written(tmp_path / "new", [new]))).text
+    note = "GPU utilisation and energy of all configurations are over the whole run"
+    page = report(written(tmp_path / "old", [old]))
+    assert note in Page(page).text
+    assert "43.2 %" not in Page(page).text
+    for name, its in {"new": [new], "both": [old, new]}.items():  # of both, the new one alone counts
+        page = report(written(tmp_path / name, its))
+        assert note not in Page(page).text
+        assert "43.2 %" in Page(page).text
 
 
 def test_studies_of_one_folder_are_kept_apart(tmp_path: Path) -> None:

@@ -174,9 +174,9 @@ def _find(study: Study, hardware: str, count: int) -> Configuration | None:
 
 def _described(one: Configuration) -> str:
     parts = [f"{number(one.utterances_per_s)} samples/s"]
-    if use := one.spread(lambda run: run.gpu_utilisation):
+    if use := one.gpu_utilisation:
         parts.append(f"GPU {percent(use.mean)}")
-    if latency := one.spread(all_reduce("latency_ms")):
+    if latency := all_reduce("latency_ms")(one):
         parts.append(f"all-reduce of 4 KiB {number(latency.mean)} ms")
     return ", ".join(parts)
 
@@ -209,7 +209,7 @@ def _latency(study: Study) -> list[str | Link]:
     pair = _find(study, SINGLE, 4), _find(study, MULTI, 1)
     if not all(pair):
         return []
-    between, within = (one.spread(all_reduce("latency_ms")) for one in pair)
+    between, within = (all_reduce("latency_ms")(one) for one in pair)
     if not between or not within:
         return []
     change = within.mean / between.mean - 1

@@ -121,10 +121,29 @@ class Configuration:
         """What the original study calls samples per second."""
         return fmean(run.steady("utterances") / run.steady("seconds") for run in self.runs)
 
+    @property
+    def gpu_utilisation(self) -> Spread | None:
+        """Share of the time in which a kernel ran."""
+        return self._use_of_gpus(lambda run: run.gpu_utilisation)
+
+    @property
+    def energy_wh_per_audio_hour(self) -> Spread | None:
+        """Of all GPUs."""
+        return self._use_of_gpus(lambda run: run.energy_wh_per_audio_hour)
+
+    @property
+    def gpu_use_has_warm_up(self) -> bool:
+        """None of its runs recorded NVML's readings but over the whole run."""
+        return all(run.gpu_use_has_warm_up for run in self.runs)
+
     def spread(self, of: Callable[[Run], float | None]) -> Spread | None:
         """Of a figure that not every run has; None where none has it."""
-        values = [value for run in self.runs if (value := of(run)) is not None]
-        return _spread(values) if values else None
+        return _spread_of(self.runs, of)
+
+    def _use_of_gpus(self, of: Callable[[Run], float | None]) -> Spread | None:
+        """Of the runs that have it behind the warm-up, as far as there are any."""
+        behind = [run for run in self.runs if not run.gpu_use_has_warm_up]
+        return _spread_of(behind or self.runs, of)
 
 
 @dataclass(frozen=True)
@@ -217,6 +236,11 @@ def _running(folder: Path) -> tuple[str, ...]:
 
 def _href(path: Path, report: Path) -> str:
     return quote(Path(os.path.relpath(path, report.parent)).as_posix())
+
+
+def _spread_of(runs: Iterable[Run], of: Callable[[Run], float | None]) -> Spread | None:
+    values = [value for run in runs if (value := of(run)) is not None]
+    return _spread(values) if values else None
 
 
 def _spread(values: list[float]) -> Spread:

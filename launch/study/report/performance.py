@@ -8,8 +8,8 @@ from launch.study.report.configurations import Configuration, Spread, Study, by_
 from launch.study.report.document import Figure, Inline, Link, Paragraph, Section, Table
 from launch.study.report.rows import Bar, bar_rows
 from launch.study.report.scaling import Scaling, scalings
-from launch.study.runs import Run
-from launch.study.units import UNKNOWN, counted, seconds, spread, time_unit
+from launch.study.units import UNKNOWN, seconds, spread, time_unit
+from w2v_lightning.errors import listed
 
 PARTS = ("compute", "waiting for data", "communication", "imbalance", "overhead")
 PARTS_NOTE = (
@@ -20,7 +20,7 @@ PARTS_NOTE = (
 EFFICIENCY_NOTE = "Throughput per device, of that of the series' smallest; the batch of a step stays the same."
 Curves = Callable[[Scaling], Sequence[Curve]]
 Points = Callable[[Scaling], Sequence[Point]]
-Get = Callable[[Run], float | None]
+Get = Callable[[Configuration], Spread | None]
 
 
 def speed_section(study: Study, curves: Curves, predicted: Points) -> Section:
@@ -47,7 +47,7 @@ def device_section(study: Study) -> Section:
     for name, (title, axis, get) in kinds.items():
         figures = list(_by_devices(study, name, title, axis, get))
         blocks += figures
-        missing += [] if any(one.spread(get) for one in study.physical) else [title]
+        missing += [] if any(map(get, study.physical)) else [title]
     if missing:
         blocks.append(Paragraph(f"Not measured: {', '.join(missing)}. {_why_missing(study)}"))
     return Section("Devices and network", [*blocks, _device_table(study), *_warm_up_notes(study)])
@@ -55,7 +55,7 @@ def device_section(study: Study) -> Section:
 
 def all_reduce(name: str) -> Get:
     """What was measured of all-reduce with nothing else going on, as throughput.json has it."""
-    return lambda run: (run.throughput.get("all_reduce") or {}).get(name)
+    return lambda one: one.spread(lambda run: (run.throughput.get("all_reduce") or {}).get(name))
 
 
 def _throughput(found: list[Scaling], curves: Curves, predicted: Points, device: str, index: int) -> Figure:
@@ -103,7 +103,7 @@ def _by_devices(study: Study, name: str, title: str, axis: str, get: Get) -> Ite
     for i, (device, its) in enumerate(by_device(study.physical).items(), 1):
         series = []
         for one in scalings(its):
-            points = [_point(c, found) for c in one.configurations if (found := c.spread(get))]
+            points = [_point(c, found) for c in one.configurations if (found := get(c))]
             series += [Series(one.label, points)] if points else []
         if series:
             sizes = sorted({point.x for one in series for point in one.points})
@@ -139,17 +139,17 @@ def _step_bar(one: Configuration) -> Bar:
 
 def _device_table(study: Study) -> Table:
     columns: dict[str, tuple[Get, str, float]] = {
-        "GPU utilisation": (_utilisation, " %", 1),
-        "MFU": (lambda run: run.mfu, " %", 100),
-        "peak memory": (lambda run: run.throughput.get("peak_memory_gib"), " GiB", 1),
-        "energy per audio-hour": (lambda run: run.energy_wh_per_audio_hour, " Wh", 1),
+        "GPU utilisation": (lambda one: one.gpu_utilisation, " %", 100),
+        "MFU": (lambda one: one.spread(lambda run: run.mfu), " %", 100),
+        "peak memory": (_recorded("peak_memory_gib"), " GiB", 1),
+        "energy per audio-hour": (lambda one: one.energy_wh_per_audio_hour, " Wh", 1),
         "all-reduce, 4 KiB": (all_reduce("latency_ms"), " ms", 1),
         "all-reduce, gradients": (all_reduce("gradients_ms"), " ms", 1),
         "exposed per step": (_exposed, " ms", 1),
-        "start-up": (lambda run: run.throughput.get("startup_s"), " s", 1),
+        "start-up": (_recorded("startup_s"), " s", 1),
     }
     rows: list[list[Inline]] = [
-        [Link(one.name, one.href), *(spread(one.spread(get), unit, scale) for get, unit, scale in columns.values())]
+        [Link(one.name, one.href), *(spread(get(one), unit, scale) for get, unit, scale in columns.values())]
         for one in study.physical
     ]
     filled = [0, *(i for i in range(1, len(columns) + 1) if any(row[i] != UNKNOWN for row in rows))]
@@ -159,12 +159,13 @@ def _device_table(study: Study) -> Table:
 
 def _warm_up_notes(study: Study) -> Iterator[Paragraph]:
     """What is not of the steps behind the warm-up, as everything else is."""
-    older = [run for one in study.physical for run in one.runs if run.gpu_use_has_warm_up]
+    older = [one.name for one in study.physical if one.gpu_use_has_warm_up]
     if older:
+        which = "all configurations" if len(older) == len(study.physical) else listed(older)
         yield Paragraph(
-            f"GPU utilisation and energy of {counted(len(older), 'run')} are over the whole run, the warm-up, in which"
-            " the GPU waits for compilers, included: too low, and too high. Their version did not record these by"
-            " window.",
+            f"GPU utilisation and energy of {which} are over the whole run, the warm-up, in which the GPU waits"
+            " for compilers, included: too low, and too high. Their version did not record these by window; where some"
+            " runs of a configuration did, these alone count.",
             "note",
         )
 
@@ -178,10 +179,13 @@ def _why_missing(study: Study) -> str:
     return " ".join(reasons)
 
 
-def _utilisation(run: Run) -> float | None:
-    share = run.gpu_utilisation
-    return None if share is None else 100 * share
+def _recorded(name: str) -> Get:
+    return lambda one: one.spread(lambda run: run.throughput.get(name))
 
 
-def _exposed(run: Run) -> float | None:
-    return (run.throughput.get("communication") or {}).get("exposed_ms_median")
+def _utilisation(one: Configuration) -> Spread | None:
+    return one.gpu_utilisation and one.gpu_utilisation.times(100)
+
+
+def _exposed(one: Configuration) -> Spread | None:
+    return one.spread(lambda run: (run.throughput.get("communication") or {}).get("exposed_ms_median"))
