@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, model_checkpoint
 from tiny import TINY_CONFIG, data, trainer, write_corpus
 
 from w2v_lightning import Wav2Vec2CTC, Wav2Vec2Pretraining
@@ -132,3 +132,12 @@ def test_the_only_split_is_monitored_and_shown_once(corpus, tmp_path, capsys):
     assert main(["validate", "--config", str(tmp_path / "tiny.yaml"), f"--ckpt_path={best}"]) == 0
     table = capsys.readouterr().out
     assert table.count("val_wer") == table.count("val_cer") == 1
+
+
+@pytest.mark.parametrize("option", ["--data.val_splits=[]", "--trainer.limit_val_batches=0"])
+def test_a_run_that_validates_nothing_is_not_warned_of_its_monitor(option, corpus, tmp_path, capsys, monkeypatch):
+    told = []
+    monkeypatch.setattr(model_checkpoint.warning_cache, "warn", told.append)  # it says the same but once a process
+    status, error = fit(corpus, tmp_path, capsys, option)
+    assert status == 0, error
+    assert not told

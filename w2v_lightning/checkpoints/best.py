@@ -1,6 +1,6 @@
 """Which checkpoint of a run is its best: that model is exported, and the closing summary is about it."""
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
@@ -12,6 +12,12 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     monitor_option = "checkpoint.monitor"
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning warns of a score that is not there, also in a run that validates nothing, or not in this epoch."""
+        is_to_come = (self.monitor or "").startswith("val_") and self.monitor not in trainer.callback_metrics
+        if not is_to_come:
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
