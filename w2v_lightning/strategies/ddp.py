@@ -6,9 +6,10 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ReduceOp
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from w2v_lightning.errors import InputError
 
@@ -53,6 +54,11 @@ class PlannedDDPStrategy(DDPStrategy):
         # Layers are compiled one by one (model/layers.py): dynamo need not cut them at the bounds of buckets.
         torch._dynamo.config.optimize_ddp = False
         super().configure_ddp()
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        """As Lightning's, but on the stream that computes: from one of its own, gradients would be accumulated there,
+        one parameter after the other between two streams that wait for each other, of which torch warns."""
+        return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
 
     def _register_ddp_hooks(self) -> None:
         super()._register_ddp_hooks()
