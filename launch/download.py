@@ -1,6 +1,7 @@
 """The command `download`: a job's model, reports, TensorBoard logs and checkpoints, each complete or absent."""
 
 import argparse
+import platform
 import secrets
 import shutil
 import tarfile
@@ -38,15 +39,18 @@ def download(s3: Any, job: TrainingJob, folder: Path, with_checkpoints: bool = F
         The folders that were made. Of what lies nowhere in S3, none is made.
 
     Raises:
-        InputError: one of them is there already, or an archive is damaged or not to be trusted.
+        InputError: one of them is there already, an archive is damaged or not to be trusted, or Python cannot tell.
     """
     found = {name: uri for name, uri in _places(job, with_checkpoints).items() if _objects(s3, uri)}
-    for name in found:
+    for name, uri in found.items():
+        if _is_archive(uri) and not hasattr(tarfile, "data_filter"):
+            version = platform.python_version()
+            raise InputError(f"{uri} cannot be unpacked safely by Python {version}: it takes 3.11.4 or later.")
         if (folder / name).exists():
             raise InputError(f"{folder / name} is there already: remove it, or choose another folder with --to.")
     for name, uri in found.items():
         with complete_or_absent(folder / name) as temporary:
-            (_fetch_archive if uri.endswith(".tar.gz") else _fetch)(s3, uri, temporary)
+            (_fetch_archive if _is_archive(uri) else _fetch)(s3, uri, temporary)
     return [folder / name for name in found]
 
 
@@ -97,6 +101,10 @@ def _places(job: TrainingJob, with_checkpoints: bool) -> dict[str, str]:
     if with_checkpoints and job.checkpoints:
         places["checkpoints"] = f"{job.checkpoints}/"
     return places
+
+
+def _is_archive(uri: str) -> bool:
+    return uri.endswith(".tar.gz")
 
 
 def _fetch_archive(s3: Any, uri: str, folder: Path) -> None:

@@ -13,6 +13,7 @@ from launch.__main__ import main
 
 pytest_plugins = ["s3", "sagemaker_server"]
 
+unpacks = pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="this Python cannot unpack safely")
 TRAINED = {"TrainingTimeInSeconds": 3600, "BillableTimeInSeconds": 1080}
 
 
@@ -186,6 +187,7 @@ def test_before_a_job_prints_its_status_stands_for_its_lines(account, run):
 # ---- download -------------------------------------------------------------------------------------------------------
 
 
+@unpacks
 def test_download_fetches_model_reports_logs_and_checkpoints(account, run, tmp_path):
     name = account.submit("fetched")
     model = archive(**{"config.json": b"{}", "model.safetensors": b"0" * 1000})
@@ -224,6 +226,7 @@ BAD_ARCHIVES = {
 }
 
 
+@unpacks
 @pytest.mark.parametrize("kind", BAD_ARCHIVES)
 def test_an_archive_that_is_damaged_or_leads_out_leaves_nothing(account, run, tmp_path, kind):
     name = account.submit("bad")
@@ -232,6 +235,18 @@ def test_an_archive_that_is_damaged_or_leads_out_leaves_nothing(account, run, tm
     assert status == 2
     assert f"bad/jobs/{name}/output/model.tar.gz" in err
     assert [path for path in tmp_path.rglob("*") if path.name != "run"] == []
+
+
+def test_a_python_that_cannot_unpack_safely_fetches_nothing(account, run, tmp_path, monkeypatch):
+    """Up to 3.11.3, which Debian 12 has."""
+    name = account.submit("good")
+    account.put(f"good/jobs/{name}/output/model.tar.gz", archive(model=b"x"))
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    status, _, err = run("download", name, "--to", str(tmp_path / "run"))
+    assert status == 2
+    assert f"good/jobs/{name}/output/model.tar.gz cannot be unpacked safely by Python" in err
+    assert "3.11.4 or later" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_object_whose_name_leads_out_is_refused(account, run, tmp_path):
@@ -243,6 +258,7 @@ def test_an_object_whose_name_leads_out_is_refused(account, run, tmp_path):
     assert not list(tmp_path.rglob("escaped"))
 
 
+@unpacks
 def test_a_link_out_of_the_archive_is_refused(account, run, tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:

@@ -96,13 +96,15 @@ class Preemption(Callback):
         self._close()
 
     def _save(self, trainer: Trainer) -> None:
+        is_first_of_host = trainer.local_rank == 0  # the others would say the same
         what_next = sigterm.START_AGAIN
-        if trainer.global_step == self._first_step:
-            log.warning("Preempted before the first step was complete: nothing new to save.")
-        else:
+        if trainer.global_step > self._first_step:
             self._save_now(trainer)
             what_next = sigterm.watch.how_to_go_on
-        log.warning("%s (exit status %d).", what_next, sigterm.PREEMPTED)
+        elif is_first_of_host:
+            log.warning("Preempted before the first step was complete: nothing new to save.")
+        if is_first_of_host:
+            log.warning("%s (exit status %d).", what_next, sigterm.PREEMPTED)
 
     def _save_now(self, trainer: Trainer) -> None:
         path = checkpoint_path(trainer)
@@ -110,7 +112,8 @@ class Preemption(Callback):
         try:
             drain(trainer)
             after_s = f", {time.monotonic() - self._asked_at:.1f} s after SIGTERM" if self._asked_at else ""
-            log.warning("Preempted at step %d. Saved%s: %s", trainer.global_step, after_s, path)
+            if trainer.is_global_zero:  # which has written it
+                log.warning("Preempted at step %d. Saved%s: %s", trainer.global_step, after_s, path)
         except InputError as error:
             log.error("Preempted at step %d. %s", trainer.global_step, error)
         trainer.strategy.barrier("preempted")  # torchrun ends all processes as soon as one has left
