@@ -78,10 +78,12 @@ def test_steps_come_in_no_order_of_duration():
     assert abs(np.corrcoef(lengths_s, np.arange(len(lengths_s)))[0, 1]) < 0.3
 
 
-def test_steps_are_well_filled():
+@pytest.mark.parametrize("batch_seconds", [100, 200, 400, 800, 1600, 3200])
+def test_steps_are_full_and_alike(batch_seconds):
     durations_s_N = librispeech_like(28_539)
-    steps = plan(durations_s_N, 1600, seed=0, epoch=0)
-    assert np.mean([cost_s(durations_s_N, step) for step in steps]) > 0.9 * 1600
+    steps = plan(durations_s_N, batch_seconds, seed=0, epoch=0)
+    assert np.mean([cost_s(durations_s_N, step) for step in steps]) > 0.94 * batch_seconds
+    assert np.std([durations_s_N[step].sum() for step in steps]) < 0.06 * batch_seconds
 
 
 def test_number_of_steps_does_not_hang_on_the_order_of_the_manifest():

@@ -11,15 +11,20 @@ The padded cost of a set of utterances is (number of utterances) x (longest dura
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 
 import numpy as np
 
 from w2v_lightning.errors import InputError
 
+# Raised with every change of the rules below: a run whose steps were others cannot go on within its epoch.
+VERSION = 2
+
 # A pool is a stretch of the sorted durations whose utterances are shuffled among each other to make steps. Longest over
 # shortest within a pool (the spread) bounds the padding; but however sparse the durations, a pool is at least two
-# steps, or the same utterances would meet in every epoch.
+# steps, or the same utterances would meet in every epoch. It ends where its last step is full, so that all steps of an
+# epoch hold about as much audio, close to what `batch_seconds` allows.
 SPREAD = 1.05
 MIN_STEPS_PER_POOL = 2
 
@@ -60,29 +65,36 @@ def num_steps(durations_s_N: np.ndarray, batch_seconds: float, spread: float = S
 
 
 def _pools(durations_s_N: np.ndarray, batch_seconds: float, spread: float) -> Iterator[np.ndarray]:
-    """Positions in order of duration, cut where both the spread and the least number of steps are reached."""
+    """Positions in order of duration, cut where the spread is reached; each pool but the last fills its steps."""
     order_N = np.argsort(durations_s_N, kind="stable")
     sorted_s_N = durations_s_N[order_N]
     start = 0
     while start < len(order_N):
-        end = start
-        for _ in range(MIN_STEPS_PER_POOL):
-            end = _end_of_step(sorted_s_N, end, batch_seconds)
-        end = max(end, int(np.searchsorted(sorted_s_N, sorted_s_N[start] * spread, side="right")))
-        if _end_of_step(sorted_s_N, end, batch_seconds) == len(order_N):
+        end = _end_of_pool(sorted_s_N, start, batch_seconds, spread)
+        if len(order_N) - end < _full_step(sorted_s_N[-1], batch_seconds):
             end = len(order_N)  # what is left would be one step at most, perhaps of a single utterance
         yield order_N[start:end]
         start = end
 
 
-def _end_of_step(sorted_s_N: np.ndarray, start: int, batch_seconds: float) -> int:
-    """The end of the longest run from `start` whose padded cost is within `batch_seconds`; at least one utterance."""
-    if start == len(sorted_s_N):
-        return start
-    most = int(batch_seconds / sorted_s_N[start]) + 1  # no run is longer: what follows is not shorter
-    run_s = sorted_s_N[start : start + most]
-    padded_cost = np.arange(1, len(run_s) + 1) * run_s
-    return start + max(1, int(np.searchsorted(padded_cost, batch_seconds, side="right")))
+def _end_of_pool(sorted_s_N: np.ndarray, start: int, batch_seconds: float, spread: float) -> int:
+    """As many full steps as there are within the spread, and no fewer than a pool has to have; or all that is left."""
+    longest_s = sorted_s_N[start] * spread
+    shorter_s = batch_seconds / (int(batch_seconds / longest_s) + 1)  # of which one more is a step
+    longest_s = shorter_s if shorter_s > sorted_s_N[start] else longest_s
+    end = int(np.searchsorted(sorted_s_N, longest_s, side="right"))
+    num_steps = max(MIN_STEPS_PER_POOL, (end - start) // _full_step(sorted_s_N[end - 1], batch_seconds))
+
+    def number_too_many(end: int) -> int:  # which grows with it, as longer utterances make smaller steps
+        return end - start - num_steps * _full_step(sorted_s_N[end - 1], batch_seconds)
+
+    return start + bisect_right(range(start + 1, len(sorted_s_N) + 1), 0, key=number_too_many)
+
+
+def _full_step(longest_s: float, batch_seconds: float) -> int:
+    """Utterances of a step of a large pool."""
+    most = max(1, int(batch_seconds / longest_s))
+    return next(largest for multiple in MULTIPLES if (largest := most // multiple * multiple) >= LEAST_FILL * most)
 
 
 def _step_sizes(pool_s: np.ndarray, batch_seconds: float) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from w2v_lightning.data import plan
 from w2v_lightning.data.manifest import Manifest
 
 
@@ -30,8 +31,8 @@ def progress_of(trainer: Trainer, num_micro_batches: int) -> dict[str, Any]:
 
 def fingerprint(manifest: Manifest, batch_seconds: float, seed: int, spread: float) -> dict[str, Any]:
     """What the plan follows from, in a form that can be compared and says what differs."""
-    plan = {"data.batch_seconds": batch_seconds, "data.seed": seed, "data.duration_spread": spread}
-    return manifest.digests | plan
+    options = {"data.batch_seconds": batch_seconds, "data.seed": seed, "data.duration_spread": spread}
+    return manifest.digests | options | {"version of the plan": plan.VERSION}
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
