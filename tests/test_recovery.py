@@ -32,7 +32,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("corpus")
     cache = pytest.MonkeyPatch()
     cache.setenv("W2V_LIGHTNING_CACHE", str(root / "cache"))
-    write_split(root, "train", random_texts(24, seed=1), speaker="1")
+    write_split(root, "train", random_texts(30, seed=1), speaker="1")
     write_split(root, "dev", random_texts(NUM_VALIDATED, seed=2), speaker="2")
     yield root
     cache.undo()

@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_names_the_utterances_where_it_began(caplog, c
     message = only([record.message for record in caplog.records if "not finite" in record.message])
     assert "since update 2," in message
     named = [f"1-1-{number:04}" for number in range(60) if f"1-1-{number:04}" in message]
-    assert named == sorted(spoilt)[:10]
+    assert named == sorted(spoilt[:10])
 
 
 def test_a_loss_that_is_not_finite_ends_no_run_whose_weights_are(caplog, corpus):

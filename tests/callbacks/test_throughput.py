@@ -48,7 +48,7 @@ def fit(tmp_path, corpus, *callbacks, ckpt_path=None):
         max_epochs=2, accelerator="cpu", callbacks=[Throughput(), *callbacks], logger=CSVLogger(tmp_path),
         log_every_n_steps=2, enable_model_summary=False, enable_progress_bar=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    data = LibriSpeechDataModule(corpus, ["train"], ["dev"], batch_seconds=4, device_seconds=2, num_workers=0)
+    data = LibriSpeechDataModule(corpus, ["train"], ["dev"], batch_seconds=3, device_seconds=2, num_workers=0)
     module = Wav2Vec2CTC(None, TINY_CONFIG, freeze_feature_encoder=False)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return trainer
@@ -102,7 +102,7 @@ def test_the_file_has_the_windows_and_what_explains_them(tmp_path, corpus):
     assert all(window["total_s"] >= window["device_s"] > 0 for window in windows)
     assert not any(name.startswith("gpu_") for window in windows for name in window)  # there is none
     workload = found["workload"]
-    assert (workload["batch_seconds"], workload["device_seconds"]) == (4, 2)
+    assert (workload["batch_seconds"], workload["device_seconds"]) == (3, 2)
     assert workload["steps_per_epoch"] * 2 == found["steps"]
     assert workload["audio_s_per_epoch"] == pytest.approx(AUDIO_S)
     assert workload["utterances_per_epoch"] == len(TEXTS)
