@@ -21,6 +21,7 @@ from w2v_lightning.callbacks.gpu import GpuUse
 from w2v_lightning.callbacks.measured import Measured, Tally, condensed
 from w2v_lightning.callbacks.step_timer import StepTimer, Times
 from w2v_lightning.callbacks.throughput import Throughput
+from w2v_lightning.data import plan
 from w2v_lightning.data.loader import TimedLoader
 from w2v_lightning.hardware import usable_cores
 
@@ -103,6 +104,7 @@ def test_the_file_has_the_windows_and_what_explains_them(tmp_path, corpus):
     assert not any(name.startswith("gpu_") for window in windows for name in window)  # there is none
     workload = found["workload"]
     assert (workload["batch_seconds"], workload["device_seconds"]) == (3, 2)
+    assert workload["plan_version"] == plan.VERSION
     assert workload["steps_per_epoch"] * 2 == found["steps"]
     assert workload["audio_s_per_epoch"] == pytest.approx(AUDIO_S)
     assert workload["utterances_per_epoch"] == len(TEXTS)

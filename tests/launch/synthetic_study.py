@@ -20,6 +20,7 @@ from launch.study.model.step_time import (
     terms,
 )
 from launch.study.runs import Run
+from w2v_lightning.data import plan
 
 CPU = "AMD EPYC 7763 64-Core Processor, 1 thread"
 CORES = 2
@@ -243,6 +244,7 @@ def _throughput(setup: Setup, parameters: Parameters, noise: float, rng: np.rand
         "versions": {"torch": "2.11"},
         "windows": windows,
         "workload": {
+            "plan_version": plan.VERSION,
             "batch_seconds": setup.computed_s,
             "device_seconds": setup.computed_s / setup.world_size / setup.micro_batches,
             "micro_batches_per_step": setup.micro_batches,

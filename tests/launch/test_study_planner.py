@@ -284,6 +284,13 @@ def test_with_hours_a_step_is_like_those_of_runs():
     assert "1 studied run of 1600 s a step" in found.basis
 
 
+def test_steps_of_an_older_plan_say_nothing_of_todays():
+    older = runs(parameters([t4(1)]), [t4(1)])
+    for run in older:
+        del run.throughput["workload"]["plan_version"]
+    assert "LibriSpeech" in workload.assumed_epoch(50, 1600.0, older).basis
+
+
 def test_steps_of_another_size_are_as_librispeechs_would_be():
     found = workload.assumed_epoch(50, 1600.0, runs(parameters([cpu(1)]), [cpu(1)]))
     assert 0.85 < found.fill < 1

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from w2v_lightning.callbacks.all_reduce import bucket_bytes
+from w2v_lightning.data import plan
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.hardware import usable_cores
 
@@ -51,6 +52,7 @@ def _of_plan(trainer: Trainer) -> dict[str, Any]:
         return {}
     sampler = data.train_sampler
     return {
+        "plan_version": plan.VERSION,
         "batch_seconds": data.batch_seconds,
         "device_seconds": data.device_seconds,
         "micro_batches_per_step": sampler.num_micro_batches,

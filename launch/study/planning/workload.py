@@ -1,7 +1,8 @@
 """What is to be trained, and what a step of it is on a machine: audio, padding, micro-batches, gradients.
 
 With durations from a manifest the steps are those of the run itself (w2v_lightning/data/plan.py). With hours alone, a
-step is filled and padded as in the studied runs of the same `batch_seconds`; without any, as LibriSpeech's would be.
+step is filled and padded as in the studied runs of the same `batch_seconds` and the same plan; without any, as
+LibriSpeech's would be.
 """
 
 import math
@@ -167,7 +168,9 @@ def planned_epoch(path: str, data: Mapping[str, Any]) -> PlannedEpoch:
 
 def assumed_epoch(hours: float, batch_seconds: float, runs: Sequence[Run]) -> AssumedEpoch:
     """Of so many hours, in steps of so much audio."""
-    known = [run for run in runs if run.is_measured and run.throughput["workload"].get("batch_seconds")]
+    from w2v_lightning.data import plan
+
+    known = [run for run in runs if run.is_measured and _workload(run).get("plan_version") == plan.VERSION]
     alike = [run for run in known if abs(_workload(run)["batch_seconds"] / batch_seconds - 1) < ALIKE]
     if not alike:
         return _epoch_like_librispeech(hours, batch_seconds)
