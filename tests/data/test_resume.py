@@ -13,6 +13,7 @@ from corpus import random_texts, write_split
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
 
+from w2v_lightning.data import plan
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.errors import InputError
 
@@ -211,6 +212,13 @@ def test_changed_data_are_refused_by_name(root, whole, change, named, tmp_path):
     folder, *_ = whole
     with pytest.raises(InputError, match=f"made with other data: {named}.*data.allow_changed_data=true to begin its"):
         fit(root, tmp_path, ckpt_path=folder / "stepstep=2.ckpt", data=change)
+
+
+def test_other_rules_for_making_steps_are_a_change(root, whole, tmp_path, monkeypatch):
+    folder, *_ = whole
+    monkeypatch.setattr(plan, "VERSION", plan.VERSION + 1)
+    with pytest.raises(InputError, match=r"made with other data: version of the plan \(was \d, is \d\)\. Go on"):
+        fit(root, tmp_path, ckpt_path=folder / "stepstep=2.ckpt")
 
 
 def test_an_edited_transcript_is_a_change(root, whole, tmp_path):
