@@ -93,17 +93,21 @@ def _end_of_pool(sorted_s_N: np.ndarray, start: int, batch_seconds: float, sprea
 
 def _full_step(longest_s: float, batch_seconds: float) -> int:
     """Utterances of a step of a large pool."""
+    return next(_full_steps(longest_s, batch_seconds))[0]
+
+
+def _full_steps(longest_s: float, batch_seconds: float) -> Iterator[tuple[int, int]]:
+    """Utterances that fill a step, and what they are a multiple of; what most numbers of devices divide comes first."""
     most = max(1, int(batch_seconds / longest_s))
-    return next(largest for multiple in MULTIPLES if (largest := most // multiple * multiple) >= LEAST_FILL * most)
+    for multiple in MULTIPLES:
+        largest = most // multiple * multiple
+        if largest >= LEAST_FILL * most:
+            yield largest, multiple
 
 
 def _step_sizes(pool_s: np.ndarray, batch_seconds: float) -> list[int]:
     """Utterances of each step of a pool: about equal, and within `batch_seconds` however the pool is shuffled."""
-    most = max(1, int(batch_seconds / pool_s.max()))
-    for multiple in MULTIPLES:
-        largest = most // multiple * multiple
-        if largest < LEAST_FILL * most:
-            continue
+    for largest, multiple in _full_steps(pool_s.max(), batch_seconds):
         num_steps = math.ceil(len(pool_s) / largest)
         blocks, rest = divmod(len(pool_s), multiple)
         least, more = divmod(blocks, num_steps)
