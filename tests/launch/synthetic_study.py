@@ -19,12 +19,15 @@ from launch.study.model.step_time import (
     names,
     terms,
 )
+from launch.study.planning.workload import AssumedEpoch
 from launch.study.runs import Run
 from w2v_lightning.data import plan
 
 CPU = "AMD EPYC 7763 64-Core Processor, 1 thread"
 CORES = 2
 STEPS, STEPS_PER_WINDOW = 120, 4
+# Of which steps are filled and padded as those of `t4()` are.
+EPOCH = AssumedEpoch(hours=100, batch_seconds=1600, fill=0.975, padded=1.025, utterance_s=12.3, source="runs")
 STEPS_PER_EPOCH = 227  # 100 h in steps of 1,600 s
 WINDOW_NOISE = 0.03
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from synthetic_study import cell_name, cpu, parameters, runs, t4
 
-from launch.study.model import specs
 from launch.study.model.fitted import Fitted, by_configuration, mean_setup
 from launch.study.model.fitting import fit
 from launch.study.model.step_time import bottleneck, names, terms
@@ -293,20 +292,6 @@ def test_without_any_run_of_a_gpu_they_follow_from_the_one_that_was_measured_by_
     assert not any("measured once" in reason for reason in seen.reasons)  # a T4 was
 
 
-@pytest.mark.parametrize(
-    ("device", "precision", "to", "to_precision", "expected"),
-    [
-        ("NVIDIA H100 80GB HBM3", "bf16-mixed", "NVIDIA H200", "bf16-mixed", 1 / (0.95 + 0.05 * 4800 / 3350)),
-        ("NVIDIA H200", "bf16-mixed", "H100", "bf16-mixed", 0.95 + 0.05 * 4800 / 3350),
-        ("NVIDIA H200", "32-true", "NVIDIA H200", "16-mixed", 1 / (0.95 * 989 / 67 + 0.05 * 2)),
-        ("A100", "bf16-mixed", "AMD EPYC, 1 thread", "32-true", None),
-    ],
-)
-def test_speeds_are_compared_by_specification(device, precision, to, to_precision, expected):
-    found = specs.speed_ratio(device, precision, to, to_precision)
-    assert found == expected or found == pytest.approx(expected)
-
-
 def test_the_runs_of_an_h100_and_of_two_h200_are_predicted_from_those_of_an_h200():
     of_h200 = read_all(STUDIES / "h200")
     found = fit([run for run in of_h200 if run.setup.world_size == 1])
@@ -319,23 +304,6 @@ def test_the_runs_of_an_h100_and_of_two_h200_are_predicted_from_those_of_an_h200
         for run in its:
             if run.name.endswith("-r3"):  # one and two on the same host
                 assert predicted.terms.step_s == pytest.approx(run.step_s, rel=0.1), name
-
-
-@pytest.mark.parametrize(
-    ("device", "precision", "to", "to_precision", "expected"),
-    [
-        ("Tesla T4", "16-mixed", "NVIDIA H200", "bf16-mixed", 0.8),
-        ("V100", "16-mixed", "A10G", "16-mixed", 0.8),
-        ("NVIDIA L4", "bf16-mixed", "Tesla T4", "16-mixed", 1.25),
-        ("V100", "16-mixed", "T4", "16-mixed", 1),
-        ("A100", "bf16-mixed", "NVIDIA H200", "16-mixed", 1),
-        ("T4", "32-true", "NVIDIA H200", "32-true", 1),
-    ],
-)
-def test_gpus_that_compute_in_other_ways_are_slower_than_their_specifications_say(
-    device, precision, to, to_precision, expected
-):
-    assert specs.of_kernels(device, precision, to, to_precision) == expected
 
 
 def test_a_device_of_which_nothing_is_known_is_no_guess(fitted):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sample_job import DATA, FULL_CONFIG, JOB
-from synthetic_study import parameters, runs, t4
+from synthetic_study import EPOCH, parameters, runs, t4
 
 from launch import plan, submit
 from launch.__main__ import main, parse
@@ -21,12 +21,11 @@ from launch.study.model.fitting import fit
 from launch.study.planning import recommend, workload
 from launch.study.planning.candidates import COUNTS
 from launch.study.planning.recommend import hours_of, steps_of
-from launch.study.planning.workload import AssumedEpoch, Model
+from launch.study.planning.workload import Model
 from w2v_lightning.errors import InputError
 
 PLAN = ["plan", "--config", "a.yaml", "--region", "us-east-1"]
 HOURS = [*PLAN, "--hours", "100", "--epochs", "20"]
-EPOCH = AssumedEpoch(hours=100, batch_seconds=1600, fill=0.975, padded=1.025, utterance_s=12.3, source="runs")
 
 
 @pytest.fixture(scope="module")
