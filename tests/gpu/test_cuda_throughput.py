@@ -115,10 +115,13 @@ def test_a_profile_gives_the_time_of_kernels_to_groups(tmp_path):
 
 
 def test_a_step_of_training_waits_for_nothing(tmp_path):
-    """Forward, loss, backward, clipping, optimiser, and our callbacks; steps that are logged left out."""
+    """Forward, loss, backward, clipping, optimiser, and our callbacks; steps that are logged left out.
+
+    Micro-batches have two utterances or more: torch compiles anew for the first one that has one.
+    """
     write_split(tmp_path / "corpus", "train", random_texts(120, seed=1), speaker="1")
     data = LibriSpeechDataModule(
-        str(tmp_path / "corpus"), ["train"], [], batch_seconds=8, device_seconds=4, num_workers=1
+        str(tmp_path / "corpus"), ["train"], [], batch_seconds=16, device_seconds=8, num_workers=1
     )
     config = TINY_CONFIG | {"hidden_size": 64, "num_attention_heads": 4, "attention_dropout": 0.0}
     trainer = Trainer(

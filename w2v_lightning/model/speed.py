@@ -163,7 +163,7 @@ def has_triton(device: torch.device) -> bool:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` by torch.compile, for tensors of any sizes: none is a reason to compile anew."""
+    """`function` by torch.compile, for tensors of any sizes: only a padded batch of one utterance is compiled anew."""
     return torch.compile(function, dynamic=True)
 
 
