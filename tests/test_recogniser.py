@@ -1,3 +1,6 @@
+import re
+import weakref
+
 import numpy as np
 import pytest
 import soundfile
@@ -130,15 +133,37 @@ def test_damage_that_only_decoding_finds_is_named(manifest, tmp_path):
         list(recogniser().transcribe(manifest, device_seconds=4.0, num_workers=1))
 
 
-def test_too_little_memory_ends_in_one_line_that_names_the_remedy(manifest, monkeypatch):
-    def out_of_memory(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def out_of_memory(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
+
+def test_an_utterance_that_alone_is_too_long_for_the_memory_is_named_with_the_remedy(manifest, monkeypatch):
     monkeypatch.setattr(module.wav2vec2, "ctc_logits", out_of_memory)
-    with pytest.raises(InputError, match=r"17 utterances of up to \d+\.\d s are too many .* lower --device-seconds"):
-        list(recogniser().transcribe(manifest, device_seconds=1000.0))
     with pytest.raises(InputError, match=r"\d+\.flac: \d+ s are too long for the GPU's memory; .* --device cpu"):
-        list(recogniser().transcribe(manifest, device_seconds=1e-3))
+        list(recogniser().transcribe(manifest, device_seconds=1000.0))
+
+
+def test_what_is_too_much_for_the_memory_at_once_is_heard_in_parts(manifest, monkeypatch, caplog):
+    expected = list(in_order(recogniser().transcribe(manifest, device_seconds=1e-3)))
+    ours, tried, held = recogniser(), [], []
+    original = wav2vec2.ctc_logits
+
+    def of_at_most_three(network, waveforms_BT, *args, **kwargs):
+        assert not any(reference() is not None for reference in held)  # what was computed in vain is gone
+        tried.append(len(waveforms_BT))
+        if tried[-1] > 3:
+            held.append(weakref.ref(waveforms_BT))
+            out_of_memory()
+        return original(network, waveforms_BT, *args, **kwargs)
+
+    monkeypatch.setattr(module.wav2vec2, "ctc_logits", of_at_most_three)
+    assert list(in_order(ours.transcribe(manifest, device_seconds=1000.0))) == expected
+    assert tried == [17, 8, 4, 2, 2, 2, 2, 2, 2, 2, 3]  # never so many again
+    warnings = [record.getMessage() for record in caplog.records]
+    assert [warning.split()[0] for warning in warnings] == ["17", "8", "4"]
+    assert re.fullmatch(
+        r"17 utterances of up to \d+\.\d s are too many .* lower --device-seconds below \d+\. They are .*", warnings[0]
+    )
 
 
 @pytest.mark.parametrize(

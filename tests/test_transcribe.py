@@ -197,7 +197,7 @@ def test_where_nothing_can_be_heard_nothing_is_replaced(folder, corpus, tmp_path
     assert not list(tmp_path.glob("*partial*"))
 
 
-@pytest.mark.parametrize("reason", [KeyboardInterrupt(), InputError("too many for the GPU's memory")])
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), InputError("the storage is gone")])
 def test_what_was_heard_before_an_interruption_is_kept(folder, corpus, tmp_path, capsys, monkeypatch, reason):
     original, batches = Recogniser.hear, []
 

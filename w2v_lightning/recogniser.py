@@ -6,7 +6,9 @@ the device; the text of one is put together while the device computes the next.
 Shapes: B utterances, T samples, F frames, V tokens.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -27,6 +29,8 @@ from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.precision import DTYPES, autocast, choose_precision, weights_dtype
 from w2v_lightning.text import Vocabulary
+
+log = logging.getLogger(__name__)
 
 # Utterances that are sorted by duration together. Texts come in the order of the input at the latest when a window is
 # done, and no more of them are held; the last batch of a window, which is seldom full, costs under 1 %.
@@ -51,6 +55,10 @@ class Heard:
     best_BF: Tensor
     num_frames_B: Tensor
     done: torch.cuda.Event | None
+
+
+class TooLargeError(InputError):
+    """The device's memory is too small for a batch."""
 
 
 class Read(NamedTuple):
@@ -112,6 +120,7 @@ class Recogniser:
         self.vocabulary = vocabulary
         self.speed = speed or Speed()
         self.spec = wav2vec2.input_spec(network.config, vocabulary, normalise)
+        self._too_many_samples = float("inf")  # in a batch, padding counted: the device's memory was too small for it
 
     @classmethod
     def from_pretrained(
@@ -148,11 +157,7 @@ class Recogniser:
     def attempt(
         self, manifest: Manifest, device_seconds: float | None = None, num_workers: int | None = None
     ) -> Iterator[tuple[int, str | InputError]]:
-        """Like `transcribe`, but an utterance that cannot be heard has its error in the place of a text.
-
-        Raises:
-            InputError: several utterances together are too long for the device's memory.
-        """
+        """Like `transcribe`, but an utterance that cannot be heard has its error in the place of a text."""
         slots = self.slots(manifest, device_seconds)
         return self._outcomes(self.loader(manifest, slots, num_workers, ReadableDataset))
 
@@ -189,13 +194,13 @@ class Recogniser:
         """Queue a batch on the device, without waiting for it.
 
         Raises:
-            InputError: the device's memory is too small for it.
+            TooLargeError: the device's memory is too small for it.
         """
-        try:
+        best_BF = done = None
+        with suppress(torch.OutOfMemoryError):  # outside of it what was computed is freed: the traceback holds it
             best_BF = self._best(batch.to(self.device, non_blocking=True))
-        except torch.OutOfMemoryError:
-            raise InputError(_too_large(batch)) from None
-        done = None
+        if best_BF is None:
+            raise TooLargeError(_too_large(batch))
         if self.device.type == "cuda":
             done = torch.cuda.Event(blocking=True)  # who waits for it leaves the core to a loader process
             done.record(torch.cuda.current_stream(self.device))
@@ -221,20 +226,35 @@ class Recogniser:
         before: tuple[np.ndarray, Heard] | None = None
         for positions, batch, errors in reads:
             yield from errors.items()
-            if batch is None:
-                continue
-            try:
-                now = positions, self.hear(batch)
-            except InputError as error:
-                if len(batch) > 1:
-                    raise
-                yield int(positions[0]), error
-                continue
-            if before is not None:  # its texts are put together while the device computes `now`
-                yield from self._numbered(*before)
-            before = now
+            for part, heard in self._heard(positions, batch) if batch else ():
+                if isinstance(heard, TooLargeError):
+                    yield int(part[0]), heard
+                    continue
+                if before is not None:  # its texts are put together while the device computes this one
+                    yield from self._numbered(*before)
+                before = part, heard
         if before is not None:
             yield from self._numbered(*before)
+
+    def _heard(self, positions: np.ndarray, batch: Batch) -> Iterator[tuple[np.ndarray, Heard | TooLargeError]]:
+        """The batch at once, or where the device's memory is too small for that its halves, and so on; an utterance
+        for which it is too small has its error."""
+        num_samples, heard = batch.waveforms_BT.numel(), None
+        if len(batch) == 1 or num_samples < self._too_many_samples:
+            try:
+                heard = self.hear(batch)
+            except TooLargeError as error:
+                if len(batch) == 1:
+                    heard = error
+                else:
+                    log.warning("%s They are heard in parts.", error)
+                    self._too_many_samples = num_samples
+        if heard is not None:
+            yield positions, heard
+            return
+        middle = len(batch) // 2
+        for half in (slice(middle), slice(middle, None)):
+            yield from self._heard(positions[half], batch.part(half))
 
     def _numbered(self, positions: np.ndarray, heard: Heard) -> Iterator[tuple[int, str]]:
         return zip(positions.tolist(), self.texts(heard), strict=True)

@@ -206,7 +206,8 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--device-seconds",
         type=float,
-        help="audio per batch, padding counted; by default what the device has memory for, at most 800",
+        help="audio per batch, padding counted; by default what the device has memory for, at most 800; if that is too"
+        " much, batches are heard in parts",
     )
     parser.add_argument("--workers", type=int, help="loader processes; by default none for little audio, at most 16")
     parser.add_argument(

@@ -123,6 +123,11 @@ class Batch:
             waveforms_BT = waveforms_BT * 2.0**-15
         return normalised(waveforms_BT, self.num_samples_B) if self.normalise else waveforms_BT
 
+    def part(self, utterances: slice) -> "Batch":
+        """Some of its utterances, of a batch without masks, as it is transcribed."""
+        names = ("waveforms_BT", "num_samples_B", "num_frames_B", "labels_BU", "num_labels_B", "ids", "texts")
+        return replace(self, **{name: getattr(self, name)[utterances] for name in names})
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         return self._map_device_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
