@@ -115,6 +115,45 @@ def test_a_worker_whose_parent_was_killed_as_it_started_ends(method, tmp_path):
             pytest.fail("The worker is still there.")
 
 
+STARTING = """
+import ctypes, multiprocessing, os, time
+from w2v_lightning import sigterm
+
+def work(pipe):
+    libc = ctypes.CDLL(None)  # a thread of a library, which Python knows nothing of
+    libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)
+    pipe.send(os.getpid())
+    pipe.recv()
+    sigterm.heed_parent_only()
+    time.sleep(0.5)
+    pipe.send("still here")
+    pipe.recv()
+
+if __name__ == "__main__":
+    ours, its = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(its,))
+    with sigterm.held_back():
+        worker.start()
+    os.system(f"kill {ours.recv()}")
+    ours.send("")
+    print(ours.recv() if ours.poll(20) else "gone")
+    worker.terminate()
+    worker.join(20)
+    print(worker.exitcode, flush=True)
+    worker.kill()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="SIGTERM's sender is not known on this system")
+def test_a_worker_survives_what_comes_while_it_starts(tmp_path):
+    """Also where a library has begun a thread by then, in which SIGTERM would not be blocked."""
+    (tmp_path / "script.py").write_text(STARTING)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False, timeout=90
+    )
+    assert done.stdout.split("\n")[:2] == ["still here", "0"], done.stderr
+
+
 def test_stopping_leaves_everything_as_it_was():
     before = signal.getsignal(signal.SIGTERM)
     assert sigterm.watch.start()

@@ -9,7 +9,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: what failed may succeed when it is started again
@@ -103,6 +104,23 @@ class SigtermWatch:
 watch = SigtermWatch()
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=watch.after_fork)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """To start loader workers in: SIGTERM waits for the end of this block, and what is forked in it does not hear it.
+
+    A worker hears it again by `heed_parent_only`, which may be late: it is killed by what comes while it starts, or
+    where a library has begun a thread by then, that SIGTERM is not blocked in.
+    """
+    if not hasattr(signal, "sigtimedwait") or multiprocessing.get_start_method() != "fork":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def heed_parent_only(_worker_id: int = 0) -> None:

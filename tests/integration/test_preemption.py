@@ -134,6 +134,18 @@ def test_a_signal_to_all_processes_of_both_groups(root, whole, tmp_path):
     check_same_end(tmp_path, whole(2))
 
 
+def test_a_loader_worker_that_is_killed_as_well_does_not_keep_from_saving(root, whole, tmp_path):
+    processes = preempted.start(root, tmp_path, "step 2, micro-batch 0", options={"kills_workers": True})
+    preempted.wait_until_here(tmp_path, processes)
+    processes[0].terminate()
+    assert preempted.ended(processes, tmp_path) == [sigterm.PREEMPTED], preempted.logs(tmp_path)
+    assert "KILLED" in preempted.logs(tmp_path)
+    assert checkpoints(tmp_path) == ["step-00000002.ckpt"]
+    processes = preempted.start(root, tmp_path)
+    assert preempted.ended(processes, tmp_path) == [0]
+    check_same_end(tmp_path, whole(1))
+
+
 def test_lightnings_own_broadcast_in_every_micro_batch_is_switched_off(tmp_path):
     trainer = Trainer(default_root_dir=tmp_path, logger=False, enable_checkpointing=False, accelerator="cpu")
     loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector

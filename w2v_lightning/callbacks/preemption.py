@@ -5,11 +5,12 @@ handler, wherever the other ranks are.
 """
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from signal import SIGTERM
 from typing import Any, NoReturn
 
 import torch.distributed as dist
@@ -136,10 +137,18 @@ class Preemption(Callback):
 
 
 def _stop(trainer: Trainer) -> NoReturn:
+    _let_loader_workers_end()
     preempted = Preempted(_status(trainer))
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         _interrupt(trainer, preempted)  # in the processes that it forks, Lightning calls no on_exception
     raise preempted
+
+
+def _let_loader_workers_end() -> None:
+    """For where one is killed, torch raises in the midst of what the main thread is at, be it saving; and from now on
+    nobody waits for a batch."""
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @contextmanager
@@ -151,11 +160,11 @@ def preemptible(trainer: Trainer) -> Iterator[None]:
     launcher = trainer.strategy.launcher
     sigterm.watch.end_others = getattr(launcher, "kill", None)
     if isinstance(launcher, _MultiProcessingLauncher):
-        sigterm.watch.react = lambda: launcher.kill(SIGTERM) if launcher.procs else sigterm.watch.leave_early()
+        sigterm.watch.react = lambda: launcher.kill(signal.SIGTERM) if launcher.procs else sigterm.watch.leave_early()
     try:
         yield
     except ProcessExitedException as error:
-        if error.exit_code in (sigterm.PREEMPTED, -SIGTERM):  # the latter before it was set up
+        if error.exit_code in (sigterm.PREEMPTED, -signal.SIGTERM):  # the latter before it was set up
             raise Preempted(sigterm.PREEMPTED) from None
         raise
 

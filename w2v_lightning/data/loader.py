@@ -19,7 +19,7 @@ from w2v_lightning.data.negatives import contrastive_indices
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import EndlessSampler, Slot, TrainSampler
 from w2v_lightning.errors import InputError
-from w2v_lightning.sigterm import heed_parent_only
+from w2v_lightning.sigterm import heed_parent_only, held_back
 from w2v_lightning.text import count_repeats
 
 # A fork takes along a lock that another thread holds just then, for ever held. Gloo's threads let go of a collective's
@@ -154,7 +154,8 @@ class TimedLoader(DataLoader):
         started = time.perf_counter()
         if self.num_workers and _may_fork_while_a_collective_lets_go():
             time.sleep(SETTLE_S)
-        batches = super().__iter__()  # starts the workers: not put off to the first batch
+        with held_back():
+            batches = super().__iter__()  # starts the workers: not put off to the first batch
         self.waited_s += time.perf_counter() - started
         return self._timed(batches)
 
