@@ -18,6 +18,22 @@ print("here", flush=True)
 for _ in range(9):  # a signal ends one of them
     ctypes.CDLL(None).sleep(60)
 """
+ALTERNATE_STACK = """
+import ctypes
+from w2v_lightning import sigterm
+
+class Stack(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+def size():
+    found = Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found.size if found.address else 0
+
+before = size()
+sigterm.watch.start()
+print(before, size())
+"""
 WORKER = """
 import multiprocessing, os, signal, time
 from w2v_lightning import sigterm
@@ -75,6 +91,14 @@ def test_it_is_heard_where_the_main_thread_waits_in_c():
         process.terminate()
         assert process.wait(20) == sigterm.PREEMPTED == os.EX_TEMPFAIL
         assert "nothing to save. Start the same command again (exit status 75)." in process.stderr.read()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the structure is Linux's")
+def test_handlers_have_a_stack_of_their_own():
+    with start(ALTERNATE_STACK) as process:
+        before, after = map(int, process.stdout.readline().split())
+    assert before == 0
+    assert after > 4096
 
 
 def test_what_comes_by_two_ways_is_one_signal():

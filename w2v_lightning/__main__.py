@@ -45,6 +45,7 @@ def main(args: list[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         return _fail(f"there is no command {args[0]!r}{_nearest_command(args[0])}")
     module, _ = COMMANDS[args[0]]
+    sigterm.give_handlers_a_stack()
     try:
         if args[0] == "fit":
             sigterm.watch.start()

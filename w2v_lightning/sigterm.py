@@ -4,6 +4,7 @@ Python runs a signal's handler only between two instructions of the main thread.
 pipe first (`signal.set_wakeup_fd`), and a thread reads that.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,18 @@ SAME_SIGNAL_S = 2.0
 LOOK_AT_PARENT_EVERY_S = 1.0
 START_AGAIN = "Start the same command again"  # where nothing is lost, for nothing was saved
 GO_ON_FROM_THERE = "Start again from there"  # how is up to who has started it; the command line says it exactly
+
+
+def give_handlers_a_stack() -> None:
+    """A stack of their own for the signal handlers of the main thread, which has to call this.
+
+    Kernels that oneDNN makes for CPUs use the stack pointer for something else for a while (seen in gdb: it points into
+    the heap). A signal that comes then writes there what belongs on the stack, and the process ends in malloc.
+    Handlers in Python use another stack where there is one, and what the standard library has to set one up is this;
+    it also prints where the threads are, should the process ever crash.
+    """
+    if not faulthandler.is_enabled():
+        faulthandler.enable(file=2)
 
 
 class SigtermWatch:
@@ -42,6 +55,7 @@ class SigtermWatch:
         if self._process or threading.current_thread() is not threading.main_thread():
             return False
         self._first_at = None
+        give_handlers_a_stack()
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         handler = signal.signal(signal.SIGTERM, lambda *_: None)  # without one, C's would end the process
