@@ -25,10 +25,10 @@ GO_ON_FROM_THERE = "Start again from there"  # how is up to who has started it; 
 def give_handlers_a_stack() -> None:
     """A stack of their own for the signal handlers of the main thread, which has to call this.
 
-    Kernels that oneDNN makes for CPUs use the stack pointer for something else for a while (seen in gdb: it points into
-    the heap). A signal that comes then writes there what belongs on the stack, and the process ends in malloc.
-    Handlers in Python use another stack where there is one, and what the standard library has to set one up is this;
-    it also prints where the threads are, should the process ever crash.
+    Kernels that torch's libraries generate for CPUs use the stack pointer for something else for a while (seen in gdb:
+    it points into the heap). A signal that comes then writes there what belongs on the stack, and the process ends in
+    malloc. Handlers in Python use another stack where there is one, and what the standard library has to set one up is
+    this; it also prints where the threads are, should the process ever crash.
     """
     if not faulthandler.is_enabled():
         faulthandler.enable(file=2)
