@@ -27,21 +27,12 @@ LIMIT_S = 60
 class Holds(Callback):
     """Says where the run is, by a file, and stays there until all ranks know where to stop (or for ever).
 
-    Before each micro-batch it pauses for `pause_s`, for a test that must keep up with the run. With `kills_workers` it
-    kills the loader's where the run has stopped, and is going to save.
+    Before each micro-batch it pauses for `pause_s`, for a test that must keep up with the run.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        place: str | None,
-        preemption: Preemption,
-        for_ever: bool,
-        pause_s: float,
-        kills_workers: bool,
-    ):
+    def __init__(self, folder: Path, place: str | None, preemption: Preemption, for_ever: bool, pause_s: float):
         self.folder, self.place, self.preemption, self.for_ever = folder, place, preemption, for_ever
-        self.pause_s, self.kills_workers = pause_s, kills_workers
+        self.pause_s = pause_s
 
     def at(self, place: str) -> None:
         if place != self.place:
@@ -68,15 +59,19 @@ class Holds(Callback):
         if not trainer.sanity_checking:
             self.at(f"sums of validation after {trainer.global_step}")
 
-    def on_exception(self, trainer, module, exception):
-        for worker in multiprocessing.active_children() if self.kills_workers else ():
-            worker.kill()
-            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # leaves what torch looks at
-            print("KILLED", worker.pid, flush=True)
-
     def on_validation_end(self, trainer, module):
         if not trainer.sanity_checking:
             print("VALIDATED", trainer.global_step, flush=True)
+
+
+class KillsWorkers(Callback):
+    """The loader's, where the run has stopped and is going to save."""
+
+    def on_exception(self, trainer, module, exception):
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # leaves what torch looks at
+            print("KILLED", worker.pid, flush=True)
 
 
 class Recorded(Wav2Vec2CTC):
@@ -91,7 +86,7 @@ class Recorded(Wav2Vec2CTC):
 def run(root, folder, place=None, ranks=1, rank=0, port=0, holds_on=0, for_ever=False, options=None):
     """Train to the end, from the newest checkpoint on; leave the weights in FOLDER/end.pt."""
     settings = {"max_steps": 8, "every": "3 steps", "dropout": 0.1, "device_seconds": 3.3, "pause_s": 0.0}
-    settings |= {"kills_workers": False, **(options or {})}
+    settings |= {"callbacks": ()} | (options or {})
     _log_to(folder / f"log{rank}")
     multiprocessing.set_start_method("fork", force=True)  # of loader workers, as it would be without the server
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(ranks))
@@ -105,15 +100,14 @@ def run(root, folder, place=None, ranks=1, rank=0, port=0, holds_on=0, for_ever=
         str(root), ["train"], ["dev"], batch_seconds=9, device_seconds=device_seconds, num_workers=1
     )
     preemption = Preemption()
-    place_of_rank = place if rank == holds_on else None
-    holds = Holds(folder, place_of_rank, preemption, for_ever, settings["pause_s"], settings["kills_workers"])
+    holds = Holds(folder, place if rank == holds_on else None, preemption, for_ever, settings["pause_s"])
     recent = RecentCheckpoints(str(folder / "checkpoints"), Interval.parse(settings["every"]))
     found = [path for path in files.found_in(recent.folder) if files.damage(path) is None]
     trainer = Trainer(
         strategy=DDPStrategy(cluster_environment=TorchElasticEnvironment(), process_group_backend="gloo")
         if ranks > 1
         else "auto",
-        callbacks=[holds, MovingAverage(0.8), preemption, recent],
+        callbacks=[holds, *settings["callbacks"], MovingAverage(0.8), preemption, recent],
         plugins=[BackgroundCheckpointIO(save=_saver(holds, place))],
         **{"devices": ranks, "accelerator": "cpu", "max_steps": settings["max_steps"], "default_root_dir": folder},
         **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),

@@ -35,13 +35,19 @@ sigterm.watch.start()
 print(before, size())
 """
 WORKER = """
-import multiprocessing, os, signal, time
+import ctypes, multiprocessing, os, signal, time
+from contextlib import nullcontext
 from w2v_lightning import sigterm
 
+def begin_thread():  # as a library does, of which Python knows nothing
+    libc = ctypes.CDLL(None)
+    libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)
+
 def work(pipe):
-    sigterm.heed_parent_only()
+    {before_signal}
     pipe.send(os.getpid())
     pipe.recv()
+    {behind_signal}
     while signal.SIGTERM in signal.sigpending():  # two that wait would become one
         time.sleep(0.01)
     pipe.send("still here")
@@ -50,7 +56,8 @@ def work(pipe):
 if __name__ == "__main__":
     ours, its = multiprocessing.Pipe()
     worker = multiprocessing.get_context({method!r}).Process(target=work, args=(its,))
-    worker.start()
+    with {started_in}:
+        worker.start()
     os.system(f"kill {{ours.recv()}}")
     ours.send("")
     print(ours.recv() if ours.poll(20) else "gone")
@@ -116,11 +123,7 @@ def test_what_comes_by_two_ways_is_one_signal():
 @pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="SIGTERM's sender is not known on this system")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_worker_heeds_its_parent_only(method, tmp_path):
-    (tmp_path / "script.py").write_text(WORKER.format(method=method))
-    done = subprocess.run(
-        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False, timeout=90
-    )
-    assert done.stdout.split("\n")[:2] == ["still here", "0"], done.stderr
+    check_survives(tmp_path, method, "nullcontext()", "sigterm.heed_parent_only()", "pass")
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="SIGTERM's sender is not known on this system")
@@ -139,42 +142,18 @@ def test_a_worker_whose_parent_was_killed_as_it_started_ends(method, tmp_path):
             pytest.fail("The worker is still there.")
 
 
-STARTING = """
-import ctypes, multiprocessing, os, time
-from w2v_lightning import sigterm
-
-def work(pipe):
-    libc = ctypes.CDLL(None)  # a thread of a library, which Python knows nothing of
-    libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)
-    pipe.send(os.getpid())
-    pipe.recv()
-    sigterm.heed_parent_only()
-    time.sleep(0.5)
-    pipe.send("still here")
-    pipe.recv()
-
-if __name__ == "__main__":
-    ours, its = multiprocessing.Pipe()
-    worker = multiprocessing.get_context("fork").Process(target=work, args=(its,))
-    with sigterm.held_back():
-        worker.start()
-    os.system(f"kill {ours.recv()}")
-    ours.send("")
-    print(ours.recv() if ours.poll(20) else "gone")
-    worker.terminate()
-    worker.join(20)
-    print(worker.exitcode, flush=True)
-    worker.kill()
-"""
-
-
 @pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="SIGTERM's sender is not known on this system")
 def test_a_worker_survives_what_comes_while_it_starts(tmp_path):
     """Also where a library has begun a thread by then, in which SIGTERM would not be blocked."""
-    (tmp_path / "script.py").write_text(STARTING)
-    done = subprocess.run(
-        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False, timeout=90
-    )
+    check_survives(tmp_path, "fork", "sigterm.held_back()", "begin_thread()", "sigterm.heed_parent_only()")
+
+
+def check_survives(folder, method, started_in, before_signal, behind_signal):
+    """A SIGTERM that is not the parent's, and then ends by one that is."""
+    script = folder / "script.py"
+    places = {"started_in": started_in, "before_signal": before_signal, "behind_signal": behind_signal}
+    script.write_text(WORKER.format(method=method, **places))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=90)
     assert done.stdout.split("\n")[:2] == ["still here", "0"], done.stderr
 
 

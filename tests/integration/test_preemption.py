@@ -135,7 +135,9 @@ def test_a_signal_to_all_processes_of_both_groups(root, whole, tmp_path):
 
 
 def test_a_loader_worker_that_is_killed_as_well_does_not_keep_from_saving(root, whole, tmp_path):
-    processes = preempted.start(root, tmp_path, "step 2, micro-batch 0", options={"kills_workers": True})
+    processes = preempted.start(
+        root, tmp_path, "step 2, micro-batch 0", options={"callbacks": [preempted.KillsWorkers()]}
+    )
     preempted.wait_until_here(tmp_path, processes)
     processes[0].terminate()
     assert preempted.ended(processes, tmp_path) == [sigterm.PREEMPTED], preempted.logs(tmp_path)

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,7 @@ class TimedLoader(DataLoader):
         started = time.perf_counter()
         if self.num_workers and _may_fork_while_a_collective_lets_go():
             time.sleep(SETTLE_S)
-        with held_back():
+        with held_back() if self.num_workers else nullcontext():
             batches = super().__iter__()  # starts the workers: not put off to the first batch
         self.waited_s += time.perf_counter() - started
         return self._timed(batches)
