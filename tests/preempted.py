@@ -51,6 +51,9 @@ class Holds(Callback):
         time.sleep(self.pause_s)
         self.at(f"step {trainer.global_step}, micro-batch {batch.micro_batch}")
 
+    def on_before_backward(self, trainer, module, loss):
+        self.at(f"backward of step {trainer.global_step}")
+
     def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
         if not trainer.sanity_checking:
             self.at(f"validation after {trainer.global_step}, batch {batch_idx}")

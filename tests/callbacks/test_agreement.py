@@ -33,6 +33,7 @@ def work(own, rank, meeting, micro_batches, stopped, seed):
             return
         if gate % micro_batches == micro_batches - 1:
             meeting.wait(LIMIT_S)
+            own.has_something_to_save = True
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -47,23 +48,34 @@ def test_all_ranks_stop_at_the_same_gate(ranks, micro_batches, seed):
     ]
     for thread in threads:
         thread.start()
-    time.sleep(random_.uniform(0.01, 0.05))
+    wait_for(lambda: any(own.has_something_to_save for own in owns))
+    time.sleep(random_.uniform(0, 0.04))
     for own in random_.sample(owns, random_.randint(1, ranks)):
         own.request()
     for thread in threads:
         thread.join(LIMIT_S)
     assert len(stopped) == ranks
     assert len(set(stopped.values())) == 1
-    assert stopped[0] > 0
     assert all(own.may_stop_here for own in owns)
 
 
-def test_before_the_first_gate_everybody_leaves():
+def test_as_long_as_nobody_has_anything_to_save_everybody_leaves():
     store, left = HashStore(), []
     owns = [Agreement(store, rank, 2, lambda *why: left.append(why)) for rank in range(2)]
+    assert owns[0].passes_gate()
     owns[1].request()
     wait_for(lambda: len(left) == 2)
-    assert left == [("SIGTERM before the first step: nothing to save.", START_AGAIN)] * 2
+    assert left == [("SIGTERM before the first step was complete: nothing to save.", START_AGAIN)] * 2
+
+
+def test_where_another_has_something_to_save_a_rank_comes_to_where_it_can_save_it_too():
+    store = HashStore()
+    owns = [Agreement(store, rank, 2, leave) for rank in range(2)]
+    assert all(own.passes_gate() for own in owns)  # both are in their first step, and one has it complete:
+    owns[1].has_something_to_save = True
+    owns[0].request()
+    wait_for(lambda: owns[0].last_gate and owns[1].last_gate)
+    assert not any(own.passes_gate() for own in owns)
 
 
 def test_a_rank_that_is_gone_is_not_waited_for_long(monkeypatch):

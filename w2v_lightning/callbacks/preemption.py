@@ -38,8 +38,8 @@ class Preemption(Callback):
     """On SIGTERM to any rank, all ranks stop before the next micro-batch, save a checkpoint and leave with status 75.
 
     A validation, or half an optimiser step, is given up: the run that resumes does it again as a whole. Before the
-    first step there is nothing to save. A second SIGTERM leaves at once, with the last complete checkpoint. See
-    agreement.py for why all ranks stop at the same place.
+    first step is complete there is nothing to save, and all leave at once. A second SIGTERM leaves at once, too, with
+    the last complete checkpoint. See agreement.py for why all ranks stop at the same place.
     """
 
     def __init__(self) -> None:
@@ -71,6 +71,9 @@ class Preemption(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._pass_gate(trainer)
 
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._agreement.has_something_to_save = trainer.global_step > self._first_step
+
     def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if self._is_in_training(trainer) and self._agreement.may_stop_here:
             _stop(trainer)
@@ -97,17 +100,6 @@ class Preemption(Callback):
         self._close()
 
     def _save(self, trainer: Trainer) -> None:
-        is_first_of_host = trainer.local_rank == 0  # the others would say the same
-        what_next = sigterm.START_AGAIN
-        if trainer.global_step > self._first_step:
-            self._save_now(trainer)
-            what_next = sigterm.watch.how_to_go_on
-        elif is_first_of_host:
-            log.warning("Preempted before the first step was complete: nothing new to save.")
-        if is_first_of_host:
-            log.warning("%s (exit status %d).", what_next, sigterm.PREEMPTED)
-
-    def _save_now(self, trainer: Trainer) -> None:
         path = checkpoint_path(trainer)
         trainer.save_checkpoint(path)
         try:
@@ -118,6 +110,8 @@ class Preemption(Callback):
         except InputError as error:
             log.error("Preempted at step %d. %s", trainer.global_step, error)
         trainer.strategy.barrier("preempted")  # torchrun ends all processes as soon as one has left
+        if trainer.local_rank == 0:  # the others would say the same
+            log.warning("%s (exit status %d).", sigterm.watch.how_to_go_on, sigterm.PREEMPTED)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.interrupted and trainer.validating:
