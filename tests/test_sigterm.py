@@ -85,6 +85,29 @@ if __name__ == "__main__":
     worker.join()
 """
 
+SIBLING = """
+import multiprocessing, os, time
+from w2v_lightning import sigterm
+
+def work(pipe):
+    sigterm.heed_parent_only()
+    pipe.send("")
+    time.sleep(600)
+
+def stay():
+    os.closerange(1, 3)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    ours, its = multiprocessing.Pipe()
+    context = multiprocessing.get_context("fork")
+    context.Process(target=work, args=(its,)).start()
+    sibling = context.Process(target=stay)
+    sibling.start()
+    ours.recv()
+    print(sibling.pid, flush=True)
+"""
+
 
 def start(code):
     return subprocess.Popen(
@@ -140,6 +163,17 @@ def test_a_worker_whose_parent_was_killed_as_it_started_ends(method, tmp_path):
         except subprocess.TimeoutExpired:
             os.kill(worker, signal.SIGKILL)
             pytest.fail("The worker is still there.")
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="SIGTERM's sender is not known on this system")
+def test_a_worker_whose_parent_was_killed_does_not_wait_for_those_that_were_forked_later():
+    with start(SIBLING) as parent:
+        sibling = int(parent.stdout.readline())
+        parent.kill()
+        try:
+            parent.communicate(timeout=20)  # until the worker does not hold the pipe any more
+        finally:
+            os.kill(sibling, signal.SIGKILL)
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="SIGTERM's sender is not known on this system")

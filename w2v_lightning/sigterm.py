@@ -149,8 +149,10 @@ def heed_parent_only(_worker_id: int = 0) -> None:
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()  # not getppid, which may be a server that forks
-    while parent and parent.is_alive():
+    parent = multiprocessing.parent_process()
+    started_by = os.getppid()  # it, or a server that forks and ends with it
+    # The pipe that `is_alive` looks at is open in workers that were forked later, too: they would end one by one.
+    while parent and parent.is_alive() and os.getppid() == started_by:
         heard = signal.sigtimedwait({signal.SIGTERM}, LOOK_AT_PARENT_EVERY_S)
         if heard and heard.si_pid == parent.pid:
             break
