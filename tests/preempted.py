@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -15,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from tiny import TINY_CONFIG
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC, recovery, sigterm
+from w2v_lightning.callbacks.agreement import ASK_EVERY_S
 from w2v_lightning.callbacks.averaging import MovingAverage
 from w2v_lightning.callbacks.preemption import Preemption
 from w2v_lightning.checkpoints import files
@@ -75,6 +77,30 @@ class KillsWorkers(Callback):
             worker.kill()
             os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # leaves what torch looks at
             print("KILLED", worker.pid, flush=True)
+
+
+class RunsOutOfMemory(Callback):
+    """At a step, twice; SIGTERM comes at `signal_at` of the fit that goes on from it."""
+
+    def __init__(self, step: int, signal_at: str) -> None:
+        self.step, self.signal_at = step, signal_at
+        self.times_left = 2
+
+    def on_before_backward(self, trainer, module, loss):
+        if trainer.global_step == self.step and self.times_left:
+            self.times_left -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def setup(self, trainer, module, stage):
+        self.at("setup")
+
+    def on_train_start(self, trainer, module):
+        self.at("start")
+
+    def at(self, place):
+        if not self.times_left and place == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2 * ASK_EVERY_S)  # until it is heard
 
 
 class Recorded(Wav2Vec2CTC):

@@ -68,6 +68,14 @@ def test_as_long_as_nobody_has_anything_to_save_everybody_leaves():
     assert left == [("SIGTERM before the first step was complete: nothing to save.", START_AGAIN)] * 2
 
 
+def test_what_was_done_before_the_first_gate_is_worth_stopping_for():
+    own = Agreement(HashStore(), 0, 1, leave)
+    own.has_something_to_save = True
+    own.request()
+    wait_for(lambda: own.last_gate is not None)
+    assert not own.passes_gate()
+
+
 def test_where_another_has_something_to_save_a_rank_comes_to_where_it_can_save_it_too():
     store = HashStore()
     owns = [Agreement(store, rank, 2, leave) for rank in range(2)]

@@ -149,6 +149,17 @@ def test_a_loader_worker_that_is_killed_as_well_does_not_keep_from_saving(root, 
     check_same_end(tmp_path, whole(1))
 
 
+@pytest.mark.parametrize("place", ["setup", "start"])
+def test_a_signal_as_a_run_goes_on_from_where_memory_ran_out(root, place, tmp_path):
+    """What it goes on from is in no checkpoint of the run yet."""
+    runs_out = preempted.RunsOutOfMemory(4, signal_at=place)
+    processes = preempted.start(root, tmp_path, options={"callbacks": [runs_out], "device_seconds": 9})
+    assert preempted.ended(processes, tmp_path) == [sigterm.PREEMPTED], preempted.logs(tmp_path)
+    assert "Preempted at step 4. Saved" in preempted.logs(tmp_path)
+    assert checkpoints(tmp_path) == ["step-00000003.ckpt", "step-00000004.ckpt"]
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == []
+
+
 def test_lightnings_own_broadcast_in_every_micro_batch_is_switched_off(tmp_path):
     trainer = Trainer(default_root_dir=tmp_path, logger=False, enable_checkpointing=False, accelerator="cpu")
     loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector

@@ -7,9 +7,9 @@ mean, the barrier around a checkpoint) lies between two gates, and each rank cou
 In an undisturbed run nothing else happens in the training loop: a counter and a lock that nobody else wants. A thread
 asks the store of the process group (a TCP round trip) twice a second whether somebody wants to stop. Then:
 
-1. each rank's thread closes the gates of its rank, and publishes how many it has passed, or 0 while it has nothing to
+1. each rank's thread closes the gates of its rank, and publishes how many it has passed, or -1 while it has nothing to
    save: its first step may take a minute, in which it is compiled;
-2. once the numbers of all ranks are there, the last gate to pass is the largest of them, on every rank; at 0 all leave;
+2. once the numbers of all ranks are there, the last gate to pass is the largest of them on every rank; at -1 all leave;
 3. a rank passes gates up to that one and stops at the next.
 
 All ranks stop at the same gate: none goes beyond the last one, for before its gates were closed it had not passed more
@@ -17,8 +17,8 @@ than the largest number, and afterwards it asks. And each comes to it: until the
 done, and all that ranks do together on the way has all of them taking part. The threads answer also while the main
 thread waits within a collective operation for a rank that has stopped at a gate: the answer lets that one go on.
 
-A rank that publishes 0 has not passed more gates than one that does not: who has a step to save has passed all gates of
-that step, and nobody passes the next one without having it, too.
+A rank that publishes -1 has passed no more gates than one that does not: who has a step to save has passed all gates
+of that step, and nobody passes the next one without having it, too.
 
 So nothing is assumed about how far ranks are apart: with accumulation they may be several micro-batches apart, in a
 validation as many batches as they like. Batches of a validation are no gates, because ranks may have different numbers
@@ -35,6 +35,7 @@ from w2v_lightning.sigterm import START_AGAIN
 
 ASK_EVERY_S = 0.5
 ANSWER_WITHIN_S = 30.0  # threads answer within ASK_EVERY_S; one that does not is dead
+NOTHING = -1  # to save: less than any number of gates
 
 
 class Agreement:
@@ -49,7 +50,7 @@ class Agreement:
 
     def __init__(self, store: Store, rank: int, world_size: int, leave: Callable[..., None]) -> None:
         self.passed = 0
-        self.has_something_to_save = False  # to be set before the next gate
+        self.has_something_to_save = False  # to be set before the next gate is passed
         self.last_gate: int | None = None  # once all know it
         self._store = store
         self._keys = [f"passed/{each}" for each in range(world_size)]
@@ -116,7 +117,7 @@ class Agreement:
     def _close_gates(self) -> None:
         with self._lock:
             self._is_closed = True
-            passed = self.passed if self.has_something_to_save else 0
+            passed = self.passed if self.has_something_to_save else NOTHING
         self._store.set(self._keys[self._rank], str(passed))
 
     def _await_answers(self) -> None:
@@ -128,7 +129,7 @@ class Agreement:
 
     def _learn_last_gate(self) -> None:
         last_gate = max(int(self._store.get(key)) for key in self._keys)
-        if last_gate == 0 and not self._is_over:
+        if last_gate == NOTHING and not self._is_over:
             time.sleep(ASK_EVERY_S)  # until the others have read: the store may go with its host
             self._leave("SIGTERM before the first step was complete: nothing to save.", START_AGAIN)
         self.last_gate = last_gate

@@ -45,7 +45,7 @@ class Preemption(Callback):
     def __init__(self) -> None:
         self._agreement: Agreement | None = None
         self._began_listening = False
-        self._first_step = 0
+        self._first_step: int | None = None  # of this process; after too little memory it may go on by another fit
         self._asked_at = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -56,7 +56,10 @@ class Preemption(Callback):
         sigterm.watch.status = _status(trainer)
         sigterm.watch.end_others = getattr(trainer.strategy.launcher, "kill", None)
         self._agreement = Agreement(_store(), trainer.global_rank, trainer.world_size, sigterm.watch.leave)
+        self._agreement.has_something_to_save = self._has_something_to_save(trainer)
         sigterm.watch.react = self._react
+        if self._asked_at:  # between two fits
+            self._agreement.request()
         _silence_lightning(trainer)
 
     def _react(self) -> None:
@@ -66,13 +69,14 @@ class Preemption(Callback):
     # ---- where to stop ------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_step = trainer.global_step
+        if self._first_step is None:
+            self._first_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._pass_gate(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._agreement.has_something_to_save = trainer.global_step > self._first_step
+        self._agreement.has_something_to_save = self._has_something_to_save(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if self._is_in_training(trainer) and self._agreement.may_stop_here:
@@ -89,6 +93,9 @@ class Preemption(Callback):
         if not self._agreement.passes_gate():
             _stop(trainer)
 
+    def _has_something_to_save(self, trainer: Trainer) -> bool:
+        return self._first_step is not None and trainer.global_step > self._first_step
+
     def _is_in_training(self, trainer: Trainer) -> bool:
         return self._agreement is not None and not trainer.sanity_checking
 
@@ -97,6 +104,7 @@ class Preemption(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Preempted):
             self._save(trainer)
+            self._asked_at = 0.0
         self._close()
 
     def _save(self, trainer: Trainer) -> None:
