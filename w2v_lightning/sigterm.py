@@ -124,8 +124,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def held_back() -> Iterator[None]:
     """To start loader workers in: SIGTERM waits for the end of this block, and what is forked in it does not hear it.
 
-    `heed_parent_only` alone would be late, not only for what comes while a worker starts: by then torch has begun a
-    thread for each core in it (by `torch.set_num_threads`), in which SIGTERM would not be blocked.
+    `heed_parent_only` alone would be late, not only for what comes while a worker starts: where its parent has called
+    `torch.set_num_threads`, as Lightning does, torch has begun as many threads in it, without SIGTERM blocked.
     """
     if not hasattr(signal, "sigtimedwait") or multiprocessing.get_start_method() != "fork":
         yield

@@ -56,6 +56,7 @@ def test_all_ranks_stop_at_the_same_gate(ranks, micro_batches, seed):
         thread.join(LIMIT_S)
     assert len(stopped) == ranks
     assert len(set(stopped.values())) == 1
+    assert stopped[0] > 0
     assert all(own.may_stop_here for own in owns)
 
 

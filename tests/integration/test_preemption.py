@@ -92,7 +92,8 @@ def check_preempted(root, whole, place, folder, ranks=1, hit=0):
     found = re.search(r"Preempted at step (\d+)\. Saved.*?: (.+)", log)
     assert f"{sigterm.GO_ON_FROM_THERE if found else sigterm.START_AGAIN} (exit status 75)." in log
     step = int(found[1]) if found else 0
-    assert step in ((PLACES[place], PLACES[place] + (ranks - 1)) if PLACES[place] else (0,))
+    ahead = ranks - 1 if PLACES[place] else 0
+    assert step in (PLACES[place], PLACES[place] + ahead)
     assert checkpoints(folder)[-1:] == ([os.path.basename(found[2])] if found else [])
 
     processes = preempted.start(root, folder, ranks=ranks)
