@@ -7,11 +7,11 @@ suffice goes on from its last complete step with half of it, and learns what it 
 import gc
 import logging
 import os
-import signal
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.memory import garbage_collection_cuda
 from torch import Tensor
 
@@ -171,10 +171,11 @@ def _make_smaller(trainer: Trainer, datamodule: LibriSpeechDataModule, watch: Me
 
 
 def _end_other_processes(trainer: Trainer) -> None:
-    """Those that this one has started; a launcher from outside, such as torchrun, ends them by itself.
-
-    They wait within a collective operation, where nothing else than SIGKILL is heard.
-    """
+    """Those that this one has started; a launcher from outside, such as torchrun, ends them by itself."""
     launcher = trainer.strategy.launcher
-    if hasattr(launcher, "kill"):
-        launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        others = launcher.procs.copy()
+        # Lightning watches this very list: it would kill this process, too, perhaps before it has said why.
+        launcher.procs.clear()
+        for process in others:
+            process.kill()  # they wait within a collective operation, where nothing else is heard
