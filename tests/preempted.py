@@ -1,17 +1,15 @@
-"""A training run in a process of its own, which a test sends signals to; forked from a server, it starts at once."""
+"""A training run in processes of its own, which a test sends signals to."""
 
 import multiprocessing
 import os
 import re
 import signal
-import socket
-import sys
 import time
 from pathlib import Path
 
+import forked
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from tiny import TINY_CONFIG
 
@@ -112,14 +110,11 @@ class Recorded(Wav2Vec2CTC):
         super().log(name, value, *args, **kwargs)
 
 
-def run(root, folder, place=None, ranks=1, rank=0, port=0, holds_on=0, for_ever=False, options=None):
+def run(root, folder, place=None, holds_on=0, for_ever=False, options=None):
     """Train to the end, from the newest checkpoint on; leave the weights in FOLDER/end.pt."""
     settings = {"max_steps": 8, "every": "3 steps", "dropout": 0.1, "device_seconds": 3.3, "pause_s": 0.0}
     settings |= {"callbacks": ()} | (options or {})
-    _log_to(folder / f"log{rank}")
-    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as it would be without the server
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(ranks))
-    os.environ.update(LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     sigterm.watch.start()
     seed_everything(1)
     dropout = {"activation_dropout": settings["dropout"], "hidden_dropout": settings["dropout"]}
@@ -133,9 +128,7 @@ def run(root, folder, place=None, ranks=1, rank=0, port=0, holds_on=0, for_ever=
     recent = RecentCheckpoints(str(folder / "checkpoints"), Interval.parse(settings["every"]))
     found = [path for path in files.found_in(recent.folder) if files.damage(path) is None]
     trainer = Trainer(
-        strategy=DDPStrategy(cluster_environment=TorchElasticEnvironment(), process_group_backend="gloo")
-        if ranks > 1
-        else "auto",
+        strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto",
         callbacks=[holds, *settings["callbacks"], MovingAverage(0.8), preemption, recent],
         plugins=[BackgroundCheckpointIO(save=_saver(holds, place))],
         **{"devices": ranks, "accelerator": "cpu", "max_steps": settings["max_steps"], "default_root_dir": folder},
@@ -157,57 +150,18 @@ def _saver(holds, place):
     return save
 
 
-def _log_to(path):
-    with path.open("ab") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
-
-
 def start(root, folder, place=None, ranks=1, **options):
     """The processes of a run: one for each rank, as a launcher starts them."""
-    folder.mkdir(exist_ok=True)
     (folder / "here").unlink(missing_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        server().Process(target=run, args=(root, folder, place, ranks, rank, port), kwargs=options)
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def server():
-    """It imports what a run needs once, and forks."""
-    context = multiprocessing.get_context("forkserver")
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    context.set_forkserver_preload(["preempted"])
-    return context
+    return forked.start(folder, run, root, folder, place, ranks=ranks, **options)
 
 
 def wait_until_here(folder, processes):
     give_up_at = time.monotonic() + LIMIT_S
     while not (folder / "here").exists():
-        assert all(process.is_alive() for process in processes), logs(folder)
-        assert time.monotonic() < give_up_at, logs(folder)
+        assert all(process.is_alive() for process in processes), forked.logs(folder)
+        assert time.monotonic() < give_up_at, forked.logs(folder)
         time.sleep(0.01)
-
-
-def ended(processes, folder):
-    """Exit statuses; what has not ended in time is killed."""
-    for process in processes:
-        process.join(LIMIT_S)
-    late = [process for process in processes if process.is_alive()]
-    for process in late:
-        process.kill()
-    assert not late, logs(folder)
-    return [process.exitcode for process in processes]
-
-
-def logs(folder, rank="*"):
-    return "\n".join(path.read_text() for path in sorted(folder.glob(f"log{rank}")))
 
 
 def weights(folder):
@@ -216,9 +170,9 @@ def weights(folder):
 
 def validated(folder):
     """After which steps a validation was completed, in all starts of the run."""
-    return re.findall(r"^VALIDATED (\d+)$", logs(folder, rank=0), re.MULTILINE)
+    return re.findall(r"^VALIDATED (\d+)$", forked.logs(folder, rank=0), re.MULTILINE)
 
 
 def losses(folder):
     """Of each step, as it was computed last."""
-    return {int(s): float(x) for s, x in re.findall(r"^LOSS (\d+) (\S+)$", logs(folder, rank=0), re.MULTILINE)}
+    return {int(s): float(x) for s, x in re.findall(r"^LOSS (\d+) (\S+)$", forked.logs(folder, rank=0), re.MULTILINE)}

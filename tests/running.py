@@ -70,9 +70,13 @@ def wait_until(happened, folder, processes):
     give_up_at = time.monotonic() + LIMIT_S
     while not (found := [line for line in witness.seen(folder / "seen") if happened(line)]):
         assert time.monotonic() < give_up_at, logs(folder)
-        assert all(process.poll() is None for process in processes), logs(folder)
+        assert all(is_alive(process) for process in processes), logs(folder)
         time.sleep(0.1)
     return found[0]
+
+
+def is_alive(process):
+    return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
 
 
 def logs(folder):

@@ -1,8 +1,4 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import forked
 import pytest
 import torch
 from corpus import random_texts, write_split
@@ -210,31 +206,22 @@ def test_a_resumed_run_thaws_where_the_uninterrupted_one_does(tmp_path, updates_
         assert same(encoder, expected)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-from test_optim import run, same
-
-if __name__ == "__main__":
-    module, recorder, trainer = run(Path(sys.argv[1]), devices=2, strategy="ddp")
+def run_on_two(folder):
+    module, recorder, trainer = run(folder, devices=2, strategy="ddp")
     assert trainer.world_size == 2
-    before, first, second, third, fourth = recorder.encoders
-    assert same(before, second) and not same(second, third) and not same(third, fourth)
+    before, _, second, third, fourth = recorder.encoders
+    assert same(before, second)
+    assert not same(second, third)
+    assert not same(third, fourth)
     if trainer.is_global_zero:
-        torch.save(module.state_dict(), Path(sys.argv[1], "two.pt"))
-"""
+        torch.save(module.state_dict(), folder / "two.pt")
 
 
 @pytest.mark.slow
 def test_two_processes_thaw_as_one_does(tmp_path):
     whole, _, _ = run(tmp_path)
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr
+    processes = forked.start(tmp_path, run_on_two, tmp_path, ranks=2)
+    assert forked.ended(processes, tmp_path) == [0, 0], forked.logs(tmp_path)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5, msg=name)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import forked
 import pytest
 
 from launch.study.emulation import Hosts
@@ -15,7 +16,6 @@ from w2v_lightning.bench.settings import CONFIGS
 from w2v_lightning.module import Wav2Vec2CTC
 
 LIMIT_S = 120
-PORT = 29600 + os.getpid() % 1000
 
 
 def test_bandwidths_are_those_of_nccl_tests():
@@ -37,20 +37,16 @@ def test_alone_it_says_how_to_start_it(capsys):
     assert "torchrun --nproc_per_node 2 -m w2v_lightning bench allreduce" in capsys.readouterr().err
 
 
-def launch(*options, before=(), **environment):
-    """torchrun of `bench allreduce`; the names of models are to follow, none for messages alone."""
-    command = [*before, sys.executable, "-m", "torch.distributed.run", *options]
-    command += ["-m", "w2v_lightning", "bench", "allreduce", "--backend", "gloo", "--models"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return command, environment
+# The names of models are to follow, none for messages alone.
+COMMAND = ["-m", "w2v_lightning", "bench", "allreduce", "--backend", "gloo", "--repetitions", "1", "--models"]
 
 
 @pytest.mark.slow
 def test_two_processes_of_one_host(tmp_path):
     path = tmp_path / "allreduce.json"
-    command, environment = launch("--standalone", "--nproc_per_node", "2")
-    command += ["base", "--max-mib", "1", "--repetitions", "2", "--json", str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*torchrun, *COMMAND, "base", "--max-mib", "1", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     assert "2 ranks over gloo" in done.stdout
     assert done.stdout.count("1 MiB") == 1  # one rank prints
@@ -76,14 +72,9 @@ def allreduce(hosts, path):
     """The exchanges that the first host reports, by message."""
     processes = []
     try:
-        for rank in range(2):
-            rendezvous = ("--master_addr", hosts.address(0), "--master_port", str(PORT))
-            command, environment = launch(
-                *("--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank), *rendezvous),
-                before=hosts.prefix(rank),
-                **hosts.environment,
-            )
-            command += ["--max-mib", "1", "--repetitions", "1", "--json", str(path)]
+        for rank, environment in enumerate(forked.torchrun(2)):
+            command = [*hosts.prefix(rank), sys.executable, *COMMAND, "--max-mib", "1", "--json", str(path)]
+            environment |= os.environ | hosts.environment | {"MASTER_ADDR": hosts.address(0)}
             output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
             processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **output))
         for process in processes:
@@ -99,9 +90,10 @@ def allreduce(hosts, path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("namespaces")
 def test_bandwidth_between_hosts_follows_the_rate_of_their_link(tmp_path):
-    for mbit_per_s in (50, 200):
+    for mbit_per_s in (100, 300):
         with Hosts(2, mbit_per_s, delay_ms=0) as hosts:
             found = allreduce(hosts, tmp_path / f"{mbit_per_s}.json")["1 MiB"]
+        print(f"\n{mbit_per_s} Mbit/s: {found}")
         link_bytes_per_s = mbit_per_s * 1e6 / 8
         assert 0.6 * link_bytes_per_s < found["bus_bytes_per_s"] < 1.1 * link_bytes_per_s
 
@@ -110,10 +102,11 @@ def test_bandwidth_between_hosts_follows_the_rate_of_their_link(tmp_path):
 @pytest.mark.usefixtures("namespaces")
 def test_latency_between_hosts_follows_the_delay_of_their_link(tmp_path):
     latencies_ms = []
-    for delay_ms in (4, 12):
+    for delay_ms in (2, 6):
         with Hosts(2, 1000, delay_ms) as hosts:
             found = allreduce(hosts, tmp_path / f"{delay_ms}.json")["4 KiB"]
         latencies_ms.append(1000 * found["seconds"])
-    assert latencies_ms[0] > 4
+    print(f"\n{latencies_ms} ms")
+    assert latencies_ms[0] > 2
     # So many times the one-way delay as messages follow on each other, the same number each time.
-    assert (latencies_ms[1] - latencies_ms[0]) / 8 == pytest.approx(latencies_ms[0] / 4, rel=0.5)
+    assert (latencies_ms[1] - latencies_ms[0]) / 4 == pytest.approx(latencies_ms[0] / 2, rel=0.5)

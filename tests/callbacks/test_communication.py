@@ -1,36 +1,36 @@
 """What exchanging gradients costs, and what the network carries, as throughput.json says."""
 
 import json
-import subprocess
-import sys
 import time
 
+import forked
 import pytest
 import torch
 from corpus import random_texts, write_split
+from lightning.pytorch import Callback, Trainer
 from tiny import TINY_CONFIG
 
-from w2v_lightning.callbacks.communication import Traffic, summary
-
-SCRIPT = """
-import json, sys, time
-from lightning.pytorch import Callback, Trainer
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
+from w2v_lightning.callbacks.communication import Traffic, summary
 from w2v_lightning.callbacks.throughput import Throughput
 from w2v_lightning.strategies.ddp import PlannedDDPStrategy
+
 
 class SlowSecondRank(Callback):
     def on_before_backward(self, trainer, pl_module, loss):
         time.sleep(0.2 * trainer.global_rank)
 
-if __name__ == "__main__":
-    data = LibriSpeechDataModule(sys.argv[1], train_splits=["train"], val_splits=[], batch_seconds=9,
-                                 device_seconds=3.3, num_workers=0)
-    trainer = Trainer(max_steps=5, accelerator="cpu", devices=2, default_root_dir=sys.argv[2], logger=False,
-                      enable_progress_bar=False, enable_checkpointing=False, limit_val_batches=0,
-                      callbacks=[Throughput(), SlowSecondRank()], strategy=PlannedDDPStrategy())
-    trainer.fit(Wav2Vec2CTC(None, json.loads(sys.argv[3])), datamodule=data)
-"""
+
+def train(folder):
+    data = LibriSpeechDataModule(
+        str(folder / "corpus"), ["train"], [], batch_seconds=9, device_seconds=3.3, num_workers=0
+    )
+    trainer = Trainer(
+        max_steps=5, accelerator="cpu", devices=2, default_root_dir=folder, logger=False, limit_val_batches=0,
+        enable_progress_bar=False, enable_checkpointing=False, callbacks=[Throughput(), SlowSecondRank()],
+        strategy=PlannedDDPStrategy(),
+    )  # fmt: skip
+    trainer.fit(Wav2Vec2CTC(None, TINY_CONFIG), datamodule=data)
 
 
 def test_what_a_rank_has_more_than_the_last_one_is_waiting():
@@ -46,11 +46,8 @@ def test_what_a_rank_has_more_than_the_last_one_is_waiting():
 @pytest.mark.slow
 def test_the_slow_rank_is_the_one_that_never_waits(tmp_path):
     write_split(tmp_path / "corpus", "train", random_texts(30, seed=1))
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, script, tmp_path / "corpus", tmp_path, json.dumps(TINY_CONFIG)]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=180)
-    assert done.returncode == 0, done.stderr
+    processes = forked.start(tmp_path, train, tmp_path, ranks=2)
+    assert forked.ended(processes, tmp_path) == [0, 0], forked.logs(tmp_path)
     (path,) = tmp_path.rglob("throughput.json")
     report = json.loads(path.read_text())
     found, alone = report["communication"], report["all_reduce"]

@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 
+import forked
 import pytest
 import torch
 import yaml
@@ -15,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tiny import TINY_CONFIG
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
+from w2v_lightning.__main__ import main
 from w2v_lightning.callbacks import throughput as throughput_module
 from w2v_lightning.callbacks.circumstances import process_age_s
 from w2v_lightning.callbacks.gpu import GpuUse
@@ -279,9 +279,8 @@ def test_the_file_has_the_audio_of_all_ranks(tmp_path, corpus):
     config["data"] |= {"batch_seconds": 4, "device_seconds": 2}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "w2v_lightning", "fit", "--config", str(path), "--trainer.strategy", "ddp"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    processes = forked.start(tmp_path, main, ["fit", "--config", str(path), "--trainer.strategy", "ddp"], ranks=2)
+    assert forked.ended(processes, tmp_path) == [0, 0], forked.logs(tmp_path)
     found = report(tmp_path)
     assert found["audio_hours"] * 3600 == pytest.approx(2 * AUDIO_S)
     assert found["utterances"] == 2 * len(TEXTS)

@@ -3,17 +3,16 @@
 import json
 import logging
 import math
-import subprocess
-import sys
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 import torch
 from corpus import random_texts, write_split
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from tiny import TINY_CONFIG
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
@@ -292,39 +291,33 @@ def test_another_word_is_refused():
         LibriSpeechDataModule("corpus", device_seconds="much")
 
 
-SCRIPT = """
-import sys, torch
-from lightning.pytorch import LightningModule, Trainer
-from w2v_lightning import LibriSpeechDataModule
-from w2v_lightning.data import calibration
-
-class Module(LightningModule):
+class OneWeight(LightningModule):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
+
     def training_step(self, batch, _):
         return self.weight * 1
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
-if __name__ == "__main__":
-    data = LibriSpeechDataModule(sys.argv[1], ["train"], [], batch_seconds=9, device_seconds="auto", num_workers=0)
-    trainer = Trainer(max_steps=2, accelerator="cpu", devices=2, strategy="ddp", logger=False, limit_val_batches=0,
-                      enable_progress_bar=False, enable_checkpointing=False)
+
+def train_on_unequal_devices(corpus, folder):
+    data = LibriSpeechDataModule(str(corpus), ["train"], [], batch_seconds=9, device_seconds="auto", num_workers=0)
+    trainer = Trainer(
+        max_steps=2, accelerator="cpu", devices=2, strategy="ddp", logger=False, limit_val_batches=0,
+        default_root_dir=folder, enable_progress_bar=False, enable_checkpointing=False,
+    )  # fmt: skip
     calibration.main_memory_gib = lambda: 0.9 / (1 + trainer.global_rank)
-    trainer.fit(Module(), datamodule=data)
-    found = f"{data.device_seconds} {trainer.accumulate_grad_batches}"
-    open(f"found{trainer.global_rank}", "w").write(found)
-"""
+    trainer.fit(OneWeight(), datamodule=data)
+    (folder / f"found{trainer.global_rank}").write_text(f"{data.device_seconds} {trainer.accumulate_grad_batches}")
 
 
 @pytest.mark.slow
 def test_all_processes_take_the_least(corpus, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(corpus)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    processes = forked.start(tmp_path, train_on_unequal_devices, corpus, tmp_path, ranks=2)
+    assert forked.ended(processes, tmp_path) == [0, 0], forked.logs(tmp_path)
     found = [(tmp_path / f"found{rank}").read_text().split() for rank in range(2)]
     assert found[0] == found[1]
     assert float(found[0][0]) == pytest.approx(200 * 0.9 / 2 / 2 / 16)

@@ -1,9 +1,11 @@
 """Weights shared out among two and three processes: the run is that of one, also where it moves between them."""
 
+import os
 import signal
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 import running
 import torch
@@ -13,6 +15,7 @@ from corpus import random_texts, write_split
 from safetensors.torch import load_file
 
 from w2v_lightning import sigterm
+from w2v_lightning.__main__ import main
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 14
@@ -25,16 +28,14 @@ def corpus(tmp_path):
     return tmp_path / "corpus"
 
 
-@contextmanager
-def fit(config, folder, devices, strategy, *options):
-    devices = [f"--trainer.devices={devices}", f"--trainer.strategy={strategy}"]
-    with running.started([*running.FIT, config, *devices, *options], folder / "fit.log") as process:
-        yield process
-        assert process.poll() is not None
+def fit(config, folder, devices, strategy, *options, command=main):
+    """The processes of one start of the run."""
+    arguments = ["fit", "--config", config, f"--trainer.devices={devices}", f"--trainer.strategy={strategy}", *options]
+    return forked.start(folder, command, arguments, ranks=devices)
 
 
-def ended(process, folder, status=0):
-    assert process.wait(running.LIMIT_S) == status, running.logs(folder)
+def fit_to_the_end(config, folder, devices, *rest, **options):
+    assert forked.ended(fit(config, folder, devices, *rest, **options), folder) == [0] * devices, forked.logs(folder)
 
 
 def exported(folder):
@@ -55,19 +56,17 @@ def test_preempted_on_two_then_on_one_then_on_three_processes(corpus, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "moved"
     clipped = {"gradient_clip_val": 0.5}
     config = running.config(corpus, whole, NUM_STEPS, **clipped)
-    with fit(config, whole, 1, "auto") as process:
-        ended(process, whole)
+    fit_to_the_end(config, whole, 1, "auto")
 
     config = running.config(corpus, folder, NUM_STEPS, **clipped)
     for hold_at, devices, strategy in ((5, 2, "fsdp2"), (9, 1, "auto")):
         (folder / "seen" / "hold").write_text(str(hold_at))
-        with fit(config, folder, devices, strategy, "--model.gradient_checkpointing=true") as process:
-            running.wait_until(lambda line, at=hold_at: (line["what"], line["step"]) == ("held", at), folder, [process])
-            process.send_signal(signal.SIGTERM)
-            ended(process, folder, sigterm.PREEMPTED)
+        processes = fit(config, folder, devices, strategy, "--model.gradient_checkpointing=true")
+        running.wait_until(lambda line, at=hold_at: (line["what"], line["step"]) == ("held", at), folder, processes)
+        os.kill(processes[0].pid, signal.SIGTERM)
+        assert forked.ended(processes, folder) == [sigterm.PREEMPTED] * devices, forked.logs(folder)
     (folder / "seen" / "hold").unlink()
-    with fit(config, folder, 3, "fsdp2") as process:
-        ended(process, folder)
+    fit_to_the_end(config, folder, 3, "fsdp2")
 
     (found_ids, found_losses), (ids, losses) = (witness.steps(each / "seen") for each in (folder, whole))
     assert found_ids == ids
@@ -98,12 +97,17 @@ def test_it_is_ddp_also_for(kind, corpus, tmp_path):
             config["task"] = KINDS[kind]["task"]
             del config["model"]["freeze_feature_encoder"]
         Path(path).write_text(yaml.safe_dump(config))
-        with fit(path, folder, 2, strategy) as process:
-            ended(process, folder)
+        fit_to_the_end(path, folder, 2, strategy)
     (_, ddp), (_, fsdp2) = (witness.steps(tmp_path / strategy / "seen") for strategy in ("ddp", "fsdp2"))
     assert fsdp2 == pytest.approx(ddp, rel=1e-5)
     assert list(ddp) == list(range(6))
     assert_same_weights(tmp_path / "fsdp2", tmp_path / "ddp")
+
+
+def traced(arguments):
+    """What compiling does before code is generated, which is the same with any strategy and takes minutes."""
+    torch.compile = partial(torch.compile, backend="aot_eager")
+    return main(arguments)
 
 
 def test_compiled_layers_whose_weights_are_shared_out(corpus, tmp_path):
@@ -111,8 +115,7 @@ def test_compiled_layers_whose_weights_are_shared_out(corpus, tmp_path):
     losses = []
     for folder, options in ((tmp_path / "plain", []), (tmp_path / "compiled", ["--model.speed.compile=true"])):
         config = running.config(corpus, folder, 3)
-        with fit(config, folder, 2, "fsdp2", *options) as process:
-            ended(process, folder)
+        fit_to_the_end(config, folder, 2, "fsdp2", *options, command=traced)
         losses.append(witness.steps(folder / "seen")[1])
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

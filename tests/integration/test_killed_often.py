@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import preempted
 import pytest
 import yaml
@@ -36,7 +37,7 @@ def root(tmp_path):
 def test_killed_twenty_times_at_random_moments(root, ranks, tmp_path):
     random_ = random.Random(ranks)
     whole, folder = tmp_path / "whole", tmp_path / "killed"
-    assert preempted.ended(preempted.start(root, whole, ranks=ranks, options=OPTIONS), whole) == [0] * ranks
+    assert forked.ended(preempted.start(root, whole, ranks=ranks, options=OPTIONS), whole) == [0] * ranks
     for _ in range(NUM_KILLS):
         processes = preempted.start(root, folder, ranks=ranks, options=SLOWLY)
         wait_for_a_random_moment(random_, folder, processes)
@@ -45,7 +46,7 @@ def test_killed_twenty_times_at_random_moments(root, ranks, tmp_path):
     processes = preempted.start(root, folder, ranks=ranks, options=OPTIONS)
     wait_for_steps(folder, 1, processes)
     print(f"\nFrom start to the first step after resuming, without imports: {time.monotonic() - began:.2f} s")
-    assert preempted.ended(processes, folder) == [0] * ranks, preempted.logs(folder)
+    assert forked.ended(processes, folder) == [0] * ranks, forked.logs(folder)
     check_same_end(folder, whole)
     assert preempted.losses(folder) == preempted.losses(whole)
 
@@ -60,42 +61,42 @@ def wait_for_a_random_moment(random_, folder, processes):
 
 
 def wait_for_steps(folder, number, processes, at_most_s=None):
-    began, log = time.monotonic(), folder / "log0"
+    began, log = time.monotonic(), folder / "rank0.log"
     before = log.read_text().count("\nLOSS") if log.exists() else 0
     while not log.exists() or log.read_text().count("\nLOSS") < before + number:
         waited_s = time.monotonic() - began
         if at_most_s is not None and waited_s > at_most_s:
             return
-        assert waited_s < preempted.LIMIT_S, preempted.logs(folder)
-        assert all(process.is_alive() for process in processes), preempted.logs(folder)
+        assert waited_s < preempted.LIMIT_S, forked.logs(folder)
+        assert all(process.is_alive() for process in processes), forked.logs(folder)
         time.sleep(0.01)
 
 
 def kill(random_, processes, folder):
     number = random_.choice([signal.SIGTERM, signal.SIGKILL])
     rank = random_.randrange(len(processes))
-    assert processes[rank].is_alive(), preempted.logs(folder)
+    assert processes[rank].is_alive(), forked.logs(folder)
     os.kill(processes[rank].pid, number)
     processes[rank].join(preempted.LIMIT_S)
-    said = preempted.logs(folder, rank).strip().rpartition("\n")[2]
+    said = forked.logs(folder, rank).strip().rpartition("\n")[2]
     if processes[rank].exitcode != sigterm.PREEMPTED or "SIGTERM before training" in said:
         for process in processes:  # as a launcher does: nobody could tell the others
             process.kill()
-    elif preempted.ended(processes, folder) != [sigterm.PREEMPTED] * len(processes):
-        pytest.fail(preempted.logs(folder))
-    preempted.ended(processes, folder)
+    elif forked.ended(processes, folder) != [sigterm.PREEMPTED] * len(processes):
+        pytest.fail(forked.logs(folder))
+    forked.ended(processes, folder)
 
 
 def test_on_four_processes_then_on_one_then_on_two(root, tmp_path):
     options = {"max_steps": 15, "dropout": 0.0}
     whole, folder = tmp_path / "whole", tmp_path / "moved"
-    assert preempted.ended(preempted.start(root, whole, options=options), whole) == [0]
+    assert forked.ended(preempted.start(root, whole, options=options), whole) == [0]
     for ranks, place in ((4, "step 4, micro-batch 0"), (1, "step 10, micro-batch 1")):
         processes = preempted.start(root, folder, place, ranks, options=options)
         preempted.wait_until_here(folder, processes)
         os.kill(processes[-1].pid, signal.SIGTERM)
-        assert preempted.ended(processes, folder) == [sigterm.PREEMPTED] * ranks, preempted.logs(folder)
-    assert preempted.ended(preempted.start(root, folder, ranks=2, options=options), folder) == [0, 0]
+        assert forked.ended(processes, folder) == [sigterm.PREEMPTED] * ranks, forked.logs(folder)
+    assert forked.ended(preempted.start(root, folder, ranks=2, options=options), folder) == [0, 0]
     found, expected = preempted.losses(folder), preempted.losses(whole)
     assert len(expected) == 15
     assert found == pytest.approx(expected, rel=1e-5)

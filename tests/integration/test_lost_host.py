@@ -7,14 +7,17 @@ import subprocess
 import time
 from contextlib import ExitStack
 
+import forked
 import pytest
 import running
 import witness
 from corpus import random_texts, write_split
 from torch.distributed import TCPStore
 
+from w2v_lightning.__main__ import main
+
 pytestmark = pytest.mark.slow
-NUM_STEPS = 24
+NUM_STEPS = 20
 # How soon torchrun gives up a host that is silent, and how long it waits for more of them (s).
 WAITING = "keep_alive_interval=2,keep_alive_max_attempt=3,last_call_timeout=4"
 
@@ -37,7 +40,7 @@ class Hosts:
 
     def start(self):
         rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{self._store.port}", "--rdzv-id=run"]
-        settings = [f"--rdzv-conf=is_host=0,{WAITING}", "--local-addr=127.0.0.1", "--max-restarts=3"]
+        settings = [f"--rdzv-conf=is_host=0,{WAITING}", "--local-addr=127.0.0.1", "--max-restarts=5"]
         command = ["-m", "torch.distributed.run", "--nnodes=1:4", "--nproc-per-node=1", *rendezvous, *settings]
         arguments, log = [*command, *running.FIT, self._config], self._folder / f"host{len(self.all)}.log"
         # Else torch gives processes that it starts again the store of those before: docs/distributed.md.
@@ -50,39 +53,37 @@ class Hosts:
 
         return running.wait_until(is_held, self._folder, self.all)
 
+    def lose(self, number, how, held_at, world_size, hold_at):
+        """The step that those go on with who are left; the next at which they are held is `hold_at`."""
+        before = self.wait_until_held(held_at, world_size)
+        lost_at_s = time.time()
+        how(self.all.pop(number))
+        self.hold(hold_at)
+        after = running.wait_until(lambda line: is_later(line, before), self._folder, self.all)
+        print(f"\nFrom the loss of a host to the first step without it: {after['time_s'] - lost_at_s:.1f} s")
+        assert after["world_size"] == world_size - 1
+        return after["step"]
 
-WAYS = {  # which host is lost at step 13, and how; what the others go on with: the last checkpoint, or where all stop
-    "the first, killed": (0, running.kill, [12]),
-    "the last, killed": (2, running.kill, [12]),
-    "the second, preempted": (1, subprocess.Popen.terminate, [13, 14]),
-}
+    def hold(self, step):
+        (self._folder / "seen" / "hold").write_text(str(step))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_host_joins_and_one_is_lost(corpus, way, tmp_path):
-    number, lose, goes_on_with = WAYS[way]
+def test_hosts_are_lost_and_another_joins(corpus, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "hosts"
-    with running.started([*running.FIT, running.config(corpus, whole, NUM_STEPS)], tmp_path / "whole.log") as process:
-        assert process.wait(running.LIMIT_S) == 0, running.logs(tmp_path)
+    process = forked.start(whole, main, ["fit", "--config", running.config(corpus, whole, NUM_STEPS)])
+    assert forked.ended(process, whole) == [0], forked.logs(whole)
     with ExitStack() as stack:
         hosts = Hosts(running.config(corpus, folder, NUM_STEPS), folder, stack)
-        hold = folder / "seen" / "hold"
-        hold.write_text("7")
+        hosts.hold(5)
+        for _ in range(3):
+            hosts.start()
+        # Who is killed takes with it what came after the last checkpoint; who is preempted, nothing.
+        assert hosts.lose(-1, running.kill, held_at=5, world_size=3, hold_at=9) == 4
+        assert hosts.lose(0, running.kill, held_at=9, world_size=2, hold_at=13) == 8
+        hosts.wait_until_held(13, world_size=1)
         hosts.start()
-        hosts.start()
-        hosts.wait_until_held(7, world_size=2)
-        hosts.start()
-        hosts.wait_until_held(7, world_size=3)  # all were preempted, and nothing is done again
-        hold.write_text("13")
-        before = hosts.wait_until_held(13, world_size=3)
-        lost_at_s = time.time()
-        lose(hosts.all.pop(number))
-        hold.unlink()
-        after = running.wait_until(lambda line: is_later(line, before), folder, hosts.all)
-        print(f"\nFrom the loss of a host to the first step without it: {after['time_s'] - lost_at_s:.1f} s")
-        assert after["step"] in goes_on_with
-        assert after["world_size"] == 2
-        assert [host.wait(running.LIMIT_S) for host in hosts.all] == [0, 0], running.logs(folder)
+        assert hosts.lose(0, subprocess.Popen.terminate, held_at=13, world_size=2, hold_at=NUM_STEPS) in (13, 14)
+        assert [host.wait(running.LIMIT_S) for host in hosts.all] == [0], running.logs(folder)
     check_same_run(folder, whole)
 
 

@@ -70,7 +70,7 @@ def test_200_steps_give_the_loss_curve_of_a_plain_transformers_loop(librispeech,
     module = Recorded(None, config, freeze_feature_encoder=False, learning_rate=learning_rate, **PLAIN)
     module.curve, module.order = [], []
     data = LibriSpeechDataModule(
-        str(librispeech), ["train-clean-100"], [], batch_seconds=1, device_seconds=30, num_workers=0
+        str(librispeech), ["train-clean-100"], [], max_seconds=6, batch_seconds=1, device_seconds=6, num_workers=0
     )  # a step is one utterance
     trainer = Trainer(
         max_steps=STEPS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,

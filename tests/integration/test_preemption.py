@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import forked
 import preempted
 import pytest
 import torch
@@ -36,7 +37,7 @@ def whole(root, tmp_path_factory):
     def of(ranks):
         if ranks not in results:
             folder = tmp_path_factory.mktemp(f"whole{ranks}")
-            assert preempted.ended(preempted.start(root, folder, ranks=ranks), folder) == [0] * ranks
+            assert forked.ended(preempted.start(root, folder, ranks=ranks), folder) == [0] * ranks
             results[ranks] = folder
         return results[ranks]
 
@@ -86,9 +87,9 @@ def check_preempted(root, whole, place, folder, ranks=1, hit=0):
     preempted.wait_until_here(folder, processes)
     began = time.monotonic()
     os.kill(processes[hit].pid, signal.SIGTERM)
-    assert preempted.ended(processes, folder) == [sigterm.PREEMPTED] * ranks, preempted.logs(folder)
+    assert forked.ended(processes, folder) == [sigterm.PREEMPTED] * ranks, forked.logs(folder)
     assert time.monotonic() - began < 30
-    log = (folder / "log0").read_text()
+    log = (folder / "rank0.log").read_text()
     found = re.search(r"Preempted at step (\d+)\. Saved.*?: (.+)", log)
     assert f"{sigterm.GO_ON_FROM_THERE if found else sigterm.START_AGAIN} (exit status 75)." in log
     step = int(found[1]) if found else 0
@@ -97,7 +98,7 @@ def check_preempted(root, whole, place, folder, ranks=1, hit=0):
     assert checkpoints(folder)[-1:] == ([os.path.basename(found[2])] if found else [])
 
     processes = preempted.start(root, folder, ranks=ranks)
-    assert preempted.ended(processes, folder) == [0] * ranks, preempted.logs(folder)
+    assert forked.ended(processes, folder) == [0] * ranks, forked.logs(folder)
     check_same_end(folder, whole(ranks))
     assert preempted.validated(folder) == preempted.validated(whole(ranks)) != []
 
@@ -116,7 +117,7 @@ def test_a_second_signal_leaves_at_once_with_what_is_complete(root, whole, ranks
         process.kill()
     assert checkpoints(tmp_path) == ["step-00000003.ckpt"]
     processes = preempted.start(root, tmp_path, ranks=ranks)
-    assert preempted.ended(processes, tmp_path) == [0] * ranks
+    assert forked.ended(processes, tmp_path) == [0] * ranks
     check_same_end(tmp_path, whole(ranks))
 
 
@@ -130,9 +131,9 @@ def test_a_signal_to_all_processes_of_both_groups(root, whole, tmp_path):
         assert children
         for pid in (process.pid, *map(int, children), process.pid):
             os.kill(pid, signal.SIGTERM)
-    assert preempted.ended(processes, tmp_path) == [sigterm.PREEMPTED] * 2, preempted.logs(tmp_path)
+    assert forked.ended(processes, tmp_path) == [sigterm.PREEMPTED] * 2, forked.logs(tmp_path)
     processes = preempted.start(root, tmp_path, ranks=2)
-    assert preempted.ended(processes, tmp_path) == [0, 0]
+    assert forked.ended(processes, tmp_path) == [0, 0]
     check_same_end(tmp_path, whole(2))
 
 
@@ -142,11 +143,11 @@ def test_a_loader_worker_that_is_killed_as_well_does_not_keep_from_saving(root, 
     )
     preempted.wait_until_here(tmp_path, processes)
     processes[0].terminate()
-    assert preempted.ended(processes, tmp_path) == [sigterm.PREEMPTED], preempted.logs(tmp_path)
-    assert "KILLED" in preempted.logs(tmp_path)
+    assert forked.ended(processes, tmp_path) == [sigterm.PREEMPTED], forked.logs(tmp_path)
+    assert "KILLED" in forked.logs(tmp_path)
     assert checkpoints(tmp_path) == ["step-00000002.ckpt"]
     processes = preempted.start(root, tmp_path)
-    assert preempted.ended(processes, tmp_path) == [0]
+    assert forked.ended(processes, tmp_path) == [0]
     check_same_end(tmp_path, whole(1))
 
 
@@ -155,8 +156,8 @@ def test_a_signal_as_a_run_goes_on_from_where_memory_ran_out(root, place, tmp_pa
     """What it goes on from is in no checkpoint of the run yet."""
     runs_out = preempted.RunsOutOfMemory(4, signal_at=place)
     processes = preempted.start(root, tmp_path, options={"callbacks": [runs_out], "device_seconds": 9})
-    assert preempted.ended(processes, tmp_path) == [sigterm.PREEMPTED], preempted.logs(tmp_path)
-    assert "Preempted at step 4. Saved" in preempted.logs(tmp_path)
+    assert forked.ended(processes, tmp_path) == [sigterm.PREEMPTED], forked.logs(tmp_path)
+    assert "Preempted at step 4. Saved" in forked.logs(tmp_path)
     assert checkpoints(tmp_path) == ["step-00000003.ckpt", "step-00000004.ckpt"]
     assert [path.name for path in tmp_path.glob("*.ckpt")] == []
 

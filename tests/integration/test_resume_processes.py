@@ -1,55 +1,50 @@
 """Interrupted on two processes, resumed on one and on three: the rest of the epoch is exactly the rest."""
 
 import json
-import subprocess
-import sys
 
+import forked
 import pytest
+import torch
 from corpus import random_texts, write_split
-
-SCRIPT = """
-import json, sys, torch
 from lightning.pytorch import LightningModule, Trainer
+
 from w2v_lightning import LibriSpeechDataModule
 
-root, out, devices, max_steps, ckpt_path = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 
 class Listener(LightningModule):
     def __init__(self):
         super().__init__()
         self.weight, self.heard = torch.nn.Parameter(torch.zeros(())), []
+
     def training_step(self, batch, _):
         if not batch.is_filler:
             self.heard.append((self.current_epoch, batch.global_step, batch.ids))
         return self.weight * 1
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
     def on_load_checkpoint(self, checkpoint):
         self.trainer.datamodule.align_progress(checkpoint)
 
-if __name__ == "__main__":
+
+def run(root, out, devices, max_steps, ckpt_path):
     module = Listener()
-    data = LibriSpeechDataModule(root, train_splits=["train"], val_splits=[], batch_seconds=9, device_seconds=3.3,
-                                 num_workers=1)
-    trainer = Trainer(max_steps=max_steps, accelerator="cpu", devices=devices, default_root_dir=out, logger=False,
-                      enable_progress_bar=False, enable_checkpointing=False, limit_val_batches=0)
-    trainer.fit(module, datamodule=data, ckpt_path=None if ckpt_path == "none" else ckpt_path)
-    trainer.save_checkpoint(f"{out}/end.ckpt")
-    with open(f"{out}/heard{trainer.global_rank}.json", "w") as file:
-        json.dump(module.heard, file)
-    print("STEPS", data.train_sampler.num_steps, trainer.accumulate_grad_batches)
-"""
+    data = LibriSpeechDataModule(str(root), ["train"], [], batch_seconds=9, device_seconds=3.3, num_workers=1)
+    trainer = Trainer(
+        max_steps=max_steps, accelerator="cpu", devices=devices, default_root_dir=out, logger=False,
+        enable_progress_bar=False, enable_checkpointing=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    trainer.save_checkpoint(out / "end.ckpt")
+    (out / f"heard{trainer.global_rank}.json").write_text(json.dumps(module.heard))
 
 
-def train(tmp_path, name, devices, max_steps, ckpt_path="none"):
+def train(tmp_path, name, devices, max_steps, ckpt_path=None):
     """The sorted (epoch, step, utterance) that the processes heard together."""
     folder = tmp_path / name
-    folder.mkdir()
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, script, tmp_path / "corpus", folder, devices, max_steps, ckpt_path]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=180)
-    assert done.returncode == 0, done.stderr
+    processes = forked.start(folder, run, tmp_path / "corpus", folder, devices, max_steps, ckpt_path, ranks=devices)
+    assert forked.ended(processes, folder) == [0] * devices, forked.logs(folder)
     heard = [row for rank in range(devices) for row in json.loads((folder / f"heard{rank}.json").read_text())]
     return sorted((epoch, step, i) for epoch, step, ids in heard for i in ids)
 

@@ -204,46 +204,45 @@ def test_here_a_study_of_instances_runs_as_far_as_there_are_devices(monkeypatch,
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_goes_on(study, tmp_path):
-    """SIGKILL to the command alone, in the middle of its second cell, whose processes are left behind."""
+def test_a_study_that_is_stopped_and_killed_goes_on(study, tmp_path):
+    """SIGTERM in the middle of its second cell; then SIGKILL to the command alone, whose processes are left behind."""
     write_corpus(tmp_path / "corpus")
     path, out, log = study({"devices": 1}, {"devices": 2, "steps": 200}), tmp_path / "out", tmp_path / "command.log"
     command = ["-m", "launch", "study", "run", str(path), "--to", str(out)]
     first, second = out / "local-x1-r1", out / "local-x2-max_steps-200-r1"
-    with started(command, log) as process:
-        wait_until(lambda: list(second.glob("fit/checkpoints/step-*.ckpt")), command=process, log=log)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(LIMIT_S)
-    left_behind, written = marked(second), (first / runs.FILE).read_bytes()
-    for pid in left_behind:
-        os.kill(pid, signal.SIGSTOP)  # or they reach their end before the command is there again
-    assert len(left_behind) == 3  # torchrun and two processes
-    with started(command, log) as process:
-        assert process.wait(LIMIT_S) == 0, log.read_text()
-    assert "1 of 2 runs are to be made" in log.read_text()
-    assert (first / runs.FILE).read_bytes() == written
-    run = runs.read(second)
-    assert (run.outcome, run.interruptions) == ("finished", 1)
-    assert run.throughput["world_size"] == 2
-    assert run.segments[1]["first_step"] > 0  # it went on from a checkpoint
-    assert run.segments[1]["last_step"] == 200
-    assert run.wer
-    assert not marked(second)
 
+    def checkpoints():
+        return set(second.glob("fit/checkpoints/step-*.ckpt"))
 
-@pytest.mark.slow
-def test_sigterm_ends_what_runs_and_the_same_command_goes_on(study, tmp_path):
-    write_corpus(tmp_path / "corpus")
-    path, out, log = study({"devices": 2, "steps": 200}), tmp_path / "out", tmp_path / "command.log"
-    command, folder = ["-m", "launch", "study", "run", str(path), "--to", str(out)], out / "local-x2-max_steps-200-r1"
     with started(command, log) as process:
-        wait_until(lambda: list(folder.glob("fit/checkpoints/step-*.ckpt")), command=process, log=log)
+        wait_until(checkpoints, command=process, log=log)
         process.terminate()
         assert process.wait(LIMIT_S) == 130, log.read_text()
     assert "The same command goes on" in log.read_text()
-    assert not marked(folder)
-    assert main(command[2:]) == 0
-    assert runs.read(folder).segments[0]["end"] == "Preempted"
+    assert not marked(second)
+    before, written = checkpoints(), (first / runs.FILE).read_bytes()
+
+    with started(command, log) as process:
+        wait_until(lambda: checkpoints() - before, command=process, log=log)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(LIMIT_S)
+    left_behind = marked(second)
+    for pid in left_behind:
+        os.kill(pid, signal.SIGSTOP)  # or they reach their end before the command is there again
+    assert len(left_behind) == 3  # torchrun and two processes
+
+    with started(command, log) as process:
+        assert process.wait(LIMIT_S) == 0, log.read_text()
+    assert log.read_text().count("1 of 2 runs are to be made") == 2
+    assert (first / runs.FILE).read_bytes() == written
+    run = runs.read(second)
+    assert (run.outcome, run.interruptions) == ("finished", 2)
+    assert run.throughput["world_size"] == 2
+    assert run.segments[0]["end"] == "Preempted"
+    assert run.segments[1]["first_step"] > 0  # it went on from a checkpoint
+    assert run.segments[-1]["last_step"] == 200
+    assert run.wer
+    assert not marked(second)
 
 
 @pytest.mark.slow

@@ -1,74 +1,82 @@
 """What two processes exchange: in a step, in a validation, and what is left out."""
 
 import json
-import subprocess
-import sys
 
+import forked
 import pytest
 import torch
+import torch.distributed as dist
 from corpus import random_texts, write_split
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from tiny import TINY_CONFIG
 
+from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.errors import InputError
 from w2v_lightning.strategies.ddp import PlannedDDPStrategy
 
 LOG_EVERY_N_STEPS = 3
-SCRIPT = """
-import json, sys
-import torch.distributed as dist
-from lightning.pytorch import Callback, Trainer, seed_everything
-from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
-from w2v_lightning.strategies.ddp import PlannedDDPStrategy
+COLLECTIVES = (
+    *("all_reduce", "all_gather", "broadcast", "all_gather_object", "broadcast_object_list", "barrier"),
+    *("all_gather_into_tensor", "reduce", "gather", "monitored_barrier", "_broadcast_coalesced"),
+)
 
-root, out, config, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
-COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "all_gather_object", "broadcast_object_list", "barrier",
-               "all_gather_into_tensor", "reduce", "gather", "monitored_barrier", "_broadcast_coalesced")
 
 class Exchanges(Callback):
-    '''Names of the collective operations since the last look; "bucket" is one of gradients.'''
+    """Names of the collective operations since the last look; "bucket" is one of gradients."""
+
     def __init__(self):
         self.seen, self.steps, self.validations = [], [], []
         for name in COLLECTIVES:
             setattr(dist, name, self.counting(name, getattr(dist, name)))
+
     def counting(self, name, function):
         def counted(*args, **kwargs):
             self.seen.append(name)
             return function(*args, **kwargs)
+
         return counted
+
     def take(self):
         seen, self.seen = self.seen, []
         return seen
+
     def bucket(self, state, bucket):
         self.seen.append("bucket")
         mean = bucket.buffer().div_(dist.get_world_size())
         return dist.group.WORLD.allreduce([mean]).get_future().then(lambda done: done.value()[0])
+
     def on_train_start(self, trainer, module):
         trainer.strategy.model.register_comm_hook(None, self.bucket)
+
     def on_train_batch_start(self, *_):
         self.take()
+
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.steps.append([batch.is_last_of_step, self.take()])
+
     def on_validation_start(self, trainer, *_):
         self.take()
+
     def on_validation_end(self, trainer, *_):
         if not trainer.sanity_checking:
             self.validations.append(self.take())
 
-if __name__ == "__main__":
+
+def train(folder, options):
     seed_everything(1)
     exchanges = Exchanges()
-    module = Wav2Vec2CTC(None, config, freeze_feature_encoder=False, layerdrop=0.4, **options)
-    data = LibriSpeechDataModule(root, train_splits=["train"], val_splits=["a", "b"], batch_seconds=9,
-                                 device_seconds=3.3, num_workers=0)
-    trainer = Trainer(max_epochs=2, accelerator="cpu", devices=2, default_root_dir=out, logger=False,
-                      log_every_n_steps=int(sys.argv[5]), enable_progress_bar=False, enable_checkpointing=False,
-                      enable_model_summary=False, callbacks=[exchanges],
-                      strategy=PlannedDDPStrategy(bucket_cap_mb=0.1))
+    module = Wav2Vec2CTC(None, TINY_CONFIG, freeze_feature_encoder=False, layerdrop=0.4, **options)
+    data = LibriSpeechDataModule(
+        str(folder / "corpus"), ["train"], ["a", "b"], batch_seconds=9, device_seconds=3.3, num_workers=0
+    )
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", devices=2, default_root_dir=folder, logger=False,
+        log_every_n_steps=LOG_EVERY_N_STEPS, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, callbacks=[exchanges], strategy=PlannedDDPStrategy(bucket_cap_mb=0.1),
+    )  # fmt: skip
     trainer.fit(module, datamodule=data)
     if trainer.is_global_zero:
-        print("RESULT", json.dumps([exchanges.steps, exchanges.validations]))
-"""
+        (folder / "exchanges.json").write_text(json.dumps([exchanges.steps, exchanges.validations]))
 
 
 def exchanges(tmp_path, **options):
@@ -76,14 +84,9 @@ def exchanges(tmp_path, **options):
     validation."""
     for number, split in enumerate(("train", "a", "b")):
         write_split(tmp_path / "corpus", split, random_texts(18 if split == "train" else 4, seed=number), str(number))
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    arguments = [tmp_path / "corpus", tmp_path, json.dumps(TINY_CONFIG), json.dumps(options), LOG_EVERY_N_STEPS]
-    command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
-    assert done.returncode == 0, done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    return json.loads(line.removeprefix("RESULT "))
+    processes = forked.start(tmp_path, train, tmp_path, options, ranks=2)
+    assert forked.ended(processes, tmp_path) == [0, 0], forked.logs(tmp_path)
+    return json.loads((tmp_path / "exchanges.json").read_text())
 
 
 @pytest.mark.slow
@@ -143,30 +146,20 @@ def test_an_unknown_compression_is_refused():
         PlannedDDPStrategy("int8")
 
 
-REDUCE = """
-import sys, torch, torch.distributed as dist
-from w2v_lightning.strategies.ddp import PlannedDDPStrategy
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-reduce = PlannedDDPStrategy().reduce
-value = torch.tensor([1.0, 4.0]) * (1 + rank)
-results = [reduce(value.clone(), reduce_op=op).tolist()
-           for op in ("mean", "avg", dist.ReduceOp.AVG, "sum", dist.ReduceOp.SUM, "min", dist.ReduceOp.MAX)]
-assert results == [[1.5, 6.0]] * 3 + [[3.0, 12.0]] * 2 + [[1.0, 4.0], [2.0, 8.0]], results
-assert reduce(value) is value and value.tolist() == [1.5, 6.0]  # in place, as Lightning's
-assert reduce("no tensor") == "no tensor"
-dist.destroy_process_group()
-"""
+def check_reduce():
+    dist.init_process_group("gloo")
+    reduce = PlannedDDPStrategy().reduce
+    value = torch.tensor([1.0, 4.0]) * (1 + dist.get_rank())
+    operations = ("mean", "avg", dist.ReduceOp.AVG, "sum", dist.ReduceOp.SUM, "min", dist.ReduceOp.MAX)
+    results = [reduce(value.clone(), reduce_op=operation).tolist() for operation in operations]
+    assert results == [[1.5, 6.0]] * 3 + [[3.0, 12.0]] * 2 + [[1.0, 4.0], [2.0, 8.0]]
+    assert reduce(value) is value  # in place, as Lightning's
+    assert value.tolist() == [1.5, 6.0]
+    assert reduce("no tensor") == "no tensor"
+    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_reduce_knows_every_operation_and_leaves_the_rest_alone(tmp_path):
-    command = [sys.executable, "-c", REDUCE]
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stderr=subprocess.PIPE) for rank in (0, 1)]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=60)
-            assert rank.returncode == 0, errors.decode()
-    finally:
-        for rank in ranks:
-            rank.kill()
+    processes = forked.start(tmp_path, check_reduce, ranks=2)
+    assert forked.ended(processes, tmp_path) == [0, 0], forked.logs(tmp_path)

@@ -3,24 +3,27 @@
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
 from corpus import random_texts, write_split
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from tiny import TINY_CONFIG
 
-from w2v_lightning import SMDDPStrategy
+from w2v_lightning import LibriSpeechDataModule, SMDDPStrategy, Wav2Vec2CTC
 from w2v_lightning.__main__ import main
 from w2v_lightning.errors import InputError
 from w2v_lightning.strategies import smddp
+from w2v_lightning.strategies.sagemaker_environment import SageMakerEnvironment
 
 STANDINS = Path(__file__).parents[1] / "standins"
 P4D = {
@@ -28,44 +31,44 @@ P4D = {
     "SM_CURRENT_INSTANCE_TYPE": "ml.p4d.24xlarge",
 }
 
-SCRIPT = """
-import json, sys, torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy
-import w2v_lightning.strategies.smddp
-from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
-from w2v_lightning.strategies.sagemaker_environment import SageMakerEnvironment
+CONFIG = TINY_CONFIG | {"num_hidden_layers": 3}
 
-root, out, strategy, config = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 
 class Recorded(Wav2Vec2CTC):
     def training_step(self, batch, batch_idx):
         self.log("mean_rank", float(self.global_rank), sync_dist=True)
         return super().training_step(batch, batch_idx)
 
+
 class Prepared(LibriSpeechDataModule):
     prepare_data = LibriSpeechDataModule.__bases__[0].prepare_data  # Lightning's: nothing to wait for
 
-stock = strategy.startswith("stock")
-if stock:
-    import smdistributed.dataparallel.torch.torch_smddp
-    strategy, kind = DDPStrategy(process_group_backend="smddp", cluster_environment=SageMakerEnvironment()), strategy
-torch.manual_seed(1)
-module = Recorded(None, config, freeze_feature_encoder=False, learning_rate=1e-3, layerdrop=0.4,
-                  activation_dropout=0.0).double()
-kind = Prepared if stock and kind == "stock-prepared" else LibriSpeechDataModule
-data = kind(root, ["train"], ["dev"], batch_seconds=9, device_seconds=3.3, num_workers=0)
-trainer = Trainer(max_steps=4, accelerator="cpu", devices=int(sys.argv[5]), default_root_dir=out, logger=False,
-                  log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False, strategy=strategy)
-trainer.fit(module, datamodule=data)
-mean_rank = float(trainer.callback_metrics["mean_rank"])
-trainer.save_checkpoint(f"{out}/end.ckpt")
-(scores,) = trainer.validate(module, datamodule=data, ckpt_path=f"{out}/end.ckpt", verbose=False)
-if trainer.is_global_zero:
-    norms = {name: float(p.detach().norm()) for name, p in module.named_parameters() if "k_proj.bias" not in name}
-    backend = getattr(trainer.strategy, "process_group_backend", None)
-    print("RESULT", json.dumps({"backend": backend, "mean_rank": mean_rank, "norms": norms, "scores": scores}))
-"""
+
+def stock_strategy():
+    import_module("smdistributed.dataparallel.torch.torch_smddp")
+    return DDPStrategy(process_group_backend="smddp", cluster_environment=SageMakerEnvironment())
+
+
+def run(root, folder, strategy, number):
+    torch.manual_seed(1)
+    options = {"freeze_feature_encoder": False, "learning_rate": 1e-3, "layerdrop": 0.4, "activation_dropout": 0.0}
+    module = Recorded(None, CONFIG, **options).double()
+    kind = Prepared if strategy == "stock-prepared" else LibriSpeechDataModule
+    data = kind(str(root), ["train"], ["dev"], batch_seconds=9, device_seconds=3.3, num_workers=0)
+    trainer = Trainer(
+        max_steps=4, accelerator="cpu", devices=number, default_root_dir=folder, logger=False, log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False,
+        strategy=stock_strategy() if strategy.startswith("stock") else strategy,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    mean_rank = float(trainer.callback_metrics["mean_rank"])
+    trainer.save_checkpoint(folder / "end.ckpt")
+    (scores,) = trainer.validate(module, datamodule=data, ckpt_path=str(folder / "end.ckpt"), verbose=False)
+    if trainer.is_global_zero:
+        norms = {name: float(p.detach().norm()) for name, p in module.named_parameters() if "k_proj.bias" not in name}
+        backend = getattr(trainer.strategy, "process_group_backend", None)
+        result = {"backend": backend, "mean_rank": mean_rank, "norms": norms, "scores": scores}
+        (folder / "result.json").write_text(json.dumps(result))
 
 
 @pytest.fixture(scope="module")
@@ -76,71 +79,46 @@ def root(tmp_path_factory):
     return root
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
+def mpirun(folder, number, target, *args):
+    """`target(*args)` in as many processes, as mpirun starts them on an instance that has SMDDP; their statuses."""
+    shared = {**P4D, "MASTER_PORT": forked.free_port()}
+    shared |= {"OMPI_COMM_WORLD_SIZE": str(number), "OMPI_COMM_WORLD_LOCAL_SIZE": str(number)}
+    ranks = [{"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)} for rank in range(number)]
+    processes = forked.start(folder, with_library, target, args, environments=[shared | rank for rank in ranks])
+    processes[0].join(forked.LIMIT_S)
+    for process in processes[1:]:
+        if processes[0].exitcode:
+            process.kill()  # it may wait for the first one for ever
+    return forked.ended(processes, folder)
 
 
-def mpirun(number, command, environ, timeout_s=180):
-    """Run `command` in as many processes, as mpirun does; the exit status and output of each, the first one's first."""
-    shared = {**os.environ, **environ, "MASTER_PORT": free_port(), "OMPI_COMM_WORLD_SIZE": str(number)}
-    shared |= {"PYTHONPATH": str(STANDINS), "OMPI_COMM_WORLD_LOCAL_SIZE": str(number)}
-    processes = [
-        subprocess.Popen(
-            [str(part) for part in command],
-            env=shared | {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)},
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
-        )
-        for rank in range(number)
-    ]
-    try:
-        first, _ = processes[0].communicate(timeout=timeout_s)
-        if processes[0].returncode:  # the others may wait for it for ever
-            return [(processes[0].returncode, first)]
-        others = [process.communicate(timeout=timeout_s)[0] for process in processes[1:]]
-        return [(p.returncode, output) for p, output in zip(processes, [first, *others], strict=True)]
-    finally:
-        for process in processes:
-            process.kill()
+def with_library(target, args):
+    sys.path.insert(0, str(STANDINS))
+    return target(*args)
 
 
-def train(tmp_path, root, strategy, number):
-    """Exit status and output of the first process."""
-    script, out = tmp_path / "train.py", tmp_path / f"{strategy}{number}"
-    script.write_text(SCRIPT)
-    config = TINY_CONFIG | {"num_hidden_layers": 3}
-    command = [sys.executable, script, root, out, strategy, json.dumps(config), number]
-    return mpirun(number, command, P4D)[0]
-
-
-def result_of(output):
-    (line,) = (line for line in output.splitlines() if line.startswith("RESULT"))
-    return json.loads(line.removeprefix("RESULT "))
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
 
 
 @pytest.mark.slow
 def test_over_smddp_a_run_learns_what_one_process_learns(tmp_path, root):
-    status, output = train(tmp_path, root, "smddp", number=2)
-    assert status == 0, output
-    assert (tmp_path / "smddp2" / "end.ckpt").exists()
-    over_two = result_of(output)
-    assert over_two["backend"] == "smddp"
-    assert over_two["mean_rank"] == 0.5
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert mpirun(two, 2, run, root, two, "smddp", 2) == [0, 0], forked.logs(two)
+    assert (two / "end.ckpt").exists()
+    assert result_of(two)["backend"] == "smddp"
+    assert result_of(two)["mean_rank"] == 0.5
 
-    status, output = train(tmp_path, root, "auto", number=1)
-    assert status == 0, output
-    alone = result_of(output)
-    assert over_two["norms"] == pytest.approx(alone["norms"], rel=1e-6)
-    assert over_two["scores"] == pytest.approx(alone["scores"], rel=1e-6)
+    assert mpirun(one, 1, run, root, one, "auto", 1) == [0], forked.logs(one)
+    assert result_of(two)["norms"] == pytest.approx(result_of(one)["norms"], rel=1e-6)
+    assert result_of(two)["scores"] == pytest.approx(result_of(one)["scores"], rel=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "refused"), [("stock", "new_group"), ("stock-prepared", "ReduceOp")])
 def test_lightnings_own_strategy_fails_over_smddp(tmp_path, root, kind, refused):
-    status, output = train(tmp_path, root, kind, number=2)
-    assert status != 0
-    assert f"SMDDP does not support: {refused}" in output
+    assert mpirun(tmp_path, 2, run, root, tmp_path, kind, 2)[0] != 0
+    assert f"SMDDP does not support: {refused}" in forked.logs(tmp_path, rank=0)
 
 
 @pytest.fixture
@@ -165,9 +143,9 @@ def throughput_of(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_line_takes_smddp_where_it_can_work(tmp_path, config_file):
-    command = [sys.executable, "-m", "w2v_lightning", "fit", "--config", config_file]  # strategy: auto
-    (status, output), (_, other) = mpirun(2, command, P4D)
-    assert status == 0, output
+    arguments = ["fit", "--config", str(config_file)]  # strategy: auto
+    assert mpirun(tmp_path, 2, main, arguments) == [0, 0], forked.logs(tmp_path)
+    output, other = (forked.logs(tmp_path, rank) for rank in range(2))
     assert output.count("Gradients travel by smddp between 2 processes: ml.p4d.24xlarge, started with mpirun") == 1
     assert "Precision 32-true" in output
     assert "Gradients travel" not in other
@@ -179,7 +157,7 @@ def test_the_command_line_takes_smddp_where_it_can_work(tmp_path, config_file):
 
 @pytest.mark.slow
 def test_under_torchrun_the_command_line_falls_back_and_says_why(tmp_path, config_file):
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={forked.free_port()}"]
     command = [sys.executable, *torchrun, "-m", "w2v_lightning", "fit", "--config", str(config_file)]
     done = subprocess.run(
         command + ["--trainer.strategy=smddp"],
@@ -199,7 +177,7 @@ def test_under_torchrun_the_command_line_falls_back_and_says_why(tmp_path, confi
 @pytest.mark.slow
 def test_a_script_started_once_gets_its_other_processes_from_lightning(tmp_path, config_file):
     command = [sys.executable, "-m", "w2v_lightning", "fit", "--config", str(config_file), "--trainer.devices=2"]
-    environ = {**os.environ, **P4D, "SM_CURRENT_INSTANCE_TYPE": "ml.g5.12xlarge", "MASTER_PORT": free_port()}
+    environ = {**os.environ, **P4D, "SM_CURRENT_INSTANCE_TYPE": "ml.g5.12xlarge", "MASTER_PORT": forked.free_port()}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
     assert "not on ml.g5.12xlarge" in done.stderr
