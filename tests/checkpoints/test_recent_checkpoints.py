@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,14 +33,17 @@ def corpus(tmp_path_factory):
     cache.undo()
 
 
-def fit(corpus, folder, every="1 steps", keep=100, ckpt_path=None, callbacks=(), max_steps=STEPS, device_seconds=6):
+def fit(
+    corpus, folder, every="1 steps", keep=100, ckpt_path=None, callbacks=(), max_steps=STEPS, device_seconds=6,
+    save=files.save,
+):  # fmt: skip
     seed_everything(0)
     own = RecentCheckpoints(str(folder), Interval.parse(every), keep)
     best = ModelCheckpoint(folder, "best", monitor="val_loss", enable_version_counter=False)
     history = RunHistory(str(folder), "model: tiny", {"max_steps": max_steps})
     run = trainer(
         folder, max_steps=max_steps, max_epochs=-1, callbacks=[*callbacks, history, best, own],
-        plugins=[BackgroundCheckpointIO()],
+        plugins=[BackgroundCheckpointIO(save)],
     )  # fmt: skip
     module = Wav2Vec2CTC(None, TINY_CONFIG, learning_rate=1e-2, freeze_feature_encoder=False, hidden_dropout=0.2)
     datamodule = data(corpus, batch_seconds=14, device_seconds=device_seconds)
@@ -103,6 +107,17 @@ def test_the_newest_few_and_the_best_are_kept(corpus, tmp_path):
     assert names(tmp_path) == ["best.ckpt", "step-00000006.ckpt", "step-00000008.ckpt"]
     assert all(files.damage(str(path)) is None for path in tmp_path.glob("*.ckpt"))
     assert run.checkpoint_callback.best_model_path == str(tmp_path / "best.ckpt")
+
+
+def test_a_slow_disk_has_no_more_of_them(corpus, tmp_path):
+    """The one before is not there yet when the newest is asked for."""
+
+    def save(checkpoint, path):
+        time.sleep(0.3)
+        files.save(checkpoint, path)
+
+    fit(corpus, tmp_path, every="1 steps", keep=2, max_steps=4, save=save)
+    assert names(tmp_path) == ["best.ckpt", "step-00000003.ckpt", "step-00000004.ckpt"]
 
 
 def test_never_is_only_at_the_end(corpus, tmp_path):

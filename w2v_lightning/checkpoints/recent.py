@@ -156,15 +156,21 @@ class RecentCheckpoints(Checkpoint):
         elif trainer.is_global_zero:  # trainer.save_checkpoint would wait for the other ranks, who do not come
             state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             trainer.strategy.save_checkpoint(state, path)
-        self._remove_older(trainer, path)
+        self._remove_older(trainer)
 
-    def _remove_older(self, trainer: Trainer, newest: str) -> None:
-        """Asked for after the save, and so done after it, if it succeeds."""
+    def _remove_older(self, trainer: Trainer) -> None:
+        writer = trainer.strategy.checkpoint_io
         if not trainer.is_global_zero:
             return
-        paths = {*files.found_in(self.folder), newest}  # which may not be there yet
-        for path in sorted(path for path in paths if _step_of(path) is not None)[: -self.keep]:
-            trainer.strategy.remove_checkpoint(path)
+        if isinstance(writer, BackgroundCheckpointIO):
+            writer.remove_later(self._older)  # some of those that were saved may not be there yet
+        else:
+            for path in self._older():
+                trainer.strategy.remove_checkpoint(path)
+
+    def _older(self) -> list[str]:
+        """All of our checkpoints but the newest few."""
+        return sorted(path for path in files.found_in(self.folder) if _step_of(path) is not None)[: -self.keep]
 
 
 def _step_of(path: str) -> int | None:

@@ -63,10 +63,14 @@ class BackgroundCheckpointIO(CheckpointIO):
         return files.load(str(path), map_location or "cpu", True if weights_only is None else weights_only)
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
+        self.remove_later(lambda: [str(path)])
+
+    def remove_later(self, choose: Callable[[], list[str]]) -> None:
+        """Remove what `choose` returns once all that was asked for before is done: then it sees what is there."""
         if self._thread is None:  # after a run there is nothing left that a removal has to wait for
-            files.remove(str(path))
+            _remove(choose)
         else:
-            self._thread.submit(self._remove, str(path))
+            self._thread.submit(self._remove_unless_failed, choose)
 
     def drain(self) -> None:
         """Return when all that was asked for is done."""
@@ -93,13 +97,18 @@ class BackgroundCheckpointIO(CheckpointIO):
         finally:
             self._copies.release()
 
-    def _remove(self, path: str) -> None:
+    def _remove_unless_failed(self, choose: Callable[[], list[str]]) -> None:
         if self.failure is not None:  # what was to take its place is not there
             return
         try:
-            files.remove(path)
-        except OSError as error:
-            log.warning("Checkpoint %s could not be removed: %s", path, error)
+            _remove(choose)
+        except Exception as error:
+            log.warning("An older checkpoint could not be removed: %s", error)
+
+
+def _remove(choose: Callable[[], list[str]]) -> None:
+    for path in choose():
+        files.remove(path)
 
 
 def on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
