@@ -30,7 +30,7 @@ from w2v_lightning.callbacks.diagnosis import Diagnosis
 from w2v_lightning.callbacks.export import ExportBest
 from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.callbacks.predictions import PredictionWriter
-from w2v_lightning.callbacks.preemption import Preemption, preemptible
+from w2v_lightning.callbacks.preemption import Preempted, Preemption, preemptible
 from w2v_lightning.callbacks.profile import Profile
 from w2v_lightning.callbacks.progress import RunProgress
 from w2v_lightning.callbacks.summary import RunSummary
@@ -45,6 +45,7 @@ from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.monitors import check_monitors
 from w2v_lightning.precision import check_precision, choose_precision
 from w2v_lightning.pretraining import Wav2Vec2Pretraining
+from w2v_lightning.strategies.group import leave_group
 from w2v_lightning.strategies.launcher import launched, obstacle_to_restarts
 from w2v_lightning.strategies.sagemaker_environment import devices_and_hosts
 from w2v_lightning.strategies.smddp import SMDDPStrategy
@@ -82,8 +83,12 @@ def main(args: list[str]) -> None:
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=TRAINER_DEFAULTS,
         )
+    except Preempted:  # so are the others
+        leave_group()
+        raise
     except MisconfigurationException as error:  # by which Lightning refuses options
         raise InputError(f"Lightning refuses these options: {one_line(str(error))}") from error
+    leave_group()
 
 
 def task_of(args: list[str]) -> str:

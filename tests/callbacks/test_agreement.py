@@ -95,12 +95,31 @@ def test_a_rank_that_is_gone_is_not_waited_for_long(monkeypatch):
     own.request()
     wait_for(lambda: left)
     assert "another process did not answer" in left[0]
-
-
-def test_a_closed_one_ends_its_thread():
-    own = Agreement(HashStore(), 0, 1, leave)
     own.close()
-    own._thread.join(LIMIT_S)
+
+
+class SlowStore(HashStore):
+    """Its answers take a while; `asked` has the keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def check(self, keys):
+        self.asked.append(keys)
+        time.sleep(0.3)
+        return super().check(keys)
+
+
+@pytest.mark.parametrize("is_wanted", [False, True])
+def test_a_closed_one_has_no_thread_any_more(is_wanted):
+    """Not even one that has just asked the store; or whose question nobody else will answer."""
+    store = SlowStore()
+    own = Agreement(store, 0, 2, leave)
+    if is_wanted:
+        own.request()
+    wait_for(lambda: store.asked)
+    own.close()
     assert not own._thread.is_alive()
 
 

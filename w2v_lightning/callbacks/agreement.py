@@ -35,6 +35,7 @@ from w2v_lightning.sigterm import START_AGAIN
 
 ASK_EVERY_S = 0.5
 ANSWER_WITHIN_S = 30.0  # threads answer within ASK_EVERY_S; one that does not is dead
+CLOSE_WITHIN_S = 10.0  # a store whose host has fallen silent may not answer for minutes
 NOTHING = -1  # to save: less than any number of gates
 
 
@@ -75,9 +76,11 @@ class Agreement:
         self._is_over = True
 
     def close(self) -> None:
+        """End the thread. One that is back from the store as Python shuts down would abort the process, in C++."""
         self._is_over = True
         self._is_wanted = False
         self._wake.set()
+        self._thread.join(CLOSE_WITHIN_S)
 
     def passes_gate(self) -> bool:
         """Pass the next gate, or find that this is where to stop. Waits only where somebody wants to stop."""
@@ -100,8 +103,8 @@ class Agreement:
         try:
             if self._is_somebody_stopping():
                 self._close_gates()
-                self._await_answers()
-                self._learn_last_gate()
+                if self._is_answered():
+                    self._learn_last_gate()
         except RuntimeError:  # the store's host has left, and with it the run
             self._is_known.set()
 
@@ -120,12 +123,14 @@ class Agreement:
             passed = self.passed if self.has_something_to_save else NOTHING
         self._store.set(self._keys[self._rank], str(passed))
 
-    def _await_answers(self) -> None:
+    def _is_answered(self) -> bool:
+        """Waits for the numbers of all ranks; False once the run is over here."""
         give_up_at = time.monotonic() + ANSWER_WITHIN_S
-        while not self._store.check(self._keys):
-            if time.monotonic() > give_up_at and not self._is_over:
+        while not self._is_over and not self._store.check(self._keys):
+            if time.monotonic() > give_up_at:
                 self._leave(f"SIGTERM, but another process did not answer within {ANSWER_WITHIN_S:g} s.")
             time.sleep(0.02)
+        return not self._is_over
 
     def _learn_last_gate(self) -> None:
         last_gate = max(int(self._store.get(key)) for key in self._keys)
