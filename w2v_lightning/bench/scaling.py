@@ -35,6 +35,7 @@ from w2v_lightning.hardware import device_name, versions
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.precision import choose_precision
 from w2v_lightning.strategies.ddp import PlannedDDPStrategy
+from w2v_lightning.strategies.group import leave_group
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def _measure_share(options: argparse.Namespace) -> None:
     share = {"audio_s": workload.audio_s, "pass_s": statistics.median(passes.seconds)}
     share["communication"] = throughput.communication
     (options.share_in / f"{rank:04}.json").write_text(json.dumps(share))
+    leave_group()
 
 
 def _workload(options: argparse.Namespace, spec: InputSpec, rank: int, world_size: int) -> Workload:
