@@ -74,15 +74,17 @@ def test_hosts_are_lost_and_another_joins(corpus, tmp_path):
     assert forked.ended(process, whole) == [0], forked.logs(whole)
     with ExitStack() as stack:
         hosts = Hosts(running.config(corpus, folder, NUM_STEPS), folder, stack)
-        hosts.hold(5)
+        hosts.hold(3)
         for _ in range(3):
             hosts.start()
+        hosts.wait_until_held(3, world_size=3)  # where one came late, all were preempted
+        hosts.hold(7)
         # Who is killed takes with it what came after the last checkpoint; who is preempted, nothing.
-        assert hosts.lose(-1, running.kill, held_at=5, world_size=3, hold_at=9) == 4
-        assert hosts.lose(0, running.kill, held_at=9, world_size=2, hold_at=13) == 8
-        hosts.wait_until_held(13, world_size=1)
+        assert hosts.lose(-1, running.kill, held_at=7, world_size=3, hold_at=11) == 6
+        assert hosts.lose(0, running.kill, held_at=11, world_size=2, hold_at=15) == 10
+        hosts.wait_until_held(15, world_size=1)
         hosts.start()
-        assert hosts.lose(0, subprocess.Popen.terminate, held_at=13, world_size=2, hold_at=NUM_STEPS) in (13, 14)
+        assert hosts.lose(0, subprocess.Popen.terminate, held_at=15, world_size=2, hold_at=NUM_STEPS) in (15, 16)
         assert [host.wait(running.LIMIT_S) for host in hosts.all] == [0], running.logs(folder)
     check_same_run(folder, whole)
 
