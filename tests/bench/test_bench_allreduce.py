@@ -15,7 +15,7 @@ from w2v_lightning.bench.allreduce import Exchange, gradient_buckets
 from w2v_lightning.bench.settings import CONFIGS
 from w2v_lightning.module import Wav2Vec2CTC
 
-LIMIT_S = 120
+LIMIT_S = 240
 
 
 def test_bandwidths_are_those_of_nccl_tests():
@@ -90,10 +90,9 @@ def allreduce(hosts, path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("namespaces")
 def test_bandwidth_between_hosts_follows_the_rate_of_their_link(tmp_path):
-    for mbit_per_s in (100, 300):
+    for mbit_per_s in (50, 200):
         with Hosts(2, mbit_per_s, delay_ms=0) as hosts:
             found = allreduce(hosts, tmp_path / f"{mbit_per_s}.json")["1 MiB"]
-        print(f"\n{mbit_per_s} Mbit/s: {found}")
         link_bytes_per_s = mbit_per_s * 1e6 / 8
         assert 0.6 * link_bytes_per_s < found["bus_bytes_per_s"] < 1.1 * link_bytes_per_s
 
@@ -102,11 +101,10 @@ def test_bandwidth_between_hosts_follows_the_rate_of_their_link(tmp_path):
 @pytest.mark.usefixtures("namespaces")
 def test_latency_between_hosts_follows_the_delay_of_their_link(tmp_path):
     latencies_ms = []
-    for delay_ms in (2, 6):
+    for delay_ms in (4, 12):
         with Hosts(2, 1000, delay_ms) as hosts:
             found = allreduce(hosts, tmp_path / f"{delay_ms}.json")["4 KiB"]
         latencies_ms.append(1000 * found["seconds"])
-    print(f"\n{latencies_ms} ms")
-    assert latencies_ms[0] > 2
+    assert latencies_ms[0] > 4
     # So many times the one-way delay as messages follow on each other, the same number each time.
-    assert (latencies_ms[1] - latencies_ms[0]) / 4 == pytest.approx(latencies_ms[0] / 2, rel=0.5)
+    assert (latencies_ms[1] - latencies_ms[0]) / 8 == pytest.approx(latencies_ms[0] / 4, rel=0.5)
