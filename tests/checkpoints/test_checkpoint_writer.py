@@ -86,6 +86,29 @@ def test_the_old_one_goes_after_the_new_one_has_come(disk, tmp_path):
     assert files.found_in(str(tmp_path)) == []
 
 
+def test_one_that_cannot_be_removed_is_named_and_keeps_no_other(tmp_path, monkeypatch, caplog):
+    remove = files.remove
+
+    def refuse_first(path):
+        if path.endswith("1.ckpt"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        remove(path)
+
+    def fail():
+        raise OSError("the store is busy")
+
+    monkeypatch.setattr(files, "remove", refuse_first)
+    writer = BackgroundCheckpointIO()
+    for step in (1, 2, 3):
+        writer.save_checkpoint(checkpoint(step), tmp_path / f"{step}.ckpt")
+    writer.remove_later(fail)
+    writer.remove_later(lambda: [str(tmp_path / "1.ckpt"), str(tmp_path / "2.ckpt")])
+    writer.teardown()
+    assert "all are kept: the store is busy" in caplog.text
+    assert f"Checkpoint {tmp_path}/1.ckpt could not be removed: " in caplog.text
+    assert files.found_in(str(tmp_path)) == [str(tmp_path / "1.ckpt"), str(tmp_path / "3.ckpt")]
+
+
 def test_loading_waits_for_what_is_being_written(disk, tmp_path):
     writer = BackgroundCheckpointIO(disk.save)
     writer.save_checkpoint(checkpoint(5), tmp_path / "a.ckpt")

@@ -68,9 +68,10 @@ class BackgroundCheckpointIO(CheckpointIO):
     def remove_later(self, choose: Callable[[], list[str]]) -> None:
         """Remove what `choose` returns once all that was asked for before is done: then it sees what is there."""
         if self._thread is None:  # after a run there is nothing left that a removal has to wait for
-            _remove(choose)
+            for path in choose():
+                files.remove(path)
         else:
-            self._thread.submit(self._remove_unless_failed, choose)
+            self._thread.submit(self._remove, choose)
 
     def drain(self) -> None:
         """Return when all that was asked for is done."""
@@ -97,18 +98,19 @@ class BackgroundCheckpointIO(CheckpointIO):
         finally:
             self._copies.release()
 
-    def _remove_unless_failed(self, choose: Callable[[], list[str]]) -> None:
+    def _remove(self, choose: Callable[[], list[str]]) -> None:
         if self.failure is not None:  # what was to take its place is not there
             return
         try:
-            _remove(choose)
+            paths = choose()
         except Exception as error:
-            log.warning("An older checkpoint could not be removed: %s", error)
-
-
-def _remove(choose: Callable[[], list[str]]) -> None:
-    for path in choose():
-        files.remove(path)
+            log.warning("Which checkpoints are to be removed could not be found out, and all are kept: %s", error)
+            return
+        for path in paths:
+            try:
+                files.remove(path)
+            except OSError as error:
+                log.warning("Checkpoint %s could not be removed: %s", path, error)
 
 
 def on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
