@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import forked
@@ -17,8 +19,16 @@ def fit(arguments, folder):
     try:
         return main(["fit", *arguments])
     finally:
-        threads = [thread.joinpath("comm").read_text() for thread in Path("/proc/self/task").iterdir()]
-        (folder / f"threads{os.environ['RANK']}").write_text("".join(threads))
+        time.sleep(1)  # what has ended is listed for a moment yet
+        (folder / f"threads{os.environ['RANK']}").write_text(" ".join(names_of_threads()))
+
+
+def names_of_threads():
+    names = []
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            names.append((thread / "comm").read_text().strip())
+    return names
 
 
 @pytest.mark.slow
