@@ -1,1 +1,1 @@
-"""SageMaker training jobs of w2v_lightning: submit, watch, resume, count the cost. `python -m launch --help`."""
+"""Shim over `w2v_lightning.sagemaker`: `python -m launch`, the container's entry point, the IAM policies."""

@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 
-from w2v_lightning import sigterm
+from w2v_lightning.runtime import signals
 
 # Before anything imports a Hugging Face library: no test may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,7 +28,7 @@ def same_environment():
 def same_sigterm():
     """A command that ends in an exception still listens, as its process is about to end; the tests' process is not."""
     yield
-    sigterm.watch.stop()
+    signals.watch.stop()
 
 
 @pytest.fixture(autouse=True)

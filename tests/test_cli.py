@@ -15,7 +15,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 from w2v_lightning import Wav2Vec2CTC, cli
 from w2v_lightning.__main__ import COMMANDS, main
 from w2v_lightning.model import wav2vec2
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = [path for path in sorted(FOLDER.glob("*.yaml")) if not path.stem.startswith("study_")]

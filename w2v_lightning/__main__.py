@@ -5,19 +5,32 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from w2v_lightning import __version__, sigterm
+from w2v_lightning import __version__
 from w2v_lightning.errors import InputError
+from w2v_lightning.runtime import signals
 
 # Each command names the module whose main(args) runs it; nothing heavy is imported before a command is known.
+SAGEMAKER = "w2v_lightning.sagemaker.command"
+CLI = "w2v_lightning.cli"
 COMMANDS = {
-    "fit": ("w2v_lightning.cli", "train a model, and score it as it learns"),
-    "validate": ("w2v_lightning.cli", "score a model on the validation splits"),
-    "test": ("w2v_lightning.cli", "score a model on the test splits"),
-    "predict": ("w2v_lightning.cli", "transcribe the test splits to a file"),
+    "fit": (CLI, "train a model, and score it as it learns"),
+    "validate": (CLI, "score a model on the validation splits"),
+    "test": (CLI, "score a model on the test splits"),
+    "predict": (CLI, "transcribe the test splits to a file"),
     "prepare": ("w2v_lightning.prepare.command", "make a manifest, and shards, of a corpus in any of several forms"),
     "check": ("w2v_lightning.check.command", "find what would hurt training in a manifest"),
     "bench": ("w2v_lightning.bench.command", "measure the loader, training or transcription on this machine"),
-    "transcribe": ("w2v_lightning.transcribe", "transcribe audio files"),
+    "transcribe": ("w2v_lightning.inference.command", "transcribe audio files"),
+    "submit": (SAGEMAKER, "start a run as a SageMaker training job"),
+    "resubmit": (SAGEMAKER, "resume a run in a new SageMaker job, perhaps on other instances"),
+    "status": (SAGEMAKER, "show the state of a job, and what to do next"),
+    "logs": (SAGEMAKER, "print what a job has logged"),
+    "stop": (SAGEMAKER, "stop a job; its checkpoint is kept"),
+    "list": (SAGEMAKER, "list the jobs submitted by this package"),
+    "download": (SAGEMAKER, "fetch a job's model, logs and scores"),
+    "cost": (SAGEMAKER, "show the time and cost of jobs"),
+    "plan": (SAGEMAKER, "recommend instances, their number, and on-demand or spot"),
+    "study": (SAGEMAKER, "measure hardware in a matrix of runs, and report on them"),
 }
 USAGE = "\n".join(
     [
@@ -45,15 +58,15 @@ def main(args: list[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         return _fail(f"there is no command {args[0]!r}{_nearest_command(args[0])}")
     module, _ = COMMANDS[args[0]]
-    sigterm.give_handlers_a_stack()
+    signals.give_handlers_a_stack()
     try:
         if args[0] == "fit":
-            sigterm.watch.start()
+            signals.watch.start()
         _check_torch_pair()
-        status = import_module(module).main(args if module == "w2v_lightning.cli" else args[1:])
+        status = import_module(module).main(args if module in (CLI, SAGEMAKER) else args[1:])
     except InputError as error:
         return _fail(error.line)
-    sigterm.watch.stop()  # not after an exception: until the process has ended, SIGTERM means what it meant
+    signals.watch.stop()  # not after an exception: until the process has ended, SIGTERM means what it meant
     return status or 0
 
 

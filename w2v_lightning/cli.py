@@ -24,32 +24,32 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 import w2v_lightning.strategies.fsdp2  # noqa: F401  which makes trainer.strategy=fsdp2 known
-from w2v_lightning import recovery
 from w2v_lightning.callbacks.averaging import AverageBest
 from w2v_lightning.callbacks.diagnosis import Diagnosis
 from w2v_lightning.callbacks.export import ExportBest
-from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.callbacks.predictions import PredictionWriter
 from w2v_lightning.callbacks.preemption import Preempted, Preemption, preemptible
-from w2v_lightning.callbacks.profile import Profile
 from w2v_lightning.callbacks.progress import RunProgress
 from w2v_lightning.callbacks.summary import RunSummary
-from w2v_lightning.callbacks.throughput import Throughput
-from w2v_lightning.checkpoints import command
+from w2v_lightning.checkpoints import options as command
 from w2v_lightning.checkpoints.best import BestCheckpoint
 from w2v_lightning.checkpoints.recent import drain
 from w2v_lightning.checkpoints.writer import BackgroundCheckpointIO
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.errors import InputError, did_you_mean
 from w2v_lightning.module import Wav2Vec2CTC
-from w2v_lightning.monitors import check_monitors
-from w2v_lightning.precision import check_precision, choose_precision
 from w2v_lightning.pretraining import Wav2Vec2Pretraining
+from w2v_lightning.runtime.precision import check_precision, choose_precision
 from w2v_lightning.strategies.group import leave_group
 from w2v_lightning.strategies.launcher import launched, obstacle_to_restarts
 from w2v_lightning.strategies.sagemaker_environment import devices_and_hosts
 from w2v_lightning.strategies.smddp import SMDDPStrategy
-from w2v_lightning.text import BUILT_VOCABULARIES, Vocabulary
+from w2v_lightning.telemetry.profile import Profile
+from w2v_lightning.telemetry.throughput import Throughput
+from w2v_lightning.text.vocabulary import BUILT_VOCABULARIES, Vocabulary
+from w2v_lightning.training import out_of_memory
+from w2v_lightning.training.monitors import check_monitors
+from w2v_lightning.training.run_folder import output_folder
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class CLI(LightningCLI):
             if not is_left:
                 return
         with preemptible(self.trainer):
-            recovery.fit(self.trainer, model, datamodule, **options)
+            out_of_memory.fit(self.trainer, model, datamodule, **options)
         drain(self.trainer)
 
     def before_validate(self) -> None:

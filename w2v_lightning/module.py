@@ -16,7 +16,7 @@ from transformers import Wav2Vec2ForCTC
 from w2v_lightning.data.batch import Batch, InputSpec
 from w2v_lightning.data.masking import warn_of_start_probability
 from w2v_lightning.errors import InputError
-from w2v_lightning.evaluation.report import Pair
+from w2v_lightning.evaluation.error_report import Pair
 from w2v_lightning.evaluation.wer import ErrorCounts, error_rates
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.ctc import ctc_loss
@@ -24,8 +24,8 @@ from w2v_lightning.model.encoder import with_zero_gradients
 from w2v_lightning.model.lora import Lora, add_lora, merged
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.optim import Decay, num_updates_of, tri_stage
-from w2v_lightning.planned import PlannedModule
-from w2v_lightning.text import BUILT_VOCABULARIES, Vocabulary
+from w2v_lightning.text.vocabulary import BUILT_VOCABULARIES, Vocabulary
+from w2v_lightning.training.base_module import PlannedModule
 
 log = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ def _vocabulary(given: Vocabulary | Mapping[str, Any] | str | None) -> Vocabular
     if given in BUILT_VOCABULARIES:
         raise InputError(
             f"model.vocabulary={given} is for the command line, which has the training transcripts; in a script give"
-            " w2v_lightning.text.Vocabulary.build(texts)."
+            " w2v_lightning.text.vocabulary.Vocabulary.build(texts)."
         )
     return Vocabulary.load(given)
 

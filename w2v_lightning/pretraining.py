@@ -20,8 +20,8 @@ from w2v_lightning.model import pretraining, wav2vec2
 from w2v_lightning.model.sharding import total_norm
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.optim import num_updates_of, polynomial_decay
-from w2v_lightning.planned import PlannedModule
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
+from w2v_lightning.training.base_module import PlannedModule
 
 log = logging.getLogger(__name__)
 

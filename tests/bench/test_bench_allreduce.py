@@ -8,12 +8,12 @@ import sys
 import forked
 import pytest
 
-from launch.study.emulation import Hosts
-from launch.study.emulation.hosts import TUN
 from w2v_lightning.__main__ import main
 from w2v_lightning.bench.allreduce import Exchange, gradient_buckets
 from w2v_lightning.bench.settings import CONFIGS
 from w2v_lightning.module import Wav2Vec2CTC
+from w2v_lightning.study.emulation import Hosts
+from w2v_lightning.study.emulation.hosts import TUN
 
 LIMIT_S = 240
 

@@ -8,8 +8,8 @@ from test_bench_workload import manifest
 from tiny import TINY_CONFIG
 
 from w2v_lightning.__main__ import main
-from w2v_lightning.bench import agreement, side, step
-from w2v_lightning.bench.agreement import NOTHING_RANDOM
+from w2v_lightning.bench import parity, side, step
+from w2v_lightning.bench.parity import NOTHING_RANDOM
 from w2v_lightning.bench.settings import speed_without
 from w2v_lightning.bench.side import Memory, Side
 from w2v_lightning.bench.stepper import Machine, our_stepper
@@ -153,7 +153,7 @@ def test_losses_that_differ_are_said_to(bench, monkeypatch):
         model.lm_head.weight.data.mul_(2.0)
         return model
 
-    monkeypatch.setattr(agreement, "stock_model", other)
+    monkeypatch.setattr(parity, "stock_model", other)
     ran = bench("--repetitions", "1", "--steps", "1")
     assert not ran.found["agreement"]["holds"]
     assert "they do NOT agree" in ran.out

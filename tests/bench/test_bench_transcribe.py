@@ -8,12 +8,12 @@ from tiny import TINY_CONFIG
 
 from w2v_lightning.__main__ import main
 from w2v_lightning.bench import pipeline, transcribe
-from w2v_lightning.bench.hearing import agreements, plain
 from w2v_lightning.bench.pipeline import Pipelines, Variant, usable_feeds, variants
+from w2v_lightning.bench.transcript_parity import agreements, plain
 from w2v_lightning.data.manifest import Manifest
+from w2v_lightning.inference.inputs import recordings
 from w2v_lightning.model import wav2vec2
-from w2v_lightning.recordings import recordings
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.callbacks.export import ExportBest
 from w2v_lightning.callbacks.progress import RunProgress, metrics_line
 from w2v_lightning.callbacks.summary import RunSummary, evenly_spread
-from w2v_lightning.callbacks.throughput import Throughput
-from w2v_lightning.evaluation.report import Pair
+from w2v_lightning.evaluation.error_report import Pair
+from w2v_lightning.telemetry.throughput import Throughput
 
 
 class Scripted(Callback):

@@ -16,7 +16,7 @@ from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.callbacks.diagnosis import Diagnosis, has_letters, infeasible_ids, plateau_updates
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 NO_MASKS = dict.fromkeys(("mask_time_prob", "mask_channel_prob", "layerdrop", "activation_dropout"), 0.0)
 HARMLESS = {"learning_rate": 1e-9}  # what is broken on purpose is not repaired by learning

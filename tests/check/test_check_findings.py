@@ -17,7 +17,7 @@ from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.librispeech import load_split
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 HURTS, PASSES = 1, 0
 

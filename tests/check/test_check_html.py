@@ -9,8 +9,9 @@ from corpus import spell
 from html_page import Page
 
 from w2v_lightning.__main__ import main
-from w2v_lightning.check import charts, html
+from w2v_lightning.check import html
 from w2v_lightning.data.librispeech import load_split
+from w2v_lightning.reporting import bar_charts as charts
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -12,10 +12,11 @@ import torch
 import yaml
 from tiny import TINY_CONFIG, write_corpus
 
-from w2v_lightning import Wav2Vec2CTC, sigterm
+from w2v_lightning import Wav2Vec2CTC
 from w2v_lightning.__main__ import main
 from w2v_lightning.callbacks.preemption import Preemption
 from w2v_lightning.checkpoints import files, history
+from w2v_lightning.runtime import signals
 
 STEPS = 6
 
@@ -260,9 +261,9 @@ def test_what_is_said_after_sigterm_is_true(config, whole, tmp_path, asked, said
     with monkeypatch.context() as patch:
         sigterm_at(first + 1, patch)
         try:
-            assert fit(*command, "--trainer.max_steps", 8) == sigterm.PREEMPTED
+            assert fit(*command, "--trainer.max_steps", 8) == signals.PREEMPTED
         finally:
-            sigterm.watch.stop()
+            signals.watch.stop()
     assert f"{said} (exit status 75)." in caplog.messages
     assert fit(*command, "--trainer.max_steps", first + 3) == 0
     assert first_steps(tmp_path / "run")[-1] == (first + 2 if goes_on_at else 0)

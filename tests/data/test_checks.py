@@ -8,7 +8,7 @@ from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.checks import check_trainer, usable
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 GOOD = ("HELLO THERE", 2.0)
 

@@ -14,7 +14,7 @@ from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.data.demo import CORPUS_VERSION
 from w2v_lightning.data.librispeech import load_split
 from w2v_lightning.errors import InputError
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 NUM_TRAIN, NUM_DEV = 40, 9
 

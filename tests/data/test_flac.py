@@ -5,8 +5,8 @@ import pytest
 import soundfile
 from corpus import SAMPLE_RATE, spell
 
-from w2v_lightning.data.audio import as_float, decode
 from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.decode import as_float, decode
 from w2v_lightning.data.flac import StreamInfo, decode_16_bit, stream_info
 from w2v_lightning.errors import InputError
 

@@ -7,8 +7,8 @@ import pytest
 import soundfile
 from corpus import LETTER_S, SAMPLE_RATE, random_texts, spell, write_split
 
-from w2v_lightning.data.audio import read_audio
 from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.decode import read_audio
 from w2v_lightning.data.librispeech import load_split
 from w2v_lightning.errors import InputError
 

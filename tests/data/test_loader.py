@@ -12,7 +12,7 @@ from w2v_lightning.data.librispeech import load_split
 from w2v_lightning.data.loader import SETTLE_S, TimedLoader, UtteranceDataset, train_loader
 from w2v_lightning.data.samplers import Slot, TrainSampler
 from w2v_lightning.errors import InputError
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 MASKED = InputSpec(spec_augment=SpecAugment(time_prob=0.65, channel_prob=0.5))
 TEXTS = ["BAD CAB FACE", "A BED", "FADED CAFE FACADE"]

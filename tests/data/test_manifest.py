@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.manifest import Manifest, atomic_text_file, cache_root
+from w2v_lightning.data.manifest import Manifest, cache_root
 from w2v_lightning.errors import InputError
+from w2v_lightning.runtime.files import atomic_text_file
 
 GOOD = {"id": "a", "audio_filepath": "a.flac", "duration": 1.5, "text": "ONE", "speaker": "7"}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import TINY_CONFIG
 
-from w2v_lightning import hardware
 from w2v_lightning.__main__ import main
+from w2v_lightning.runtime import hardware
 
 pytestmark = pytest.mark.gpu
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from w2v_lightning.hardware import installed_version
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.ctc import ctc_loss
 from w2v_lightning.model.positional import positional
 from w2v_lightning.model.speed import FLASH4, Speed
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.runtime.hardware import installed_version
+from w2v_lightning.text.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.gpu
 

@@ -14,10 +14,10 @@ from tiny import TINY_CONFIG
 
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.callbacks.diagnosis import Diagnosis
-from w2v_lightning.callbacks.gpu import GpuSampler
 from w2v_lightning.callbacks.preemption import Preemption
-from w2v_lightning.callbacks.profile import Profile
-from w2v_lightning.callbacks.throughput import Throughput
+from w2v_lightning.telemetry.gpu import GpuSampler
+from w2v_lightning.telemetry.profile import Profile
+from w2v_lightning.telemetry.throughput import Throughput
 
 pytestmark = pytest.mark.gpu
 

@@ -10,8 +10,9 @@ from corpus import random_texts, write_split
 from lightning.pytorch import Callback, Trainer
 from tiny import TINY_CONFIG
 
-from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC, recovery
+from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.model.speed import Speed
+from w2v_lightning.training import out_of_memory
 
 pytestmark = pytest.mark.gpu
 
@@ -55,7 +56,7 @@ def train(corpus, folder, device_seconds, *, config=SMALL_CONFIG, callbacks=(), 
     settings = dict.fromkeys(quiet, False) | {"accelerator": "gpu", "devices": 1, "max_epochs": 2}
     settings |= {"limit_val_batches": 0, "log_every_n_steps": 1, "default_root_dir": folder}
     trainer = Trainer(**settings | options, callbacks=list(callbacks))
-    recovery.fit(trainer, module, data)
+    out_of_memory.fit(trainer, module, data)
     return trainer, data
 
 

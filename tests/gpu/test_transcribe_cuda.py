@@ -10,10 +10,10 @@ from rapidfuzz.distance import Levenshtein
 from tiny import TINY_CONFIG
 
 from w2v_lightning.__main__ import main
+from w2v_lightning.inference.inputs import recordings
+from w2v_lightning.inference.transcriber import Recogniser, in_order
 from w2v_lightning.model import wav2vec2
-from w2v_lightning.recogniser import Recogniser, in_order
-from w2v_lightning.recordings import recordings
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.gpu
 

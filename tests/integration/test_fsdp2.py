@@ -14,8 +14,8 @@ import yaml
 from corpus import random_texts, write_split
 from safetensors.torch import load_file
 
-from w2v_lightning import sigterm
 from w2v_lightning.__main__ import main
+from w2v_lightning.runtime import signals
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 14
@@ -64,7 +64,7 @@ def test_preempted_on_two_then_on_one_then_on_three_processes(corpus, tmp_path):
         processes = fit(config, folder, devices, strategy, "--model.gradient_checkpointing=true")
         running.wait_until(lambda line, at=hold_at: (line["what"], line["step"]) == ("held", at), folder, processes)
         os.kill(processes[0].pid, signal.SIGTERM)
-        assert forked.ended(processes, folder) == [sigterm.PREEMPTED] * devices, forked.logs(folder)
+        assert forked.ended(processes, folder) == [signals.PREEMPTED] * devices, forked.logs(folder)
     (folder / "seen" / "hold").unlink()
     fit_to_the_end(config, folder, 3, "fsdp2")
 

@@ -16,8 +16,8 @@ from corpus import random_texts, write_split
 from test_preemption import check_same_end
 from tiny import TINY_CONFIG
 
-from w2v_lightning import sigterm
 from w2v_lightning.checkpoints import files
+from w2v_lightning.runtime import signals
 
 pytestmark = pytest.mark.slow
 OPTIONS = {"max_steps": 60, "every": "2 steps"}
@@ -79,10 +79,10 @@ def kill(random_, processes, folder):
     os.kill(processes[rank].pid, number)
     processes[rank].join(preempted.LIMIT_S)
     said = forked.logs(folder, rank).strip().rpartition("\n")[2]
-    if processes[rank].exitcode != sigterm.PREEMPTED or "SIGTERM before training" in said:
+    if processes[rank].exitcode != signals.PREEMPTED or "SIGTERM before training" in said:
         for process in processes:  # as a launcher does: nobody could tell the others
             process.kill()
-    elif forked.ended(processes, folder) != [sigterm.PREEMPTED] * len(processes):
+    elif forked.ended(processes, folder) != [signals.PREEMPTED] * len(processes):
         pytest.fail(forked.logs(folder))
     forked.ended(processes, folder)
 
@@ -95,7 +95,7 @@ def test_on_four_processes_then_on_one_then_on_two(root, tmp_path):
         processes = preempted.start(root, folder, place, ranks, options=options)
         preempted.wait_until_here(folder, processes)
         os.kill(processes[-1].pid, signal.SIGTERM)
-        assert forked.ended(processes, folder) == [sigterm.PREEMPTED] * ranks, forked.logs(folder)
+        assert forked.ended(processes, folder) == [signals.PREEMPTED] * ranks, forked.logs(folder)
     assert forked.ended(preempted.start(root, folder, ranks=2, options=options), folder) == [0, 0]
     found, expected = preempted.losses(folder), preempted.losses(whole)
     assert len(expected) == 15
@@ -104,8 +104,8 @@ def test_on_four_processes_then_on_one_then_on_two(root, tmp_path):
 
 LAUNCHERS = {  # how several processes are started, and the status of the one that starts them
     "torchrun": (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"], [], 1),
-    "Lightning": ([], ["--trainer.devices=2"], sigterm.PREEMPTED),
-    "fork": ([], ["--trainer.devices=2", "--trainer.strategy=ddp_fork"], sigterm.PREEMPTED),
+    "Lightning": ([], ["--trainer.devices=2"], signals.PREEMPTED),
+    "fork": ([], ["--trainer.devices=2", "--trainer.strategy=ddp_fork"], signals.PREEMPTED),
 }
 
 

@@ -16,9 +16,9 @@ import torch
 from corpus import random_texts, write_split
 from lightning.pytorch import Trainer
 
-from w2v_lightning import sigterm
 from w2v_lightning.callbacks.preemption import Preemption
 from w2v_lightning.checkpoints import files
+from w2v_lightning.runtime import signals
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +87,11 @@ def check_preempted(root, whole, place, folder, ranks=1, hit=0):
     preempted.wait_until_here(folder, processes)
     began = time.monotonic()
     os.kill(processes[hit].pid, signal.SIGTERM)
-    assert forked.ended(processes, folder) == [sigterm.PREEMPTED] * ranks, forked.logs(folder)
+    assert forked.ended(processes, folder) == [signals.PREEMPTED] * ranks, forked.logs(folder)
     assert time.monotonic() - began < 30
     log = (folder / "rank0.log").read_text()
     found = re.search(r"Preempted at step (\d+)\. Saved.*?: (.+)", log)
-    assert f"{sigterm.GO_ON_FROM_THERE if found else sigterm.START_AGAIN} (exit status 75)." in log
+    assert f"{signals.GO_ON_FROM_THERE if found else signals.START_AGAIN} (exit status 75)." in log
     step = int(found[1]) if found else 0
     ahead = ranks - 1 if PLACES[place] else 0
     assert step in (PLACES[place], PLACES[place] + ahead)
@@ -110,9 +110,9 @@ def test_a_second_signal_leaves_at_once_with_what_is_complete(root, whole, ranks
     preempted.wait_until_here(tmp_path, processes)
     for _ in range(2):
         os.kill(processes[0].pid, signal.SIGTERM)
-        time.sleep(1.5 * sigterm.SAME_SIGNAL_S)  # one that comes sooner is the same, on another way
+        time.sleep(1.5 * signals.SAME_SIGNAL_S)  # one that comes sooner is the same, on another way
     assert not processes[0].is_alive()
-    assert processes[0].exitcode == sigterm.PREEMPTED
+    assert processes[0].exitcode == signals.PREEMPTED
     for process in processes:
         process.kill()
     assert checkpoints(tmp_path) == ["step-00000003.ckpt"]
@@ -131,7 +131,7 @@ def test_a_signal_to_all_processes_of_both_groups(root, whole, tmp_path):
         assert children
         for pid in (process.pid, *map(int, children), process.pid):
             os.kill(pid, signal.SIGTERM)
-    assert forked.ended(processes, tmp_path) == [sigterm.PREEMPTED] * 2, forked.logs(tmp_path)
+    assert forked.ended(processes, tmp_path) == [signals.PREEMPTED] * 2, forked.logs(tmp_path)
     processes = preempted.start(root, tmp_path, ranks=2)
     assert forked.ended(processes, tmp_path) == [0, 0]
     check_same_end(tmp_path, whole(2))
@@ -143,7 +143,7 @@ def test_a_loader_worker_that_is_killed_as_well_does_not_keep_from_saving(root, 
     )
     preempted.wait_until_here(tmp_path, processes)
     processes[0].terminate()
-    assert forked.ended(processes, tmp_path) == [sigterm.PREEMPTED], forked.logs(tmp_path)
+    assert forked.ended(processes, tmp_path) == [signals.PREEMPTED], forked.logs(tmp_path)
     assert "KILLED" in forked.logs(tmp_path)
     assert checkpoints(tmp_path) == ["step-00000002.ckpt"]
     processes = preempted.start(root, tmp_path)
@@ -156,7 +156,7 @@ def test_a_signal_as_a_run_goes_on_from_where_memory_ran_out(root, place, tmp_pa
     """What it goes on from is in no checkpoint of the run yet."""
     runs_out = preempted.RunsOutOfMemory(4, signal_at=place)
     processes = preempted.start(root, tmp_path, options={"callbacks": [runs_out], "device_seconds": 9})
-    assert forked.ended(processes, tmp_path) == [sigterm.PREEMPTED], forked.logs(tmp_path)
+    assert forked.ended(processes, tmp_path) == [signals.PREEMPTED], forked.logs(tmp_path)
     assert "Preempted at step 4. Saved" in forked.logs(tmp_path)
     assert checkpoints(tmp_path) == ["step-00000003.ckpt", "step-00000004.ckpt"]
     assert [path.name for path in tmp_path.glob("*.ckpt")] == []

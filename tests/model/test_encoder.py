@@ -9,7 +9,7 @@ from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.encoder import contextualise
 from w2v_lightning.model.features import masked_group_norm
 from w2v_lightning.model.speed import Speed
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 NUM_SAMPLES = (16_000, 9_000, 4_321, 400)
 # The two published architectures with two of their layers: the rest are the same once more.

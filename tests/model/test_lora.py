@@ -14,7 +14,7 @@ from w2v_lightning.__main__ import main
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.lora import ATTENTION_PROJECTIONS, Lora, merged
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 
 @pytest.fixture

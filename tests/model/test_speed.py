@@ -14,7 +14,7 @@ from w2v_lightning.model.features import convolution, moments, normalised_weight
 from w2v_lightning.model.layers import Packing
 from w2v_lightning.model.positional import correlation, fastest_way, fft_length
 from w2v_lightning.model.speed import FLASH4, FLASH4_FRAMES, Speed, _obstacle_to_flash4
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 STOCK = Speed("transformers", "convolution", "padded", "transformers", "torch", False, False)
 NO_DROPOUT = dict.fromkeys(

@@ -10,7 +10,7 @@ from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2Config, Wav2Vec
 
 from w2v_lightning.errors import InputError
 from w2v_lightning.model import wav2vec2
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 NO_DROPOUT = dict.fromkeys(
     ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout", "layerdrop"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from w2v_lightning.data.audio import as_float, decode
+from w2v_lightning.data.decode import as_float, decode
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.prepare.command import main
 

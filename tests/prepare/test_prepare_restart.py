@@ -10,7 +10,7 @@ from corpus import random_texts, write_split
 from filelock import FileLock
 
 from w2v_lightning.errors import InputError
-from w2v_lightning.prepare import audio, command, parts
+from w2v_lightning.prepare import command, convert, parts
 from w2v_lightning.prepare.command import main
 from w2v_lightning.prepare.shards import Shard
 
@@ -108,7 +108,7 @@ def test_what_is_done_is_not_looked_at_again(corpus, prepare, monkeypatch):
             prepare(corpus, *OPTIONS)
     done = prepare_done_ids(corpus.parent / "out")
     looked_at = []
-    original = audio.prepare_audio
+    original = convert.prepare_audio
     monkeypatch.setattr(
         "w2v_lightning.prepare.pipeline.prepare_audio",
         lambda ref, options: looked_at.append(Path(ref.url).stem) or original(ref, options),

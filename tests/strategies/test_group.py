@@ -11,8 +11,8 @@ import pytest
 import running
 from corpus import random_texts, write_split
 
-from w2v_lightning import sigterm
 from w2v_lightning.__main__ import main
+from w2v_lightning.runtime import signals
 
 
 def fit(arguments, folder):
@@ -45,6 +45,6 @@ def test_no_thread_of_gloo_is_left(tmp_path, is_preempted):
     if is_preempted:
         running.wait_until(lambda line: line["what"] == "held", folder, processes)
         os.kill(processes[1].pid, signal.SIGTERM)
-    assert forked.ended(processes, folder) == [sigterm.PREEMPTED * is_preempted] * 2, forked.logs(folder)
+    assert forked.ended(processes, folder) == [signals.PREEMPTED * is_preempted] * 2, forked.logs(folder)
     for rank in range(2):
         assert "gloo" not in (folder / f"threads{rank}").read_text()

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from w2v_lightning.bench.settings import CONFIGS
-from w2v_lightning.callbacks.all_reduce import LEAST_BYTES, bucket_bytes, exchange_s
-from w2v_lightning.data.manifest import atomic_text_file
 from w2v_lightning.errors import InputError
-from w2v_lightning.hardware import device_name, versions
 from w2v_lightning.module import Wav2Vec2CTC
+from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.runtime.hardware import device_name, versions
+from w2v_lightning.telemetry.all_reduce import LEAST_BYTES, bucket_bytes, exchange_s
 
 
 @dataclass(frozen=True)

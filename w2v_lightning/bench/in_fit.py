@@ -20,9 +20,9 @@ from w2v_lightning.bench.workload import Workload
 from w2v_lightning.callbacks.diagnosis import Diagnosis
 from w2v_lightning.callbacks.preemption import Preemption
 from w2v_lightning.callbacks.progress import RunProgress
-from w2v_lightning.callbacks.throughput import Throughput
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.module import Wav2Vec2CTC
+from w2v_lightning.telemetry.throughput import Throughput
 
 WARM_UP_PASSES = 2
 LOG_EVERY_N_STEPS = 10  # as the command line has it

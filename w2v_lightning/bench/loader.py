@@ -24,10 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from w2v_lightning.data.batch import SAMPLE_RATE, Batch, InputSpec, SpecAugment, pad
 from w2v_lightning.data.loader import UtteranceDataset, batch_loader
-from w2v_lightning.data.manifest import Manifest, atomic_text_file
+from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import TrainSampler
 from w2v_lightning.errors import InputError
+from w2v_lightning.runtime.files import atomic_text_file
 
 BASE_100H = SpecAugment(time_prob=0.65, channel_prob=0.5)  # masks are drawn in the workers, and cost them time
 PLAIN_BATCH = 16

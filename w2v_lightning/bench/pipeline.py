@@ -19,9 +19,9 @@ import torch
 import transformers
 from torch.utils.data import DataLoader, Dataset
 
-from w2v_lightning.data.audio import resample
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.batch import SAMPLE_RATE
+from w2v_lightning.data.decode import resample
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote

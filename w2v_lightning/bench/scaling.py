@@ -27,15 +27,15 @@ from w2v_lightning.bench.settings import PRECISIONS, weights_and_config
 from w2v_lightning.bench.side import Memory, Passes
 from w2v_lightning.bench.stepper import Machine
 from w2v_lightning.bench.workload import Workload, like_librispeech, workloads
-from w2v_lightning.callbacks.profile import Profile
 from w2v_lightning.data.batch import InputSpec
-from w2v_lightning.data.manifest import atomic_text_file
 from w2v_lightning.errors import InputError
-from w2v_lightning.hardware import device_name, versions
 from w2v_lightning.module import Wav2Vec2CTC
-from w2v_lightning.precision import choose_precision
+from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.runtime.hardware import device_name, versions
+from w2v_lightning.runtime.precision import choose_precision
 from w2v_lightning.strategies.ddp import PlannedDDPStrategy
 from w2v_lightning.strategies.group import leave_group
+from w2v_lightning.telemetry.profile import Profile
 
 
 @dataclass(frozen=True)

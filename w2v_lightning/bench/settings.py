@@ -13,7 +13,7 @@ from w2v_lightning.bench.stepper import Machine
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.speed import Speed, ways_of
 from w2v_lightning.module import Wav2Vec2CTC
-from w2v_lightning.precision import choose_precision
+from w2v_lightning.runtime.precision import choose_precision
 
 LARGE = {  # wav2vec2-large-lv60, 315 M parameters
     "hidden_size": 1024,

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from w2v_lightning.bench import in_fit, step_report
-from w2v_lightning.bench.agreement import agreement
+from w2v_lightning.bench.parity import agreement
 from w2v_lightning.bench.settings import STOCK, Settings, add_options, settings_of, speed_without
 from w2v_lightning.bench.side import Memory, Passes, Side
 from w2v_lightning.bench.step_report import Result
@@ -25,8 +25,8 @@ from w2v_lightning.bench.stepper import Stepper, our_stepper
 from w2v_lightning.bench.stock import stock_stepper
 from w2v_lightning.bench.workload import Workload, like_librispeech, workloads
 from w2v_lightning.data.manifest import Manifest
-from w2v_lightning.hardware import matrix_flops_per_s
 from w2v_lightning.module import Wav2Vec2CTC
+from w2v_lightning.runtime.hardware import matrix_flops_per_s
 
 AGREEMENT_SECONDS = 100.0  # of audio in the batch whose loss is compared: stock in float32 must hold it
 MAIN = "main"

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Wav2Vec2Config
 
-from w2v_lightning.bench.agreement import Agreement
+from w2v_lightning.bench.parity import Agreement
 from w2v_lightning.bench.settings import Settings
 from w2v_lightning.bench.side import Passes
-from w2v_lightning.data.manifest import atomic_text_file
-from w2v_lightning.hardware import device_name, versions
 from w2v_lightning.model.flops import training_flops
+from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.runtime.hardware import device_name, versions
 
 MFU = (
     "MFU = FLOPs of forward and backward of the audio (model/flops.py: multiply-add = 2, feature encoder forward only,"

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.module import Wav2Vec2CTC
-from w2v_lightning.precision import autocast, products_dtype
+from w2v_lightning.runtime.precision import autocast, products_dtype
 
 CLIP_NORM = 5.0
 NUM_UPDATES = 1_000_000  # of the schedule: timing ends long before, in its warm-up

@@ -20,18 +20,18 @@ import transformers
 from rich.console import Console
 
 from w2v_lightning.bench import transcribe_report
-from w2v_lightning.bench.hearing import Agreement, agreements, stages
 from w2v_lightning.bench.pipeline import DTYPES, FEEDS, Pipelines, Variant, usable_feeds, variants
 from w2v_lightning.bench.settings import CONFIGS
 from w2v_lightning.bench.transcribe_report import OURS, Pass, Result
+from w2v_lightning.bench.transcript_parity import Agreement, agreements, stages
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError
+from w2v_lightning.inference.inputs import recordings
+from w2v_lightning.inference.transcriber import Recogniser, default_workers, in_order
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.speed import Speed
-from w2v_lightning.precision import DTYPES as PRECISIONS
-from w2v_lightning.recogniser import Recogniser, default_workers, in_order
-from w2v_lightning.recordings import recordings
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.runtime.precision import DTYPES as PRECISIONS
+from w2v_lightning.text.vocabulary import Vocabulary
 
 Way = Callable[[Manifest], Iterable[tuple[int, str]]]  # (position, text) of each utterance
 

@@ -13,10 +13,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from w2v_lightning.bench.hearing import Agreement
 from w2v_lightning.bench.pipeline import Variant
-from w2v_lightning.data.manifest import atomic_text_file
-from w2v_lightning.hardware import device_name, versions
+from w2v_lightning.bench.transcript_parity import Agreement
+from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.runtime.hardware import device_name, versions
 
 OURS = "w2v_lightning"
 SHOWN_VARIANTS = 8

@@ -1,1 +1,1 @@
-"""What watches a run from outside: progress, throughput, export, summary, predictions."""
+"""Callbacks: preemption, progress, diagnosis, weight averages, export, summary, predictions."""

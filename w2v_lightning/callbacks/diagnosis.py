@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError, listed
 from w2v_lightning.model.sharding import is_finite, total_norm
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed.fsdp import FSDPModule
 
-from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.checkpoints import files
 from w2v_lightning.checkpoints.best import best_checkpoint
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.sharding import is_finite
 from w2v_lightning.strategies.fsdp2 import whole_module
+from w2v_lightning.training.run_folder import output_folder
 
 log = logging.getLogger(__name__)
 

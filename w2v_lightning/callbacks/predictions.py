@@ -5,8 +5,8 @@ import json
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from w2v_lightning.callbacks.outputs import output_folder
-from w2v_lightning.evaluation.report import Pair
+from w2v_lightning.evaluation.error_report import Pair
+from w2v_lightning.training.run_folder import output_folder
 
 
 class PredictionWriter(BasePredictionWriter):

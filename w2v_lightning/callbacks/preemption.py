@@ -19,11 +19,11 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 from lightning.pytorch.trainer.call import _interrupt
 from torch.multiprocessing import ProcessExitedException
 
-from w2v_lightning import sigterm
-from w2v_lightning.callbacks.agreement import Agreement
+from w2v_lightning.callbacks.preemption_agreement import Agreement
 from w2v_lightning.checkpoints.recent import checkpoint_path, drain
-from w2v_lightning.data import resume
+from w2v_lightning.data import position
 from w2v_lightning.errors import InputError
+from w2v_lightning.runtime import signals
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,12 @@ class Preemption(Callback):
         if stage != "fit":
             return
         self._close()
-        self._began_listening |= sigterm.watch.start()
-        sigterm.watch.status = _status(trainer)
-        sigterm.watch.end_others = getattr(trainer.strategy.launcher, "kill", None)
-        self._agreement = Agreement(_store(), trainer.global_rank, trainer.world_size, sigterm.watch.leave)
+        self._began_listening |= signals.watch.start()
+        signals.watch.status = _status(trainer)
+        signals.watch.end_others = getattr(trainer.strategy.launcher, "kill", None)
+        self._agreement = Agreement(_store(), trainer.global_rank, trainer.world_size, signals.watch.leave)
         self._agreement.has_something_to_save = self._has_something_to_save(trainer)
-        sigterm.watch.react = self._react
+        signals.watch.react = self._react
         if self._asked_at:  # between two fits
             self._agreement.request()
         _silence_lightning(trainer)
@@ -119,18 +119,18 @@ class Preemption(Callback):
             log.error("Preempted at step %d. %s", trainer.global_step, error)
         trainer.strategy.barrier("preempted")  # torchrun ends all processes as soon as one has left
         if trainer.local_rank == 0:  # the others would say the same
-            log.warning("%s (exit status %d).", sigterm.watch.how_to_go_on, sigterm.PREEMPTED)
+            log.warning("%s (exit status %d).", signals.watch.how_to_go_on, signals.PREEMPTED)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.interrupted and trainer.validating:
-            resume.restart_validation(checkpoint)
+            position.restart_validation(checkpoint)
 
     # ---- afterwards ---------------------------------------------------------------------------------------------
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()
         if self._began_listening:
-            sigterm.watch.stop()
+            signals.watch.stop()
             self._began_listening = False
 
     def _close(self) -> None:
@@ -160,14 +160,14 @@ def preemptible(trainer: Trainer) -> Iterator[None]:
     Where it only waits for them, as with `ddp_fork`, it ends with their status.
     """
     launcher = trainer.strategy.launcher
-    sigterm.watch.end_others = getattr(launcher, "kill", None)
+    signals.watch.end_others = getattr(launcher, "kill", None)
     if isinstance(launcher, _MultiProcessingLauncher):
-        sigterm.watch.react = lambda: launcher.kill(signal.SIGTERM) if launcher.procs else sigterm.watch.leave_early()
+        signals.watch.react = lambda: launcher.kill(signal.SIGTERM) if launcher.procs else signals.watch.leave_early()
     try:
         yield
     except ProcessExitedException as error:
-        if error.exit_code in (sigterm.PREEMPTED, -signal.SIGTERM):  # the latter before it was set up
-            raise Preempted(sigterm.PREEMPTED) from None
+        if error.exit_code in (signals.PREEMPTED, -signal.SIGTERM):  # the latter before it was set up
+            raise Preempted(signals.PREEMPTED) from None
         raise
 
 
@@ -181,7 +181,7 @@ def _status(trainer: Trainer) -> int:
     """Lightning kills the process that has started the others as soon as one of those ends with anything but 0."""
     launcher = trainer.strategy.launcher
     is_child = isinstance(launcher, _SubprocessScriptLauncher) and trainer.local_rank > 0
-    return 0 if is_child and not launcher.cluster_environment.creates_processes_externally else sigterm.PREEMPTED
+    return 0 if is_child and not launcher.cluster_environment.creates_processes_externally else signals.PREEMPTED
 
 
 def _silence_lightning(trainer: Trainer) -> None:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from w2v_lightning.callbacks.export import ExportBest
-from w2v_lightning.callbacks.outputs import output_folder
-from w2v_lightning.callbacks.throughput import Throughput
 from w2v_lightning.checkpoints.best import best_checkpoint
-from w2v_lightning.evaluation.report import Pair, marked
+from w2v_lightning.evaluation.error_report import Pair, marked
+from w2v_lightning.telemetry.throughput import Throughput
+from w2v_lightning.training.run_folder import output_folder
 
 NUM_PAIRS = 5
 RATES = {"wer": "WER", "cer": "CER", "accuracy": "accuracy"}  # what a module logs as val_...

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from w2v_lightning.check import audio, findings
+from w2v_lightning.check import audio_findings, findings
 from w2v_lightning.check.findings import Corpus
 from w2v_lightning.check.html import save_html
 from w2v_lightning.check.measure import Measurement, measure_all
-from w2v_lightning.check.report import Result, print_result, save_json
+from w2v_lightning.check.result import Result, print_result, save_json
 from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError
@@ -27,7 +27,9 @@ def main(args: Sequence[str]) -> int:
     if len(corpus) == 0:
         raise InputError(f"{', '.join(options.manifests)}: there is no utterance in it.")
     measurements = list(_with_progress(measure_all(corpus.manifest, options.decode), len(corpus)))
-    found = audio.in_audio(corpus, measurements, options.decode) + findings.in_manifest(corpus, options.max_seconds)
+    found = audio_findings.in_audio(corpus, measurements, options.decode) + findings.in_manifest(
+        corpus, options.max_seconds
+    )
     result = Result(corpus, found, [*options.manifests, *options.val], options.decode)
     console = Console()
     print_result(result, console if console.is_terminal else Console(width=PIPE_WIDTH))

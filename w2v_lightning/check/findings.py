@@ -11,7 +11,7 @@ import numpy as np
 from w2v_lightning.data import checks
 from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.manifest import Manifest
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 OUTLIER_DEVIATIONS = 6.0  # in robust standard deviations; 583 utterances of LibriSpeech stay below 4
 MIN_RATE, MAX_RATE = 1.0, 30.0  # characters per second; the same utterances have 7 to 20

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from w2v_lightning.check.charts import bar_chart, histogram
 from w2v_lightning.check.findings import Corpus, Finding
-from w2v_lightning.check.report import Result, counted, printable, share
-from w2v_lightning.data.manifest import atomic_text_file
+from w2v_lightning.check.result import Result, counted, share
+from w2v_lightning.reporting.bar_charts import bar_chart, histogram
+from w2v_lightning.reporting.units import printable
+from w2v_lightning.runtime.files import atomic_text_file
 
 WORST = 20
 MAX_BARS = 40  # more names do not fit under a chart

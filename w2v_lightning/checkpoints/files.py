@@ -18,8 +18,8 @@ import torch
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from w2v_lightning.data.manifest import atomic_text_file
 from w2v_lightning.errors import InputError
+from w2v_lightning.runtime.files import atomic_text_file
 
 COMMENT = "w2v_lightning checkpoint, global step {step:012}, SHA-256 of all before it: "
 DIGEST_LENGTH = 64

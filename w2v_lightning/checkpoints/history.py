@@ -17,10 +17,10 @@ import fsspec
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import w2v_lightning
-from w2v_lightning.callbacks.outputs import output_folder
 from w2v_lightning.checkpoints import files
-from w2v_lightning.hardware import device_name, versions
+from w2v_lightning.runtime.hardware import device_name, versions
 from w2v_lightning.strategies.sagemaker_environment import find_hosts
+from w2v_lightning.training.run_folder import output_folder
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import numpy as np
 import soundfile
 import torch
 
-from w2v_lightning.data.audio import read_audio
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.batch import SAMPLE_RATE
+from w2v_lightning.data.decode import read_audio
 from w2v_lightning.data.librispeech import AUDIO_SUFFIXES
 from w2v_lightning.errors import InputError
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 SAMPLE_RATE = 16_000  # Hz; every published wav2vec2 hears 16 kHz
 

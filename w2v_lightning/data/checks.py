@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError, listed
-from w2v_lightning.text import count_repeats
+from w2v_lightning.text.vocabulary import count_repeats
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from w2v_lightning.data import checks, resume
+from w2v_lightning.data import checks, position
 from w2v_lightning.data.augment import Augmentation
 from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.calibration import DEFAULT_DEVICE_SECONDS, calibrate
@@ -23,7 +23,7 @@ from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import EvaluationSampler, TrainSampler
 from w2v_lightning.data.trial import NoiseDataset
 from w2v_lightning.errors import InputError
-from w2v_lightning.hardware import loader_workers, usable_cores
+from w2v_lightning.runtime.hardware import loader_workers, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class LibriSpeechDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the data: the position in the plan, and what the plan was made of."""
-        progress = resume.progress_of(self.trainer, self.train_sampler.num_micro_batches)
+        progress = position.progress_of(self.trainer, self.train_sampler.num_micro_batches)
         return {**progress, "fingerprint": self._fingerprint()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -211,7 +211,7 @@ class LibriSpeechDataModule(LightningDataModule):
         """
         if self.trainer.state.fn != "fit":
             return
-        changes = resume.changes(state["fingerprint"], self._fingerprint())
+        changes = position.changes(state["fingerprint"], self._fingerprint())
         epoch, global_step = state["epoch"], 0 if changes else state["steps_done"]
         if changes and not self.allow_changed_data:
             raise InputError(
@@ -232,12 +232,12 @@ class LibriSpeechDataModule(LightningDataModule):
         """
         state = checkpoint.get(type(self).__qualname__)
         if state is not None and self.trainer.state.fn == "fit":
-            is_changed = bool(resume.changes(state["fingerprint"], self._fingerprint()))
-            resume.align_progress(checkpoint, state, self.train_sampler.num_micro_batches, from_start=is_changed)
+            is_changed = bool(position.changes(state["fingerprint"], self._fingerprint()))
+            position.align_progress(checkpoint, state, self.train_sampler.num_micro_batches, from_start=is_changed)
 
     def _fingerprint(self) -> dict[str, Any]:
         sampler = self.train_sampler
-        return resume.fingerprint(self.train_dataset.manifest, sampler.batch_seconds, sampler.seed, sampler.spread)
+        return position.fingerprint(self.train_dataset.manifest, sampler.batch_seconds, sampler.seed, sampler.spread)
 
     def training_texts(self) -> list[str]:
         """The transcripts of the training splits, as written."""

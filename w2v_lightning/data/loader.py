@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from w2v_lightning.data.audio import as_float, load
 from w2v_lightning.data.augment import Augmentation, Augmenter
 from w2v_lightning.data.batch import SAMPLE_RATE, Batch, InputSpec, pad
+from w2v_lightning.data.decode import as_float, load
 from w2v_lightning.data.draw import Draw, utterance_rng
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.masking import draw_masks
@@ -20,8 +20,8 @@ from w2v_lightning.data.negatives import contrastive_indices
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import EndlessSampler, Slot, TrainSampler
 from w2v_lightning.errors import InputError
-from w2v_lightning.sigterm import heed_parent_only, held_back
-from w2v_lightning.text import count_repeats
+from w2v_lightning.runtime.signals import heed_parent_only, held_back
+from w2v_lightning.text.vocabulary import count_repeats
 
 # A fork takes along a lock that another thread holds just then, for ever held. Gloo's threads let go of a collective's
 # tensors after the main thread has gone on, and make themselves known to the interpreter for that, under such a lock:

@@ -15,12 +15,10 @@ import io
 import json
 import math
 import os
-import secrets
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +30,7 @@ from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.lhotse import is_lhotse_cut, row_of_cut
 from w2v_lightning.data.remote import RemoteFiles, is_remote
 from w2v_lightning.errors import InputError, listed
+from w2v_lightning.runtime.files import atomic_text_file
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json")  # NeMo's own manifests are called .json
 
@@ -211,20 +210,6 @@ def cache_root() -> Path:
     if own := os.environ.get("W2V_LIGHTNING_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "w2v_lightning"
-
-
-@contextmanager
-def atomic_text_file(path: Path) -> Iterator[TextIO]:
-    """``with atomic_text_file(path) as file``: the file appears under its name complete, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:  # the user's umask, not mkstemp's 0600: caches are shared
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # it was never made where the folder cannot be written to
-        raise
 
 
 def _open_text(path: str) -> TextIO:

@@ -19,9 +19,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
-from w2v_lightning.data.manifest import atomic_text_file, cache_root
+from w2v_lightning.data.manifest import cache_root
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.speed import has_triton
+from w2v_lightning.runtime.files import atomic_text_file
 
 MAX_TAPS = 129  # that blocks of half their transforms' length leave room for
 MAX_GROUP_CHANNELS = 128  # of a tile

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from w2v_lightning.errors import InputError
-from w2v_lightning.hardware import installed_version
+from w2v_lightning.runtime.hardware import installed_version
 
 try:
     from torch.nn.attention.varlen import varlen_attn

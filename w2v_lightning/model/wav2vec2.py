@@ -25,7 +25,7 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.model.encoder import contextualise, projected
 from w2v_lightning.model.features import conv_features
 from w2v_lightning.model.speed import Speed
-from w2v_lightning.text import Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 

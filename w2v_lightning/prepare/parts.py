@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.prepare.audio import Audio
+from w2v_lightning.prepare.convert import Audio
 from w2v_lightning.prepare.hashes import HashSet
 from w2v_lightning.prepare.shards import END_BYTES, Shard, member_name
 from w2v_lightning.prepare.statistics import Statistics

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.prepare.audio import Audio, UnusableAudioError, prepare_audio
+from w2v_lightning.prepare.convert import Audio, UnusableAudioError, prepare_audio
 from w2v_lightning.prepare.hashes import HashSet
 from w2v_lightning.prepare.options import Options
 from w2v_lightning.prepare.progress import Progress

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from w2v_lightning.prepare.audio import Audio
+from w2v_lightning.prepare.convert import Audio
 
 
 @dataclass

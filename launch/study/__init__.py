@@ -1,1 +1,0 @@
-"""What training costs: prices as data with their dates, cost as a pure function."""

@@ -1,1 +1,0 @@
-"""run.json to a model of the step time, that explains and predicts."""

@@ -1,1 +1,0 @@
-"""What to train on: every candidate's time and money, from the model, and the best of them."""

@@ -1,0 +1,1 @@
+"""Transcription with a trained model: audio files to text."""

@@ -1,0 +1,133 @@
+"""What a model could be trained on: instances of every type, in every number, on demand and spot."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from w2v_lightning.catalog import images
+from w2v_lightning.catalog.instances import INSTANCES, Instance, instance, precision_of
+from w2v_lightning.catalog.model_sizes import layers_of
+from w2v_lightning.catalog.prices import on_demand
+from w2v_lightning.errors import InputError
+from w2v_lightning.perf_model.specs import short_name
+from w2v_lightning.perf_model.step_time import LOGGED_EVERY, Setup
+from w2v_lightning.planner.workload import Epoch, Model
+
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Instances to train on."""
+
+    instance_type: str
+    count: int
+    is_spot: bool
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.instance_type}, {'spot' if self.is_spot else 'on demand'}"
+
+    @property
+    def machine(self) -> Instance:
+        return instance(self.instance_type)
+
+    @property
+    def world_size(self) -> int:
+        return self.count * self.machine.gpus
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every candidate would train.
+
+    Args:
+        config: options of `fit`, resolved.
+        model: what the config builds.
+        epoch: the data.
+        steps: in all.
+        device_seconds: how much audio one of a machine's GPUs holds if there are so many in all, as
+            workload.device_seconds has it.
+        input_mode: of submit.
+    """
+
+    config: Mapping[str, Any]
+    model: Model
+    epoch: Epoch
+    steps: int
+    device_seconds: Callable[[Instance, int], float]
+    input_mode: str
+
+
+def candidates(
+    region: str,
+    image: str,
+    config: Mapping[str, Any],
+    pricing: str,
+    instance_types: Sequence[str] | None = None,
+    most: int = 16,
+) -> tuple[list[Candidate], list[str], dict[str, str]]:
+    """All instances that there is a price for, in every number; which types there is none for; and why the image
+    cannot use others.
+
+    Args:
+        region: such as "us-east-1".
+        image: URI of the training image.
+        config: options of `fit`, for the precision.
+        pricing: "allow": both; "only": spot; "never": on demand.
+        instance_types: None: all.
+        most: instances at once.
+
+    Raises:
+        InputError: there is no price in this region at all, or none of these types can be used.
+    """
+    found, missing, useless, error = [], [], {}, None
+    counts = sorted({count for count in COUNTS if count < most} | {most})
+    for name in instance_types or INSTANCES:
+        machine = instance(name)
+        if reason := images.obstacle(image, machine):
+            useless[name] = reason
+            continue
+        try:
+            on_demand(name, region)
+        except InputError as no_price:
+            missing.append(name)
+            error = error or no_price
+            continue
+        for count in counts:
+            for is_spot in {"allow": (False, True), "only": (True,), "never": (False,)}[pricing]:
+                found.append(Candidate(name, count, is_spot, precision_of(config, machine)))
+    if not found:
+        raise error or InputError("; ".join(f"{name}: {reason}" for name, reason in useless.items()) + ".")
+    return found, missing, useless
+
+
+def setup_of(candidate: Candidate, task: Task) -> Setup:
+    """What the step-time model wants to know.
+
+    Raises:
+        InputError: the task does not fit its GPUs.
+    """
+    machine, data = candidate.machine, task.config["data"]
+    device_seconds = task.device_seconds(machine, candidate.world_size)
+    step = task.epoch.step_on(candidate.world_size, device_seconds)
+    is_alone = candidate.count == 1
+    return Setup(
+        device=short_name(machine.gpu_name),
+        device_share=1.0,
+        precision=candidate.precision,
+        flops_per_audio_s=task.model.flops_per_audio_s,
+        hosts=candidate.count,
+        devices_per_host=machine.gpus,
+        loader_workers=machine.loader_workers if data.get("num_workers") is None else data["num_workers"],
+        link="" if is_alone else machine.name,
+        link_bytes_per_s=None if is_alone else machine.gbit_per_s * 1e9 / 8,
+        storage=task.input_mode,
+        audio_s=step.audio_s,
+        computed_s=step.computed_s,
+        micro_batches=step.micro_batches,
+        gradient_bytes=task.model.gradient_bytes,
+        gradient_buckets=task.model.gradient_buckets,
+        layers=layers_of(task.config["model"]),
+        logged_every=task.config["trainer"].get("log_every_n_steps") or LOGGED_EVERY,
+    )

@@ -1,0 +1,1 @@
+"""Reports: documents of sections, tables and charts, written as HTML or Markdown."""

@@ -1,0 +1,1 @@
+"""The process and its device: signals, hardware, precision, files."""

@@ -1,0 +1,236 @@
+"""The command `study prices`: what prices there are, and how old; with --refresh, what AWS says today.
+
+On demand is what the price list of SageMaker says of training. For spot, EC2's prices of the same instances stand in:
+the median over the region's zones, beside EC2's on-demand price.
+"""
+
+import argparse
+import csv
+import json
+import re
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from w2v_lightning.catalog import prices
+from w2v_lightning.catalog.instances import INSTANCES
+from w2v_lightning.catalog.prices import Kind, Price, SpotPrice
+from w2v_lightning.errors import InputError, listed
+from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.sagemaker import aws_session
+from w2v_lightning.sagemaker.aws_errors import explained
+
+PRICE_LIST_REGION = "us-east-1"  # one of the few that answer; it knows the prices of all
+PRICE_LIST = "AWS Price List API"
+SPOT_HISTORY = "EC2 spot price history, median over zones, and AWS Price List API"
+# Such as "USE1-Train:ml.g4dn.xlarge". Many products have no attribute that names the instance: this one names it.
+TRAINING = re.compile(r"(?:[A-Z0-9]+-)?Train:(?P<instance_type>ml\.\S+)")
+SPOT_SYSTEM = "Linux/UNIX"
+PIPE_WIDTH = 160  # columns where there is no terminal to ask
+EC2_PRODUCT = {"operatingSystem": "Linux", "preInstalledSw": "NA", "tenancy": "Shared", "capacitystatus": "Used"}
+
+
+def add_parser(commands: Any) -> None:
+    """`prices`, of `study`."""
+    parser = commands.add_parser("prices", help="what prices there are and how old; --refresh asks AWS for newer ones")
+    parser.add_argument("--refresh", action="store_true", help="rewrite prices.csv and spot_prices.csv")
+    parser.add_argument("--region", action="append", help="may be repeated; default: those that there are prices of")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """List the prices, or replace them; 1 where a part of the answers was of no use."""
+    regions = options.region or sorted({region for _, region in prices.on_demand_prices()})
+    problems = refresh(regions) if options.refresh else []
+    if not options.refresh:
+        console = Console()
+        (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table(regions))
+    for problem in problems:
+        print(f"Kept as it was: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def table(regions: Sequence[str]) -> Table:
+    """Every price of these regions with its age.
+
+    Raises:
+        InputError: one of them has none.
+    """
+    rows = Table(box=None, pad_edge=False)
+    for title in ("instance type", "region", "USD/h", "age", "spot saving", "age"):
+        rows.add_column(title, no_wrap=True)
+    rows.add_column("source", overflow="fold")
+    for region in regions:
+        kinds = [kind for kind in prices.on_demand_prices() if kind[1] == region]
+        if not kinds:
+            raise InputError(f"--region: there is no price for {region}; --refresh asks AWS for it.")
+        for kind in kinds:
+            price, spot = prices.on_demand_prices()[kind], prices.spot_prices().get(kind)
+            proxy = (f"{spot.saving:.0%}", spot.age()) if spot else ("-", "-")
+            rows.add_row(*kind, f"{price.usd_per_hour:g}", price.age(), *proxy, price.source)
+    return rows
+
+
+def refresh(regions: Sequence[str]) -> list[str]:
+    """Ask AWS, rewrite both files, print what has changed; returns what could not be understood.
+
+    Rows that no answer was about stay as they are. Files are written when all answers are there, each whole or not at
+    all.
+
+    Raises:
+        InputError: AWS refuses or cannot be reached.
+    """
+    answers = Answers()
+    with explained():
+        for region in regions:
+            ask(region, answers)
+    for path, old, new in (
+        (prices.FILE, prices.on_demand_prices(), answers.on_demand),
+        (prices.SPOT_FILE, prices.spot_prices(), answers.spot),
+    ):
+        if new:
+            write(path, {**old, **new})
+        _print_changes(path, old, new, regions)
+    prices.on_demand_prices.cache_clear()
+    prices.spot_prices.cache_clear()
+    return answers.problems
+
+
+# ---- questions ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answers:
+    """What AWS has said, by instance type and region; and what of it made no sense."""
+
+    on_demand: dict[Kind, Price] = field(default_factory=dict)
+    spot: dict[Kind, SpotPrice] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def ask(region: str, answers: Answers) -> None:
+    """All prices of a region."""
+    boto, today = aws_session.boto_session(region), date.today().isoformat()
+    price_list = boto.client("pricing", region_name=PRICE_LIST_REGION)
+    found = training_usd_per_hour(price_list, region)
+    for instance_type in INSTANCES:
+        if usd := _only(found.get(instance_type, set()), f"{instance_type} in {region}", answers.problems):
+            answers.on_demand[instance_type, region] = Price(usd, today, PRICE_LIST)
+    for instance_type, spot_usd in spot_usd_per_hour(boto.client("ec2"), datetime.now(UTC)).items():
+        found = ec2_usd_per_hour(price_list, region, instance_type)
+        if usd := _only(found, f"EC2's {instance_type} in {region}", answers.problems):
+            answers.spot[f"ml.{instance_type}", region] = SpotPrice(spot_usd, usd, today, SPOT_HISTORY)
+
+
+def training_usd_per_hour(price_list: Any, region: str) -> dict[str, set[float]]:
+    """By instance type, every price of an hour of training that the list has; more than one is not understood."""
+    found = defaultdict(set)
+    for product in _products(price_list, "AmazonSageMaker", productFamily="ML Instance", regionCode=region):
+        usage = TRAINING.fullmatch(product["product"]["attributes"].get("usagetype", ""))
+        if usage and usage["instance_type"] in INSTANCES:
+            found[usage["instance_type"]] |= set(hourly_usd(product))
+    return found
+
+
+def ec2_usd_per_hour(price_list: Any, region: str, instance_type: str) -> set[float]:
+    """Every on-demand price of an hour of an EC2 instance; without "ml."."""
+    found = _products(price_list, "AmazonEC2", instanceType=instance_type, regionCode=region, **EC2_PRODUCT)
+    return {usd for product in found for usd in hourly_usd(product)}
+
+
+def spot_usd_per_hour(ec2: Any, now: datetime) -> dict[str, float]:
+    """By instance type, without "ml.": what spot costs in the middle one of the region's zones."""
+    pages = ec2.get_paginator("describe_spot_price_history").paginate(
+        InstanceTypes=[name.removeprefix("ml.") for name in INSTANCES],
+        ProductDescriptions=[SPOT_SYSTEM],
+        StartTime=now,  # the answer is then what holds at this time, not a history
+        EndTime=now,
+    )
+    newest: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in sorted((row for page in pages for row in page["SpotPriceHistory"]), key=lambda row: row["Timestamp"]):
+        newest[row["InstanceType"]][row["AvailabilityZone"]] = float(row["SpotPrice"])
+    return {instance_type: statistics.median(by_zone.values()) for instance_type, by_zone in newest.items()}
+
+
+def hourly_usd(product: Mapping[str, Any]) -> Iterator[float]:
+    """The on-demand prices of a product of the price list; a price of nothing is none.
+
+    Raises:
+        InputError: it is not priced by the hour, or not in US dollars.
+    """
+    terms = product.get("terms", {}).get("OnDemand", {}).values()
+    for dimension in (dimension for term in terms for dimension in term["priceDimensions"].values()):
+        unit, usage = dimension["unit"], product["product"]["attributes"].get("usagetype")
+        if unit not in ("Hrs", "Hours") or "USD" not in dimension["pricePerUnit"]:
+            currencies = listed(list(dimension["pricePerUnit"]))
+            raise InputError(
+                f"{usage} is priced per {unit} in {currencies}, not per hour in USD, so nothing was changed: add a row"
+                " by hand, or leave this region out (--region)."
+            )
+        if usd := float(dimension["pricePerUnit"]["USD"]):
+            yield usd
+
+
+def _products(price_list: Any, service: str, **attributes: str) -> Iterator[dict[str, Any]]:
+    filters = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in attributes.items()]
+    for page in price_list.get_paginator("get_products").paginate(ServiceCode=service, Filters=filters):
+        yield from map(json.loads, page["PriceList"])
+
+
+def _only(found: set[float], what: str, problems: list[str]) -> float | None:
+    if len(found) > 1:
+        problems.append(f"{what}: AWS has several prices, {', '.join(f'${usd:g}' for usd in sorted(found))}.")
+    return next(iter(found)) if len(found) == 1 else None
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, rows: Mapping[Kind, Price | SpotPrice]) -> None:
+    """The file as a whole or not at all, by instance type and region.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    order = {name: position for position, name in enumerate(INSTANCES)}
+    lines = [
+        {"instance_type": instance_type, "region": region, **asdict(rows[instance_type, region])}
+        for instance_type, region in sorted(rows, key=lambda kind: (order.get(kind[0], len(order)), *kind))
+    ]
+    try:
+        with atomic_text_file(path) as file:
+            writer = csv.DictWriter(file, lines[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(lines)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _print_changes(path: Path, old: Mapping[Kind, Any], new: Mapping[Kind, Any], regions: Sequence[str]) -> None:
+    changes = [line for kind, price in new.items() if (line := _change(kind, old.get(kind), price))]
+    unanswered = [f"{kind} in {region}" for kind, region in old if region in regions and (kind, region) not in new]
+    print(f"{path.name}: {len(new)} prices are as of today, {len(changes)} of them new or changed.")
+    for change in changes:
+        print(f"  {change}")
+    if unanswered:
+        print(f"  No answer for {listed(unanswered)}: kept with their dates.")
+
+
+def _change(kind: Kind, old: Price | SpotPrice | None, new: Price | SpotPrice) -> str:
+    """What is different in dollars, in words; empty where nothing is."""
+    where = f"{kind[0]} in {kind[1]}"
+    if old is None:
+        return f"{where}: {_dollars(new)} (new)"
+    return "" if _dollars(old) == _dollars(new) else f"{where}: {_dollars(new)}, was {_dollars(old)} as of {old.date}"
+
+
+def _dollars(price: Price | SpotPrice) -> str:
+    return ", ".join(f"${value:g}" for name, value in asdict(price).items() if "usd" in name)

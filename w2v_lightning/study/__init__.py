@@ -1,0 +1,1 @@
+"""Studies: a matrix of training runs, carried out on this machine or elsewhere, collected and reported."""

@@ -1,0 +1,1 @@
+"""Measurements of a training run: throughput, step times, GPU use, communication, profiles."""

@@ -1,0 +1,1 @@
+"""Transcripts: vocabulary, normalization, label ids, tokenizer folders."""

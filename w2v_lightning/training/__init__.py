@@ -1,0 +1,1 @@
+"""Parts of training that both modules share: base module, run folder, out-of-memory recovery, monitors."""
