@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: a LightningCLI around a module, by `task`, and LibriSpeechDataModule."""
+"""The commands fit, validate, test and predict: LightningCLI with the module of a `task` and LibriSpeechDataModule."""
 
 import argparse
 import logging
@@ -6,9 +6,10 @@ import re
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -23,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
-import w2v_lightning.strategies.fsdp2  # noqa: F401  which makes trainer.strategy=fsdp2 known
+import w2v_lightning.strategies.fsdp2  # noqa: F401  (registers trainer.strategy=fsdp2)
 from w2v_lightning.callbacks.averaging import AverageBest
 from w2v_lightning.callbacks.diagnosis import Diagnosis
 from w2v_lightning.callbacks.export import ExportBest
@@ -31,10 +32,11 @@ from w2v_lightning.callbacks.predictions import PredictionWriter
 from w2v_lightning.callbacks.preemption import Preempted, Preemption, preemptible
 from w2v_lightning.callbacks.progress import RunProgress
 from w2v_lightning.callbacks.summary import RunSummary
-from w2v_lightning.checkpoints import options as command
+from w2v_lightning.checkpoints import options as checkpoint_options
 from w2v_lightning.checkpoints.best import BestCheckpoint
 from w2v_lightning.checkpoints.recent import drain
 from w2v_lightning.checkpoints.writer import BackgroundCheckpointIO
+from w2v_lightning.command_line import PROGRAM, PlainErrors, dashed, one_line
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.errors import InputError, did_you_mean
 from w2v_lightning.module import Wav2Vec2CTC
@@ -48,71 +50,112 @@ from w2v_lightning.telemetry.profile import Profile
 from w2v_lightning.telemetry.throughput import Throughput
 from w2v_lightning.text.vocabulary import BUILT_VOCABULARIES, Vocabulary
 from w2v_lightning.training import out_of_memory
+from w2v_lightning.training.base_module import PlannedModule
 from w2v_lightning.training.monitors import check_monitors
 from w2v_lightning.training.run_folder import output_folder
 
 log = logging.getLogger(__name__)
 
-# What is trained, and what the best model is chosen by.
+# For each task its module, and the metric that the best model is chosen by.
 TASKS = {"ctc": (Wav2Vec2CTC, "val_wer"), "pretraining": (Wav2Vec2Pretraining, "val_loss")}
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
-    "num_sanity_val_steps": -1,  # all of it: WER before training, and nothing fails first after an epoch
+    # Validate fully before training: it shows the WER to start from, and fails now rather than after an epoch.
+    "num_sanity_val_steps": -1,
     "log_every_n_steps": 10,
-    "enable_model_summary": False,  # the module says how many parameters it has, in one line
+    "enable_model_summary": False,  # the module logs its number of parameters in one line
 }
 
 
-def main(args: list[str]) -> None:
-    """Run one LightningCLI sub-command with its options, such as ["fit", "--config", "cfg.yaml"]."""
+def main(args: Sequence[str]) -> int:
+    """Run a command of LightningCLI with its options, such as ["fit", "--config", "cfg.yaml"]; returns 0.
+
+    Raises:
+        InputError: an option or a file is wrong; names it.
+        Preempted: after SIGTERM, once a checkpoint is complete.
+    """
     _quiet_libraries()
+    args = dashed(args)
     if args == ["fit"]:
         args = ["fit", "--config", str(_demo_config())]
-        print(f"No options given: the demo, {args[-1]}. Another run: fit --config YOUR.yaml")
-    sys.argv[1:] = args  # LightningCLI warns where its `args` and sys.argv differ
-    module, _ = TASKS[task_of(args)]
+        print(f"No options given: running the demo, {args[-1]}. For a run of your own: fit --config YOUR.yaml")
+    sys.argv[1:] = args  # LightningCLI warns if its `args` differ from sys.argv
     try:
-        CLI(
-            module,
-            LibriSpeechDataModule,
-            parser_class=Parser,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=TRAINER_DEFAULTS,
-        )
-    except Preempted:  # so are the others
-        leave_group()
+        _build(CLI, task_of(args))
+    except Preempted:
+        leave_group()  # every rank raises Preempted, so all can leave the process group together
         raise
-    except MisconfigurationException as error:  # by which Lightning refuses options
+    except MisconfigurationException as error:  # Lightning's exception for invalid options
         raise InputError(f"Lightning refuses these options: {one_line(str(error))}") from error
     leave_group()
+    return 0
+
+
+def _build(cli_class: type["CLI"], task: str) -> "CLI":
+    return cli_class(
+        TASKS[task][0],
+        LibriSpeechDataModule,
+        parser_class=Parser,
+        parser_kwargs={"prog": PROGRAM},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        trainer_defaults=TRAINER_DEFAULTS,
+    )
+
+
+def parser(command: str = "fit", task: str = "ctc") -> LightningArgumentParser:
+    """Return the parser of a command, without parsing anything."""
+    return unparsed(task).command_parser(command)
+
+
+def resolve(args: Sequence[str]) -> dict[str, Any]:
+    """Return all options of a command, defaults included, as `--print_config` prints them; nothing is run.
+
+    Args:
+        args: the command and its options, such as ["fit", "--config", "cfg.yaml"].
+
+    Raises:
+        InputError: an option or a file is wrong; names it.
+    """
+    args = dashed(args)
+    cli = unparsed(task_of(args))
+    options = cli.parser.parse_args(args)
+    return yaml.safe_load(cli.command_parser(args[0]).dump(options[args[0]], skip_none=False))
+
+
+def unparsed(task: str) -> "CLI":
+    """Return the LightningCLI of a task with its parsers built, before it parses or runs anything."""
+    try:
+        return _build(_UnparsedCLI, task)
+    except _BuiltError as built:
+        return built.cli
 
 
 def task_of(args: list[str]) -> str:
-    """The task that options or their config files name, the last one counting; `ctc` where none does.
+    """Return the task that options or their config files name last; `ctc` if they name none.
 
-    The parser cannot be built before: the model's options are those of the task's module.
+    The parser depends on it: the options of `model` are those of the task's module.
 
     Raises:
-        InputError: there is no such task, or it has no such command.
+        InputError: the task is unknown, or does not have the command.
     """
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("-c", "--config", dest="tasks", action="append", nargs="?", type=_task_in_config)
     peek.add_argument("--task", dest="tasks", action="append", nargs="?")
     named = [task for task in peek.parse_known_args(args)[0].tasks or [] if task is not None]
     task = named[-1] if named else "ctc"
-    if task not in tuple(TASKS):  # which may be any YAML
-        raise InputError(f"task: there is no task {task!r}; choose from {', '.join(TASKS)}.")
+    if task not in tuple(TASKS):  # the value may be any YAML (a list is unhashable): compare, do not look up
+        raise InputError(f"task: unknown task {task!r}; choose from {', '.join(TASKS)}.")
     if task == "pretraining" and args[0] == "predict":
-        raise InputError("task: a model in pre-training has no words to predict; fine-tune it first (task: ctc).")
+        raise InputError("task: a pre-trained model predicts no words; fine-tune it first (task: ctc).")
     return task
 
 
 def _task_in_config(path: str) -> object:
-    """The `task` of a config file; the parser says what is wrong with one that cannot be read."""
+    """Return the `task` of a config file, None if it cannot be read: the parser reports that later."""
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -120,27 +163,15 @@ def _task_in_config(path: str) -> object:
     return config.get("task") if isinstance(config, dict) else None
 
 
-class Parser(LightningArgumentParser):
-    """Says in one line what is wrong with an option and what would be right."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise InputError(f"{one_line(message)}{self._nearest(message)}") from ex
-
-    def _nearest(self, message: str) -> str:
-        unknown = re.search(r"(?:[Uu]nrecognized arguments: --|[Kk]ey ['\"]|[Oo]ption ['\"])([\w.-]+)", message)
-        if not unknown:
-            return ""
-        known = [action.dest for action in self._actions]
-        for parser in getattr(self._subcommands_action, "_name_parser_map", {}).values():
-            known += [action.dest for action in parser._actions]
-        return did_you_mean(unknown.group(1), known)
+class Parser(PlainErrors, LightningArgumentParser):
+    """Parser of LightningCLI with errors of one line."""
 
 
 class SaveConfig(SaveConfigCallback):
-    """config.yaml, with what is left to defaults, beside the run's other outputs."""
+    """Callback that writes config.yaml, defaults included, to the run's folder."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._folder = output_folder(trainer)  # asks all ranks
+        self._folder = output_folder(trainer)  # a collective operation: every rank has to call it
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -149,32 +180,46 @@ class SaveConfig(SaveConfigCallback):
 
 
 class CLI(LightningCLI):
-    """What LightningCLI does, and: one seed for all, a precision that suits the device, our callbacks."""
+    """LightningCLI with one seed for all parts, a precision that suits the device, and this package's callbacks."""
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Build the parsers; their usage lines say what a user types."""
+        super().setup_parser(*args, **kwargs)
+        for command in self.subcommands():
+            self.command_parser(command).prog = f"{PROGRAM} {command}"
+
+    def command_parser(self, command: str) -> LightningArgumentParser:
+        """Return the parser of fit, validate, test or predict."""
+        return self._subcommand_parsers[command]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for part in ("data", "model"):
             parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=int)
         task, monitor = next((name, best_by) for name, (kind, best_by) in TASKS.items() if kind is self.model_class)
-        parser.add_argument("--task", type=Literal[tuple(TASKS)], default=task, help="what is trained")
         parser.add_argument(
-            "--profile", type=bool, nargs="?", const=True, default=False, help="of fit: what a few steps spend time on"
+            "--task",
+            type=Literal[tuple(TASKS)],
+            default=task,
+            help="kind of training: ctc fine-tunes on transcripts, pretraining learns from audio alone",
         )
-        command.add_options(parser)
+        profile = "profile of a few training steps: print where their time goes (fit only)"
+        parser.add_argument("--profile", type=bool, nargs="?", const=True, default=False, help=profile)
+        checkpoint_options.add_options(parser)
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": monitor,
-                "checkpoint.save_last": False,  # RecentCheckpoints keeps the last ones
+                "checkpoint.save_last": False,  # RecentCheckpoints keeps the newest checkpoints
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
             }
         )
 
-    def fit(self, model: LightningModule, datamodule: LibriSpeechDataModule, **options: Any) -> None:
-        """What the sub-command runs in the place of `trainer.fit`."""
+    def fit(self, model: PlannedModule, datamodule: LibriSpeechDataModule, **options: Any) -> None:
+        """Run the command `fit`: resume, train with recovery from too little memory, write what is pending."""
         check_monitors(self.trainer, model, datamodule.val_splits)
-        if not self.trainer.fast_dev_run:
-            is_left, options["ckpt_path"] = command.begin(self.trainer, model, self._options)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning, outside of its class
+            is_left, options["ckpt_path"] = checkpoint_options.begin(self.trainer, model, self._options)
             if not is_left:
                 return
         with preemptible(self.trainer):
@@ -182,7 +227,7 @@ class CLI(LightningCLI):
         drain(self.trainer)
 
     def before_validate(self) -> None:
-        """Random weights have a WER too, which looks like that of a bad model."""
+        """Refuse a model without a trained head: random weights have a WER too, that of a bad model."""
         if isinstance(self.model, Wav2Vec2CTC) and self._options.ckpt_path is None:
             self.model.check_head()
 
@@ -190,14 +235,14 @@ class CLI(LightningCLI):
 
     @property
     def _options(self) -> Namespace:
-        """All those of the sub-command."""
+        """Options of the command, defaults included."""
         return self.config.get(str(self.subcommand), self.config)
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
         _check_writable(Path(trainer.default_root_dir))
         _check_accelerator(trainer.accelerator)
-        command.check_ckpt_path(str(self.subcommand), self._options)
+        checkpoint_options.check_ckpt_path(str(self.subcommand), self._options)
         if trainer.precision is None:
             trainer.precision, reason = choose_precision(trainer.accelerator)
             log.info("Precision %s: %s.", trainer.precision, reason)
@@ -205,23 +250,23 @@ class CLI(LightningCLI):
         _distribute(trainer)
         checkpoint = self._get(self.config, "checkpoint")
         if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == "best":
-            checkpoint.filename = "best-{step}"  # under one name each would replace the last
+            checkpoint.filename = "best-{step}"  # under one name, each checkpoint would replace the one before
 
         self._build_vocabulary()
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:  # in which jsonargparse has wrapped what a class of the config has raised
+        except ValueError as error:  # jsonargparse wraps exceptions of the classes that a config names
             refused = re.search(r"Problem with given class_path '(.+)':\n *(.+)", str(error))
             if not refused:
                 raise
-            raise InputError(f"{refused[1]} cannot be made: {refused[2]}") from error
+            raise InputError(f"{refused[1]} cannot be created: {refused[2]}") from error
 
     def _build_vocabulary(self) -> None:
-        """In the place of the word "build": config.yaml and checkpoints then hold the tokens themselves."""
+        """Replace the word "build" by a vocabulary, so that config.yaml and checkpoints hold the tokens themselves."""
         model, data = self._get(self.config, "model"), self._get(self.config, "data")
-        word = model.get("vocabulary")  # pre-training has none
+        word = model.get("vocabulary")  # None in pre-training
         if isinstance(word, str) and word in BUILT_VOCABULARIES:
             texts = LibriSpeechDataModule(**{**data.as_dict(), "augmentation": None}).training_texts()
             vocabulary = Vocabulary.build(texts, mixed_case=BUILT_VOCABULARIES[word])
@@ -244,35 +289,45 @@ class CLI(LightningCLI):
             trainer = super()._instantiate_trainer(config, own + callbacks + [Preemption()])
         except InputError:
             raise
-        except ValueError as error:  # Lightning has no rule for which of the two it raises
+        except ValueError as error:  # Lightning raises either, without a rule
             raise MisconfigurationException(str(error)) from error
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin that the config names
+        if (
+            type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
+        ):  # the default: the config names no plugin of its own
             trainer.strategy.checkpoint_io = BackgroundCheckpointIO()
         return trainer
 
     def _checkpointing(self, best: list) -> list:
-        """All that writes checkpoints: with what keeps the best one, what keeps the newest, in one folder."""
+        """Return all callbacks that write checkpoints, the best and the newest, in one folder."""
         for callback in best:
             if isinstance(callback, BestCheckpoint):
-                callback.dirpath = command.run_folder(self._options)
+                callback.dirpath = checkpoint_options.run_folder(self._options)
         resolved = self._parser(self.subcommand).dump(self._options, skip_none=False)
-        return best + command.callbacks(self._options, resolved)
+        return best + checkpoint_options.callbacks(self._options, resolved)
 
 
-def one_line(message: str) -> str:
-    """A message of jsonargparse, which likes to nest, on one line."""
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+class _BuiltError(Exception):
+    """Ends the construction of a LightningCLI before it parses."""
+
+    def __init__(self, cli: CLI) -> None:
+        super().__init__()
+        self.cli = cli
+
+
+class _UnparsedCLI(CLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        raise _BuiltError(self)
 
 
 def _demo_config() -> Path:
-    """configs/demo.yaml, which lies in the package where that was built as a wheel, and beside it in a checkout."""
+    """Return the path of demo.yaml: in the package if it was installed from a wheel, beside it in a checkout."""
     package = Path(__file__).parent
     installed = package / "configs" / "demo.yaml"
     return installed if installed.exists() else package.parent / "configs" / "demo.yaml"
 
 
 def _distribute(trainer: Namespace) -> None:
-    """As many devices as the launcher has started processes; over several, gradients travel by what suits the host."""
+    """Set devices and hosts to what the launcher has started, and choose the backend that suits them."""
     if obstacle := obstacle_to_restarts():
         rank_zero_only(log.warning)(obstacle)
     per_host, num_hosts = devices_and_hosts()
@@ -283,8 +338,8 @@ def _distribute(trainer: Namespace) -> None:
     known = ["auto", *StrategyRegistry.available_strategies()]
     if isinstance(trainer.strategy, str) and trainer.strategy.lower() not in known:
         advice = did_you_mean(trainer.strategy, known) or "; choose auto, ddp, smddp or fsdp2."
-        raise InputError(f"trainer.strategy: there is no {trainer.strategy!r}{advice}")
-    # "ddp" is also what Lightning makes of "auto" on several devices.
+        raise InputError(f"trainer.strategy: unknown strategy {trainer.strategy!r}{advice}")
+    # Lightning turns "auto" into "ddp" on several devices, so "ddp" is registered again for both.
     backend = "nccl" if trainer.strategy == "ddp" else "auto"
     StrategyRegistry.register("ddp", SMDDPStrategy, override=True, backend=backend)
 
@@ -296,34 +351,36 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(
-            f"trainer.default_root_dir: nothing can be written to {folder} ({error.strerror}); name another folder."
+            f"trainer.default_root_dir: cannot write to {folder} ({error.strerror}); name another folder."
         ) from error
 
 
 def _check_accelerator(accelerator: str) -> None:
-    found = torch.cuda.is_available() or (accelerator == "gpu" and MPSAccelerator.is_available())
-    if accelerator in ("gpu", "cuda") and not found:
+    has_gpu = torch.cuda.is_available() or (accelerator == "gpu" and MPSAccelerator.is_available())
+    if accelerator in ("gpu", "cuda") and not has_gpu:
         raise InputError(
-            f"trainer.accelerator is {accelerator}, but torch {torch.__version__} sees no GPU: does nvidia-smi, and is"
-            " this torch built for the CUDA of its driver? Without this option what is there is taken."
+            f"trainer.accelerator is {accelerator}, but torch {torch.__version__} sees no GPU: check that nvidia-smi"
+            " shows one, and that this torch is built for the CUDA of its driver; or omit this option to use the CPU."
         )
 
 
 def _quiet_libraries() -> None:
-    """Our own log at INFO, from the first process; from the libraries only what a user can act on."""
+    """Log our own messages at INFO on the first process, and of the libraries' only what a user can act on."""
     logging.basicConfig(format="%(message)s")
-    is_first = (launched("global_rank") or getattr(rank_zero_only, "rank", 0)) == 0  # Lightning does not know mpirun's
+    is_first = (
+        launched("global_rank") or getattr(rank_zero_only, "rank", 0)
+    ) == 0  # Lightning does not read mpirun's variables
     logging.getLogger("w2v_lightning").setLevel(logging.INFO if is_first else logging.WARNING)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     harmless = (
-        ".*Checkpoint directory .* exists and is not empty.*",  # the run goes on
+        ".*Checkpoint directory .* exists and is not empty.*",  # normal when a run resumes
         ".*does not have many workers.*",
         ".*LeafSpec.*is deprecated.*",
-        ".*overridden `transfer_batch_to_device`.*",  # so that it does not wait
-        ".*It is recommended to use .self.log.*sync_dist=True.*",  # our scores are summed over the ranks before
+        ".*overridden `transfer_batch_to_device`.*",  # ours copies without waiting
+        ".*It is recommended to use .self.log.*sync_dist=True.*",  # our scores are already summed over the ranks
     )
     for message in harmless:
         warnings.filterwarnings("ignore", message=message)

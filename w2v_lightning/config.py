@@ -1,52 +1,38 @@
 """Configs of `fit` outside of a training run: resolved with all defaults, and built without weights, network or GPU."""
 
 import argparse
-import io
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from typing import Any
 
-import yaml
-
+from w2v_lightning.command_line import one_line
 from w2v_lightning.errors import InputError
 
 DEFAULT_CHECKPOINT_EVERY = "15m"  # of `fit`
 
 
 def resolve(files: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
-    """All options of `fit`, as `--print_config` prints them: those of the files, then the overrides, then defaults.
+    """Return all options of `fit`, as `--print_config` prints them: files, then overrides, over the defaults.
 
     Raises:
-        InputError: one of them is wrong.
+        InputError: an option or a file is wrong; names it.
     """
-    from w2v_lightning import cli  # imports torch and Lightning
+    from w2v_lightning import cli  # slow to import: torch and Lightning
 
-    named = [argument for file in files for argument in ("--config", file)]
-    printed, arguments = io.StringIO(), sys.argv[:]
-    try:
-        with redirect_stdout(printed):
-            cli.main(["fit", *named, *overrides, "--print_config"])
-    except SystemExit as end:
-        if end.code:
-            raise
-    finally:
-        sys.argv[:] = arguments  # LightningCLI wants its own there
-    return yaml.safe_load(printed.getvalue())
+    return cli.resolve(["fit", *(argument for file in files for argument in ("--config", file)), *overrides])
 
 
 def build(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The module on torch's meta device, where a model has shapes and no weights, and the data module.
+    """Build the module on torch's meta device, where a model has shapes and no weights, and the data module.
 
-    A pretrained model is not fetched: one of wav2vec2-base's shape stands in for it.
+    A pretrained model is not fetched: a model with the shape of wav2vec2-base stands in for it.
 
     Raises:
-        InputError: an option has a value that cannot be.
+        InputError: an option has an invalid value.
     """
-    import torch  # slow to import, as those below
+    import torch  # slow to import, like the modules below
     from jsonargparse import ArgumentParser
 
-    from w2v_lightning.cli import TASKS, one_line
+    from w2v_lightning.cli import TASKS
     from w2v_lightning.data.datamodule import LibriSpeechDataModule
 
     parser = ArgumentParser(exit_on_error=False)
