@@ -1,0 +1,18 @@
+"""Private names of transformers."""
+
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+
+def initialise(model: PreTrainedModel, module: nn.Module) -> None:
+    """Initialise the weights of a part of `model` as transformers would."""
+    model._init_weights(module)
+
+
+def stored_file(name_or_folder: str, filename: str) -> Path | None:
+    """Return the path of a file of a model folder or Hub repository, downloaded if necessary; None if it has none."""
+    path = cached_file(name_or_folder, filename, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None
