@@ -1,4 +1,4 @@
-"""HTML as tests look at it."""
+"""HTML pages as tests look at them."""
 
 from html.parser import HTMLParser
 
@@ -6,10 +6,11 @@ VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
 class Page(HTMLParser):
-    """Elements, attributes and text of a page; fails where an element is not closed in its place."""
+    """Elements, attributes and text of a page; raises if an element is not closed at its place."""
 
     def __init__(self, source: str):
         super().__init__()
+        self.source = source
         self.open, self.tags, self.attributes, self.text = [], [], [], ""
         self.feed(source)
         self.close()

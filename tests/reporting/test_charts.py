@@ -1,200 +1,313 @@
-"""Charts of a study's report: everything is where its number says, and is told apart without colours."""
+"""Charts: everything is at the place of its value, can be told apart without colours, and nothing in it is markup."""
 
 import re
-from xml.etree import ElementTree
+import subprocess
+import sys
 
+import matplotlib
+import numpy as np
 import pytest
+from html_page import Page
+from svg import SVG, box, extent, mark, texts, titled, tree
 
-from w2v_lightning.reporting import drawing
-from w2v_lightning.reporting.charts import Curve, Point, Series, xy_chart
-from w2v_lightning.reporting.drawing import Axis, Drawing, legend, mark, text
-from w2v_lightning.reporting.rows import Bar, Mark, bar_rows, mark_rows
-from w2v_lightning.reporting.units import number, prefixed, seconds, signed_percent, spread, usd
+from w2v_lightning.reporting import charts
+from w2v_lightning.reporting.charts import Bar, Chart, Curve, Point, Series, bar_rows, columns, histogram, xy_chart
 
 HOSTILE = '<script>alert("1")</script>'
-XLINK = "{http://www.w3.org/2000/svg}"
+EXAMPLES = {
+    "points": xy_chart([Series(HOSTILE, [Point(1, 1, href=HOSTILE, title=HOSTILE)])], HOSTILE, HOSTILE),
+    "bars": bar_rows([(HOSTILE, [Bar([(0, 1), (1, 1)], HOSTILE, 1, 2, HOSTILE, HOSTILE)])], [HOSTILE] * 2, HOSTILE),
+    "histogram": histogram(np.arange(9.0), HOSTILE, HOSTILE)[0],
+    "columns": columns([HOSTILE, "b"], [1, 2], HOSTILE, frozenset([HOSTILE])),
+}
+each_kind = pytest.mark.parametrize("chart", EXAMPLES.values(), ids=EXAMPLES.keys())
 
 
-class Half:
-    """A spread."""
-
-    def __init__(self, mean: float, half: float | None) -> None:
-        self.mean, self.half = mean, half
+def styles(group) -> str:
+    return " ".join(element.get("style") or "" for element in group.iter())
 
 
-def tree(drawn: Drawing) -> ElementTree.Element:
-    """Fails where it is no XML: what a browser forgives, an SVG file's viewer does not."""
-    return ElementTree.fromstring(drawn.standalone)
+def shape(group) -> str:
+    """Path of the marker that a part refers to, or of its own."""
+    return next(group.iter(f"{SVG}path")).get("d")
 
 
-def marks(drawn: Drawing) -> list[tuple[str, float, float]]:
-    """Class, x and y of each, without those of the legend, which come first."""
-    found = re.findall(r'<path class="mark ([^"]*)" transform="translate\((\S+) ([\d.-]+)\)', drawn.body)
-    return [(style, float(x), float(y)) for style, x, y in found]
+# ---- places --------------------------------------------------------------------------------------------------------
 
 
-def bars(drawn: Drawing) -> list[tuple[str, float]]:
-    """Class and width."""
-    return [(style, float(width)) for style, width in re.findall(r'class="bar (\S+)".*? width="([\d.]+)"', drawn.body)]
-
-
-def test_points_lie_where_their_values_are() -> None:
-    drawn = xy_chart([Series("a", [Point(1, 10), Point(2, 20), Point(4, 40)])], "GPUs", "audio-s/s")
-    _, *found = marks(drawn)
-    (_, x1, y1), (_, x2, y2), (_, x4, y4) = found
-    assert (x4 - x2) / (x2 - x1) == pytest.approx(2, abs=0.02)
-    assert (y2 - y4) / (y1 - y2) == pytest.approx(2, abs=0.02)
-    zero = float(re.search(r'y="([\d.]+)" text-anchor="end">0<', drawn.body)[1]) - 4  # the middle of the tick's label
-    assert (zero - y4) / (zero - y2) == pytest.approx(2, abs=0.02)
+def test_points_are_at_their_values() -> None:
+    points = [Point(x, 10 * x, title=f"at {x}") for x in (1, 2, 4)]
+    chart = xy_chart([Series("a", points)], "GPUs", "audio-s/s")
+    (x1, y1), (x2, y2), (x4, y4) = (mark(titled(chart)[f"at {x}"]) for x in (1, 2, 4))
+    assert (x4 - x2) / (x2 - x1) == pytest.approx(2, abs=0.01)
+    assert (y2 - y4) / (y1 - y2) == pytest.approx(2, abs=0.01)
+    zero = y1 + (y1 - y2)  # both axes begin at zero
+    assert (zero - y4) / (zero - y2) == pytest.approx(2, abs=0.01)
+    assert [text for text, _, y in texts(chart) if y > zero + 10] == ["0", "1", "2", "3", "4", "GPUs"]
 
 
 def test_error_bars_reach_from_low_to_high() -> None:
-    drawn = xy_chart([Series("a", [Point(1, 50, 25, 100)])], "GPUs", "audio-s/s")
-    (_, _, y), *_ = marks(drawn)[1:]
-    ends = re.search(r'class="whisker s0" d="M\S+ ([\d.]+)m.*?L\S+ ([\d.]+)m', drawn.body)
-    low, high = float(ends[1]), float(ends[2])
-    assert (low - y) / (y - high) == pytest.approx(0.5, abs=0.02)
+    chart = xy_chart([Series("a", [Point(1, 50, 25, 100, title="point")])], "GPUs", "audio-s/s")
+    x, y = mark(titled(chart)["point"])
+    lines = [extent(path.get("d")) for path in tree(chart).iter(f"{SVG}path")]
+    _, high, _, low = next(line for line in lines if line[0] == line[2] == pytest.approx(x) and line[1] < y < line[3])
+    assert (low - y) / (y - high) == pytest.approx(0.5, abs=0.01)
 
 
-def test_error_bars_that_the_mark_would_hide_are_left_out() -> None:
-    assert "whisker" not in xy_chart([Series("a", [Point(1, 50, 49.9, 50.1)])], "GPUs", "audio-s/s").body
+def test_the_ideal_does_not_flatten_the_rest() -> None:
+    chart = xy_chart([Series("a", [Point(4, 10, title="a")])], "GPUs", "audio-s/s", Curve("linear", [(0, 0), (4, 400)]))
+    height = float(tree(chart).get("viewBox").split()[3])
+    assert mark(titled(chart)["a"])[1] < 0.6 * height
 
 
-def test_series_differ_in_shape_and_laws_in_dash() -> None:
+def test_close_values_are_not_named_on_top_of_each_other() -> None:
+    sizes = [1, 2, 4, 8, 16, 32, 64, 65]
+    chart = xy_chart([Series("a", [Point(size, 1) for size in sizes])], "GPUs", "audio-s/s", x_values=sizes)
+    named = sorted(x for text, x, _ in texts(chart) if text in map(str, sizes))
+    assert "65" in [text for text, _, _ in texts(chart)]
+    assert "64" not in [text for text, _, _ in texts(chart)]
+    assert min(np.diff(named)) > charts.CHARACTER
+
+
+def test_bars_are_as_long_as_their_parts() -> None:
+    bars = [Bar([(0, 1.0), (1, 2.0), (2, 1.0), (3, 0.0)], "4 s", title="a"), Bar([(0, 4.0)], "4 s", title="b")]
+    chart = bar_rows([("a", bars)], ("compute", "data", "network", "none"), "s")
+    parts = [group for group in tree(chart).iter(f"{SVG}g") if group.findtext(f"{SVG}title") in ("a", "b")]
+    first, second, third, whole = map(box, parts)
+    assert second[2] - second[0] == pytest.approx(2 * (first[2] - first[0]), rel=0.01)
+    assert (second[0], third[0]) == (first[2], second[2])
+    assert (whole[0], whole[2]) == (first[0], third[2])
+    shown = [text for text, _, _ in texts(chart)]
+    assert "network" in shown
+    assert "none" not in shown  # no bar has this part
+
+
+def test_errors_to_both_sides_of_zero() -> None:
+    rows = [
+        (name, [Bar([(0, value)], name, value - 5, value + 5, name)]) for name, value in (("a", -10.0), ("b", 20.0))
+    ]
+    groups = titled(bar_rows(rows, ("error",), "%"))
+    left, right = box(groups["a"]), box(groups["b"])
+    assert left[2] == pytest.approx(right[0])
+    assert right[2] - right[0] == pytest.approx(2 * (left[2] - left[0]), rel=0.01)
+    assert left[0] > 0
+
+
+@pytest.mark.parametrize("end", [6.0, 1e-6])
+def test_labels_after_bars_stay_in_the_chart(end: float) -> None:
+    label = "12.3 seconds of many"
+    chart = bar_rows([("a", [Bar([(0, 5.0 * end)], label, 4.0 * end, 6.0 * end, "bar")])], ("one",), "s")
+    x = next(x for text, x, _ in texts(chart) if text == label)
+    assert x + charts.CHARACTER * len(label) <= charts.WIDTH
+    assert x > box(titled(chart)["bar"])[2]
+
+
+def test_a_row_without_bars_is_a_heading() -> None:
+    chart = bar_rows([("Training", []), ("ours", [Bar([(0, 1.0)], "1")])], ("ours",), "s")
+    bold = [text.text for text in tree(chart).iter(f"{SVG}text") if "font-weight" in text.get("style")]
+    assert bold == ["Training"]
+
+
+# ---- what tells things apart ---------------------------------------------------------------------------------------
+
+
+def test_of_many_series_no_two_look_the_same() -> None:
+    series = [Series(str(i), [Point(1, i + 1, title=str(i))]) for i in range(42)]
+    chart = xy_chart(series, "GPUs", "audio-s/s")
+    looks = {(next(g.iter(f"{SVG}use")).get("href"), styles(g)) for g in titled(chart).values()}
+    assert len(looks) == 42
+    assert len({look for look, _ in looks}) >= 7
+
+
+def test_laws_differ_in_dashes_and_look_the_same_in_all_series() -> None:
     series = [
         Series(name, [Point(1, y)], [Curve("Amdahl", [(1, y), (2, y)]), Curve("USL", [(1, y), (2, y)])])
         for name, y in (("a", 1), ("b", 2))
     ]
-    drawn = xy_chart(series, "GPUs", "audio-s/s", Curve("linear", [(0, 0), (2, 2)]))
-    shapes = re.findall(r'class="mark s\d" transform="[^"]*" d="([^"]*)"', drawn.body)
-    assert len(set(shapes)) == 2
-    dashes = re.findall(r'class="curve (\S+)" stroke-dasharray="([^"]+)"', drawn.body)
-    assert len({dash for style, dash in dashes if style == "s0"}) == 2
-    assert {dash for style, dash in dashes if style == "s0"} == {dash for style, dash in dashes if style == "s1"}
-    ideal = {dash for style, dash in dashes if style == "ideal"}
-    assert len(ideal) == 1
-    assert ideal.isdisjoint(dash for style, dash in dashes if style in ("s0", "s1"))
+    chart = xy_chart(series, "GPUs", "audio-s/s", Curve("linear", [(0, 0), (2, 2)]))
+    dashes = {name: re.findall(rf"stroke-dasharray: ([^;]*)[^<]*stroke: var\(--{name}\)", chart.svg) for name in
+              ("series-1", "series-2", "soft")}  # fmt: skip
+    assert len(set(dashes["series-1"])) == 2
+    assert dashes["series-1"] == dashes["series-2"]
+    assert len(set(dashes["soft"])) == 1
+    assert set(dashes["soft"]).isdisjoint(dashes["series-1"])
 
 
 def test_predicted_points_are_hollow_and_the_legend_says_so() -> None:
-    drawn = xy_chart([Series("a", [Point(1, 1), Point(2, 2, is_predicted=True)])], "GPUs", "audio-s/s")
-    assert [style for style, _, _ in marks(drawn)].count("s0 predicted") == 2  # one in the legend
-    assert "hollow: predicted" in drawn.body
-    measured = xy_chart([Series("a", [Point(1, 1)])], "GPUs", "audio-s/s")
-    assert "predicted" not in measured.body
+    points = [Point(1, 1, title="measured"), Point(2, 2, title="predicted", is_predicted=True)]
+    chart = xy_chart([Series("a", points)], "GPUs", "audio-s/s")
+    assert "fill: var(--card)" in styles(titled(chart)["predicted"])
+    assert "fill: var(--series-1)" in styles(titled(chart)["measured"])
+    assert "hollow: predicted" in [text for text, _, _ in texts(chart)]
+    assert "predicted" not in xy_chart([Series("a", points[:1])], "GPUs", "audio-s/s").svg
 
 
-def test_a_curve_ends_where_it_leaves_the_plot() -> None:
-    drawn = xy_chart([Series("a", [Point(4, 10)])], "GPUs", "audio-s/s", Curve("linear", [(0, 0), (4, 400)]))
-    path = re.search(r'class="curve ideal" [^>]* d="M(\S+) (\S+)L(\S+) (\S+)"', drawn.body)
-    x0, y0, x1, y1 = map(float, path.groups())
-    assert y1 == pytest.approx(float(re.findall(r'y1="([\d.]+)"', drawn.body)[-1]), abs=15)  # the top
-    ((_, x, y),) = marks(drawn)[1:]
-    slope = (y0 - y1) / (x1 - x0)
-    assert slope == pytest.approx(40 * (y0 - y) / (x - x0), rel=0.01)
+def test_parts_of_bars_differ_in_hatch() -> None:
+    kinds = ("compute", "data", "network", "imbalance", "overhead", "other")
+    chart = bar_rows([("a", [Bar([(i, 1.0) for i in range(6)], "6 s", title="a")])], kinds, "s")
+    hatches = [path.get("d") for pattern in tree(chart).iter(f"{SVG}pattern") for path in pattern.iter(f"{SVG}path")]
+    assert len(hatches) == len(set(hatches)) == 5  # the first kind is plain
+    assert [text for text, _, _ in texts(chart) if text in kinds] == list(kinds)
 
 
-def test_bars_are_as_long_as_their_parts_and_the_parts_differ_in_pattern() -> None:
-    drawn = bar_rows(
-        [("a", [Bar([(0, 1.0), (1, 2.0), (2, 1.0), (3, 0.0)], "4 s")])], ("compute", "data", "network", "none"), "s"
-    )
-    (_, first), (_, second), (_, _) = bars(drawn)[-3:]
-    assert second == pytest.approx(2 * first, rel=0.01)
-    starts = [float(x) for x in re.findall(r'class="bar \S+ x="([\d.]+)"', drawn.body)][-3:]
-    assert starts[1:] == pytest.approx([starts[0] + first, starts[1] + second], abs=0.2)
-    fills = re.findall(r'fill="(url[^"]*)"', drawn.body)
-    assert len(set(fills)) == 2  # of the second and third kind, in the legend; the first is plain
-    assert "network" in drawn.body
-    assert "none" not in drawn.body  # nobody has it
+def test_marked_columns_are_bold_too() -> None:
+    chart = columns(["a", "b"], [1, 2], "times", frozenset("b"))
+    styled = {text.text: text.get("style") for text in tree(chart).iter(f"{SVG}text")}
+    assert "var(--bad)" in styled["b"]
+    assert "font-weight" in styled["b"]
+    assert "font-weight" not in styled["a"]
+    assert "var(--bad)" in styles(titled(chart)["b: 2 times"])
 
 
-def test_labels_behind_bars_stay_in_the_drawing() -> None:
-    label = "12.3 seconds of many"
-    drawn = bar_rows([("a", [Bar([(0, 5.0)], label, 4.0, 6.0)])], ("one",), "s")
-    x = float(re.search(rf'x="([\d.]+)"[^>]*>{label}', drawn.body)[1])
-    assert x + drawing.CHARACTER_WIDTH * len(label) <= drawing.WIDTH
-    assert x > max(width for _, width in bars(drawn))
+# ---- labels --------------------------------------------------------------------------------------------------------
 
 
-def test_marks_lie_on_a_logarithmic_axis() -> None:
-    rows = [("a", [Mark(0, 1.0), Mark(0, 10.0), Mark(0, 100.0)], "+1 %")]
-    _, (_, x1, _), (_, x10, _), (_, x100, _) = marks(mark_rows(rows, [("measured", False)], "s"))
-    assert x100 - x10 == pytest.approx(x10 - x1, abs=0.2)
-    assert "+1 %" in mark_rows(rows, [("measured", False)], "s").body
+def test_labels_at_the_ends_of_series_do_not_overlap() -> None:
+    series = [Series(f"series {i}", [Point(1, 5), Point(2, 5 + i / 100)]) for i in range(8)]
+    chart = xy_chart(series, "GPUs", "audio-s/s")
+    heights = sorted(y for text, _, y in texts(chart) if text.startswith("series"))
+    assert len(heights) == 8
+    assert min(np.diff(heights)) > 12  # the size of the font
+    assert heights[0] > 0
+
+
+def test_long_labels_go_to_the_legend() -> None:
+    label = "local-x1-16-mixed-batch_seconds-1600"
+    series = [Series(f"{label}-{i}", [Point(1, 5, title=f"point {i}")]) for i in range(3)]
+    chart = xy_chart(series, "GPUs", "audio-s/s")
+    places = [(x, y) for text, x, y in texts(chart) if text.startswith(label)]
+    assert len(places) == 3
+    assert all(y < mark(titled(chart)["point 0"])[1] for _, y in places)
+    assert all(x + charts.CHARACTER * (len(label) + 2) < charts.WIDTH for x, _ in places)
+
+
+def test_legends_wrap_before_they_leave_the_chart() -> None:
+    kinds = ["a label of some length"] * 6
+    chart = bar_rows([("a", [Bar([(i, 1.0) for i in range(6)], "6 s")])], kinds, "s")
+    places = [(x, y) for text, x, y in texts(chart) if text == kinds[0]]
+    assert len(places) == 6
+    assert len({y for _, y in places}) > 1
+    assert all(x + charts.CHARACTER * len(kinds[0]) <= charts.WIDTH for x, _ in places)
+
+
+def test_labels_that_matplotlib_would_hide_or_typeset_are_shown() -> None:
+    chart = bar_rows([("$a_1$", [Bar([(0, 1.0), (1, 1.0)], "$2$")])], ("_private", "x"), "s")
+    assert {"$a_1$", "$2$", " _private"} <= {text for text, _, _ in texts(chart)}
+
+
+def test_names_that_would_overlap_are_upright_and_long_ones_are_cut() -> None:
+    level, upright = (columns([name] * 12, [1.0] * 12, "h") for name in ("A", "a rather long name"))
+    assert "rotate(-90" not in level.svg
+    assert upright.svg.count("rotate(-90") == [text for text, _, _ in texts(upright)].count("a rather \u2026") == 12
+    assert list(titled(upright)) == ["a rather long name: 1 h"]
+
+
+def test_text_in_any_script_is_drawn_without_a_warning(recwarn) -> None:
+    assert "\u4e2d" in columns(["\u4e2d"], [1], "times").svg
+    assert not recwarn.list
+
+
+# ---- histograms ----------------------------------------------------------------------------------------------------
+
+
+def counts(chart: Chart) -> list[int]:
+    return [int(title.rsplit(": ", 1)[1].split()[0].replace(",", "")) for title in titled(chart)]
 
 
 @pytest.mark.parametrize(
-    "drawn",
-    [
-        xy_chart([Series(HOSTILE, [Point(1, 1, href=HOSTILE, title=HOSTILE)])], HOSTILE, HOSTILE),
-        bar_rows([(HOSTILE, [Bar([(0, 1.0)], HOSTILE, href=HOSTILE, title=HOSTILE)])], (HOSTILE, HOSTILE), HOSTILE),
-        mark_rows([(HOSTILE, [Mark(0, 1.0, title=HOSTILE, href=HOSTILE)], HOSTILE)], [(HOSTILE, False)], HOSTILE),
-    ],
+    "values",
+    [np.linspace(1, 35, 5000), np.array([3.0]), np.array([0.0, 0.0]), np.array([1e-3, 1e6]), np.full(7, 12.5)],
+    ids=["spread", "one", "zeros", "far apart", "equal"],
 )
-def test_what_comes_from_files_is_no_markup(drawn: Drawing) -> None:
-    assert "<script" not in drawn.standalone
-    assert HOSTILE in "".join(tree(drawn).itertext())
+def test_every_value_is_in_one_bin_of_a_histogram(values: np.ndarray) -> None:
+    chart, _ = histogram(values, "s")
+    assert sum(counts(chart)) == len(values)
+    assert len(counts(chart)) <= 2 * charts.NUM_BINS
 
 
-def test_a_file_of_its_own_has_all_that_it_needs() -> None:
-    drawn = bar_rows([("a", [Bar([(1, 1.0)], "1 s")])], ("compute", "data"), "s")
-    used = set(re.findall(r"url\(#([^)]+)\)", drawn.standalone))
-    defined = {element.get("id") for element in tree(drawn).iter(f"{XLINK}pattern")}
+def test_bins_are_round_and_named() -> None:
+    assert "0.5 to 1 s: 2 utterances" in titled(histogram(np.array([0.1, 0.6, 0.7, 19.9]), "s")[0])
+
+
+def test_one_far_value_does_not_squeeze_the_others() -> None:
+    chart, note = histogram(np.append(np.linspace(1, 20, 1000), 3600.0), "s")
+    assert len(counts(chart)) > 15
+    assert note == "1 above 39.7 s drawn there; the highest is 3,600."
+    assert histogram(np.linspace(1, 20, 1000), "s")[1] == ""
+
+
+def test_columns_are_as_high_as_their_values() -> None:
+    groups = titled(columns("ab", [1, 2], "times"))
+    (_, top, _, bottom), (_, high_top, _, high_bottom) = box(groups["a: 1 times"]), box(groups["b: 2 times"])
+    assert high_bottom - high_top == pytest.approx(2 * (bottom - top), rel=0.01)
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_names_and_values_are_no_markup(chart: Chart) -> None:
+    assert "<script" not in chart.standalone
+    assert HOSTILE in "".join(tree(chart).itertext())
+    assert "script" not in Page(chart.svg).tags
+
+
+def test_a_link_surrounds_its_part() -> None:
+    group = titled(bar_rows([("a", [Bar([(0, 1.0)], "1", href="run 1.json", title="a")])], ("one",), "s"))["a"]
+    (link,) = group.iter(f"{SVG}a")
+    assert link.get("href") == "run 1.json"
+    assert list(link.iter(f"{SVG}path"))
+
+
+@each_kind
+def test_a_chart_describes_itself_and_keeps_its_text(chart: Chart) -> None:
+    assert tree(chart).get("aria-label")
+    assert tree(chart).get("role") == "group"  # not "img", which would hide tooltips and links from a screen reader
+    assert texts(chart)
+    assert "DejaVu" not in chart.svg
+    assert "system-ui" in chart.svg
+
+
+@each_kind
+def test_colours_are_variables_of_the_theme_for_light_dark_and_paper(chart: Chart) -> None:
+    assert not re.findall(r"#[0-9a-f]{6}\b", chart.svg)
+    used = set(re.findall(r"var\((--[\w-]+)\)", chart.svg))
+    light, dark = chart.standalone.split("prefers-color-scheme: dark", 1)
     assert used
-    assert used <= defined
-    variables = set(re.findall(r"var\((--\w+)\)", drawn.standalone)) - {"--c"}
-    assert variables <= set(re.findall(r"(--\w+):", drawn.standalone))
-    assert "http" not in drawn.standalone.replace("http://www.w3.org/2000/svg", "")
+    for theme in (light, dark.split("@media print")[0]):
+        assert used <= set(re.findall(r"(--[\w-]+):", theme))
+    assert "@media screen and (prefers-color-scheme: dark)" in chart.standalone  # paper is always white
 
 
-def test_legends_wrap_before_they_leave_the_drawing() -> None:
-    entries = [((lambda x, y: mark(x, y, 0)), "a label of some length")] * 4
-    body, bottom = legend(entries, 0)
-    assert bottom >= 2 * drawing.LINE
-    ends = [float(x) + drawing.CHARACTER_WIDTH * 22 for x in re.findall(r'class="label" x="([\d.]+)"', body)]
-    assert max(ends) <= drawing.WIDTH
+@each_kind
+def test_a_file_of_its_own_needs_nothing_else(chart: Chart) -> None:
+    ids = [element.get("id") for element in tree(chart).iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r"url\(#([^)]+)\)", chart.svg)) | set(re.findall(r'href="#([^"]+)"', chart.svg))
+    assert used <= set(ids)
+    assert "http" not in chart.standalone.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not {"script", "image", "foreignObject"} & {element.tag.removeprefix(SVG) for element in tree(chart).iter()}
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.3, 4.0), (0.01, 90.0), (1.1, 1.2)])
-def test_every_logarithmic_axis_has_ticks_within_it(low: float, high: float) -> None:
-    ticks = Axis(low, high, 0, 1, is_log=True).ticks(5)
-    assert len(ticks) >= 2
-    assert all(low <= tick <= high for tick in ticks)
+def test_the_same_chart_is_the_same_file_and_another_one_has_other_ids(monkeypatch) -> None:
+    def drawn(value: float) -> str:
+        return xy_chart([Series("a", [Point(1, value)])], "GPUs", "audio-s/s").standalone
+
+    first = drawn(1)
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)  # the user's own style
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "red")
+    assert drawn(1) == first
+    assert set(re.findall(r' id="([^"]+)"', first)).isdisjoint(re.findall(r' id="([^"]+)"', drawn(2)))
+    assert matplotlib.rcParams["font.size"] == 30
 
 
 def test_text_that_steers_is_shown_as_an_escape() -> None:
-    assert "\x1b" not in text(0, 0, "\x1b[2J")
+    chart = xy_chart([Series("\x1b[2J", [Point(1, 1, title="\u202e")])], "\x1b", "y")
+    assert "\x1b" not in chart.svg
+    assert "\u202e" not in chart.svg
+    assert r"\x1b[2J" in [text for text, _, _ in texts(chart)]
 
 
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (number(12345.0), "12,300"),
-        (number(1.2345), "1.23"),
-        (number(0.0012345), "0.00123"),
-        (number(0), "0"),
-        (seconds(0.0123), "12.3 ms"),
-        (seconds(61), "61.0 s"),
-        (seconds(600), "10.0 min"),
-        (seconds(9000), "2.50 h"),
-        (usd(12.345), "$12.35"),
-        (usd(0.0123), "$0.0123"),
-        (prefixed(1.5e13, "FLOP/s"), "15.0 TFLOP/s"),
-        (prefixed(1.82e-5, "s"), "18.2 µs"),
-        (prefixed(4400.0, "audio-s/s"), "4,400 audio-s/s"),
-        (prefixed(0.5, ""), "0.500"),
-        (signed_percent(-0.031), "\N{MINUS SIGN}3.1 %"),
-        (spread(Half(516.12, 0.7)), "516.1 ± 0.7"),
-        (spread(Half(3730.0, 96.8)), "3,730 ± 100"),
-        (spread(Half(0.1123, 0.0123), " ms"), "0.112 ± 0.012 ms"),
-        (spread(Half(0.88496, 0.00001), " %", 100), "88.50 %"),
-        (spread(Half(12.0, None)), "12.0"),
-        (spread(None), "not measured"),
-    ],
-)
-def test_numbers_have_the_digits_that_count(shown: str, expected: str) -> None:
-    assert shown == expected
-
-
-def test_of_many_series_no_two_look_the_same():
-    assert len({mark(0, 0, style) for style in range(4 * drawing.NUM_STYLES)}) == 4 * drawing.NUM_STYLES
+def test_matplotlib_is_imported_only_to_draw() -> None:
+    code = "import sys; import w2v_lightning.reporting.html; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,9 +1,10 @@
-"""A report's parts, whatever they become: HTML or Markdown."""
+"""Parts of a report, whether it becomes HTML or Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from w2v_lightning.reporting.drawing import Drawing
+from w2v_lightning.reporting.charts import Chart
 
 
 @dataclass(frozen=True)
@@ -14,55 +15,82 @@ class Link:
     href: str
 
 
-Inline = str | Link | Sequence[str | Link]
+@dataclass(frozen=True)
+class Level:
+    """Text in the colour of how bad it is."""
+
+    text: str
+    level: Literal["good", "warning", "bad"]
+
+
+Part = str | Link | Level
+Inline = Part | Sequence[Part]
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Text; a note is smaller, a finding stands out, items are a list."""
+    """Text; a note is smaller, a finding stands out, a problem stands out in red."""
 
     content: Inline
-    kind: str = ""  # or "note", "finding", "item"
+    kind: Literal["text", "note", "finding", "problem"] = "text"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """List of sentences."""
+
+    items: Sequence[Inline]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under titles.
+    """Rows under column titles.
 
     Args:
         columns: titles.
         rows: one entry for each column.
-        num_text: the first so many columns are text; numbers stand behind them.
-        is_prose: sentences: on a narrow screen each row becomes a block.
+        num_text: number of columns of text, which come first; numbers follow, aligned to the right.
+        is_prose: the cells are sentences: on a narrow screen each row becomes a block.
+        title: title of the table; with one it can be folded away.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Inline]]
     num_text: int = 1
     is_prose: bool = False
+    title: Inline = ""
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kind of each column: "name" for the first, "text" or "number"."""
+        others = range(1, len(self.columns))
+        return ["name", *("text" if self.is_prose or i < self.num_text else "number" for i in others)]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart; `name` is for its file where it has one."""
+    """Chart with a title; `name` is the name of its file where it has one."""
 
     name: str
     title: str
-    drawing: Drawing
+    chart: Chart
     note: str = ""
+
+
+Block = Paragraph | Bullets | Table | Figure
 
 
 @dataclass(frozen=True)
 class Section:
-    """Under a heading; figures that follow each other stand side by side where there is room."""
+    """Blocks under a heading; figures that follow each other stand side by side where there is room."""
 
     title: str
-    blocks: Sequence[Paragraph | Table | Figure]
+    blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
 class Document:
-    """All of a report; `facts` are numbers that stand out at its head, by what they are."""
+    """Report; `facts` are numbers that stand out at its head, by their names."""
 
     title: str
     subtitle: str
@@ -70,6 +98,6 @@ class Document:
     sections: Sequence[Section] = ()
 
 
-def parts(content: Inline) -> list[str | Link]:
-    """Of a line, whether it has one or several."""
-    return [content] if isinstance(content, str | Link) else list(content)
+def parts(content: Inline) -> list[Part]:
+    """Return the parts of a line, whether it has one or several."""
+    return [content] if isinstance(content, str | Link | Level) else list(content)

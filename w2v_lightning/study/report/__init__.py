@@ -1,1 +1,1 @@
-"""`study report`: what was measured, what the model makes of it, and what the original study claimed."""
+"""`study report`: measurements of a study, the model fitted to them, and a comparison with the original study."""

@@ -1,23 +1,41 @@
-"""The command `study report`: all runs of a study as one page, and the fitted model beside them."""
+"""The command `study report`: all runs of a study on one page, and the fitted model beside them."""
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from w2v_lightning import command_line
+
+COMMAND, POSITIONAL = "study report", ("folder",)
 MODEL = "fitted.json"
 
 
-def add_parser(actions: Any) -> None:
-    """`report`."""
-    parser = actions.add_parser("report", help="what a study's runs say: tables, charts, a model, what it costs")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="of the study's runs")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="a page; default without --markdown: DIR/report.html")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="for a README; its charts lie beside it")
-    parser.add_argument("--title", metavar="TEXT", help="default: the folder's name")
-    parser.set_defaults(run=_run)
+@dataclass(frozen=True)
+class ReportOptions:
+    """Report the runs of a study: tables, charts, the fitted model, costs.
+
+    Args:
+        folder: folder of the study's runs.
+        html: HTML file to write; default without --markdown: report.html in the folder.
+        markdown: Markdown file to write, for a README; its charts are written to a folder beside it.
+        title: title of the report; default: the folder's name.
+    """
+
+    folder: Path
+    html: Path | None = None
+    markdown: Path | None = None
+    title: str | None = None
 
 
-def _run(options: argparse.Namespace) -> None:
+def parser() -> command_line.Parser:
+    """Return the parser of the command."""
+    return command_line.parser_of(ReportOptions, COMMAND, POSITIONAL)
+
+
+def main(args: Sequence[str]) -> int:
+    """Write the report and the fitted model, and print the paths of the reports."""
+    options = command_line.parse(ReportOptions, COMMAND, args, POSITIONAL)
+
     from w2v_lightning.reporting.html import save_html
     from w2v_lightning.reporting.markdown import save_markdown
     from w2v_lightning.study.report.configurations import load
@@ -31,3 +49,4 @@ def _run(options: argparse.Namespace) -> None:
         if path:
             save(document(load(options.folder, path), fitted, options.title), path)
             print(path)
+    return 0

@@ -1,4 +1,4 @@
-"""A study's runs, repetitions of a cell together, with what was measured of them and how it spread."""
+"""Runs of a study, grouped by configuration, with their measurements and how these spread."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from w2v_lightning.reporting.document import Link
 from w2v_lightning.study.collect import FINISHED
 from w2v_lightning.study.queue import STATE
 
-NORMAL_90 = 1.645  # standard errors to both sides hold 90 %
+NORMAL_90 = 1.645  # standard errors to both sides that contain 90 %
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run, and where its run.json lies, seen from the report."""
+    """Run, and the link from the report to its run.json."""
 
     run: Run
     href: str
@@ -33,7 +33,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean; from `low` to `high` is what was seen, None where it was seen once."""
+    """Mean, and the range from `low` to `high`; None after a single measurement."""
 
     mean: float
     low: float | None = None
@@ -41,15 +41,18 @@ class Spread:
 
     @property
     def half(self) -> float | None:
+        """Half of the range."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     def times(self, factor: float) -> "Spread":
-        return Spread(*(None if value is None else factor * value for value in (self.mean, self.low, self.high)))
+        """Return the spread in another unit."""
+        low, high = (None if bound is None else factor * bound for bound in (self.low, self.high))
+        return Spread(factor * self.mean, low, high)
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The repetitions of a cell that were measured, at least one; `study` is the folder of the study that it is of."""
+    """Measured repetitions of a cell, at least one; `study` is the folder of the study that has the cell."""
 
     name: str
     recorded: tuple[Recorded, ...]
@@ -57,7 +60,7 @@ class Configuration:
 
     @property
     def runs(self) -> list[Run]:
-        return [one.run for one in self.recorded]
+        return [recorded.run for recorded in self.recorded]
 
     @property
     def cell(self) -> dict[str, Any]:
@@ -76,23 +79,28 @@ class Configuration:
         return self.runs[0].throughput["host"]["threads"] is None
 
     @property
+    def link(self) -> Link:
+        """Name of the configuration, which leads to its first run."""
+        return Link(self.name, self.href)
+
+    @property
     def href(self) -> str:
         return self.recorded[0].href
 
     @property
     def links(self) -> list[str | Link]:
-        """One for each repetition."""
-        links = [Link(str(i), one.href) for i, one in enumerate(self.recorded, 1)]
+        """Link to each repetition."""
+        links = [Link(str(i), recorded.href) for i, recorded in enumerate(self.recorded, 1)]
         return [part for link in links for part in (link, " ")][:-1]
 
     @cached_property
     def terms(self) -> Terms:
-        """Means of the repetitions' parts."""
+        """Parts of a step, means over the repetitions."""
         measured = [run.measured for run in self.runs]
         return Terms(**{field.name: fmean(getattr(m, field.name) for m in measured) for field in fields(Terms)})
 
     def bottleneck(self, fitted: Fitted | str) -> str:
-        """As measured; but whether what looks like computing is the host's launching, only the model says."""
+        """Return the measured bottleneck. Only the model can tell kernel launching from computing."""
         measured = self.terms.bottleneck
         if measured != "compute" or isinstance(fitted, str):
             return measured
@@ -101,7 +109,7 @@ class Configuration:
 
     @cached_property
     def audio_s_per_s(self) -> Spread:
-        """Over repetitions, the slowest to the fastest; of a single one, 90 % of the mean over its windows."""
+        """Throughput: slowest to fastest repetition; for a single run the 90 % interval of the mean of its windows."""
         if len(self.runs) > 1:
             return _spread([run.audio_s_per_s for run in self.runs])
         rates = [window["audio_s"] / window["seconds"] for window in self.runs[0].steady_windows]
@@ -113,42 +121,42 @@ class Configuration:
 
     @property
     def epoch_s(self) -> float:
-        """At the measured pace, without start-up and validation."""
+        """Time of an epoch at the measured throughput, without start-up and validation."""
         return fmean(run.throughput["workload"]["audio_s_per_epoch"] / run.audio_s_per_s for run in self.runs)
 
     @property
     def utterances_per_s(self) -> float:
-        """What the original study calls samples per second."""
+        """Utterances per second; the original study calls them samples."""
         return fmean(run.steady("utterances") / run.steady("seconds") for run in self.runs)
 
     @property
     def gpu_utilisation(self) -> Spread | None:
         """Share of the time in which a kernel ran."""
-        return self._use_of_gpus(lambda run: run.gpu_utilisation)
+        return self._gpu_use(lambda run: run.gpu_utilisation)
 
     @property
     def energy_wh_per_audio_hour(self) -> Spread | None:
-        """Of all GPUs."""
-        return self._use_of_gpus(lambda run: run.energy_wh_per_audio_hour)
+        """Energy of all GPUs per hour of audio."""
+        return self._gpu_use(lambda run: run.energy_wh_per_audio_hour)
 
     @property
     def gpu_use_has_warm_up(self) -> bool:
-        """None of its runs recorded NVML's readings but over the whole run."""
+        """True if all runs recorded GPU use over the whole run only, warm-up included."""
         return all(run.gpu_use_has_warm_up for run in self.runs)
 
-    def spread(self, of: Callable[[Run], float | None]) -> Spread | None:
-        """Of a figure that not every run has; None where none has it."""
-        return _spread_of(self.runs, of)
+    def spread(self, value_of: Callable[[Run], float | None]) -> Spread | None:
+        """Return the spread of a figure over the runs that have it; None if no run has it."""
+        return _spread_over(self.runs, value_of)
 
-    def _use_of_gpus(self, of: Callable[[Run], float | None]) -> Spread | None:
-        """Of the runs that have it behind the warm-up, as far as there are any."""
-        behind = [run for run in self.runs if not run.gpu_use_has_warm_up]
-        return _spread_of(behind or self.runs, of)
+    def _gpu_use(self, value_of: Callable[[Run], float | None]) -> Spread | None:
+        """Return a figure after the warm-up if any run recorded it, otherwise over the whole runs."""
+        after_warm_up = [run for run in self.runs if not run.gpu_use_has_warm_up]
+        return _spread_over(after_warm_up or self.runs, value_of)
 
 
 @dataclass(frozen=True)
 class Study:
-    """All runs below a folder: those that were measured, by cell, that did not get through, that still run."""
+    """Runs below a folder: measured ones by cell, failed ones, and the names of those that still run."""
 
     name: str
     configurations: tuple[Configuration, ...]
@@ -157,89 +165,94 @@ class Study:
 
     @cached_property
     def physical(self) -> list[Configuration]:
-        """What matters for anything but money."""
+        """Configurations with on demand and spot pooled, for everything but money."""
         return pooled(self.configurations)
 
     @property
     def recorded(self) -> list[Recorded]:
-        return [one for configuration in self.configurations for one in configuration.recorded]
+        return [recorded for configuration in self.configurations for recorded in configuration.recorded]
 
 
 def load(folder: Path, report: Path) -> Study:
-    """Every run.json below `folder`, of one study or of several; links lead there from `report`'s folder.
+    """Read every run.json below `folder`, of one study or of several; links are relative to `report`'s folder.
 
     Raises:
-        InputError: there is none, or one cannot be read.
+        InputError: there is no run.json, or one cannot be read.
     """
     paths = runs.find(folder)
-    found = [Recorded(runs.read(path), _href(path, report)) for path in paths]
+    recorded = [Recorded(runs.read(path), _href(path, report)) for path in paths]
     measured: dict[tuple[str, str], list[Recorded]] = {}
-    for path, one in zip(paths, found, strict=True):
-        if one.run.is_measured:
+    for path, each in zip(paths, recorded, strict=True):
+        if each.run.is_measured:
             study = path.parent.parent.relative_to(folder).as_posix() if path.parent != folder else "."
-            measured.setdefault((study, one.run.cell["name"]), []).append(one)
-    are_several = len({study for study, _ in measured}) > 1  # who may all have a cell of the same name
+            measured.setdefault((study, each.run.cell["name"]), []).append(each)
+    has_studies = len({study for study, _ in measured}) > 1  # each may have a cell of the same name
     configurations = [
-        Configuration(f"{study}/{name}" if are_several else name, tuple(its), study)
-        for (study, name), its in measured.items()
+        Configuration(f"{study}/{name}" if has_studies else name, tuple(repetitions), study)
+        for (study, name), repetitions in measured.items()
     ]
-    failed = [one for one in found if one.run.outcome != FINISHED or not one.run.is_measured]
+    failed = [each for each in recorded if each.run.outcome != FINISHED or not each.run.is_measured]
     return Study(folder.resolve().name, tuple(sorted(configurations, key=_order)), tuple(failed), _running(folder))
 
 
 def by_device(configurations: Iterable[Configuration]) -> dict[str, list[Configuration]]:
-    """Those that compute on the same: their times and rates fit on one axis."""
+    """Group configurations by the model of their devices: their times and rates fit on one axis."""
     groups: dict[str, list[Configuration]] = {}
-    for one in configurations:
-        groups.setdefault(short_name(one.setup.device), []).append(one)
+    for configuration in configurations:
+        groups.setdefault(short_name(configuration.setup.device), []).append(configuration)
     return groups
 
 
 def pooled(configurations: Iterable[Configuration]) -> list[Configuration]:
-    """On demand and spot of the same as one: how it is paid for makes no step faster."""
+    """Pool on demand and spot runs of the same cell: how a machine is paid for does not change its speed."""
     return [
-        replace(min(its, key=lambda one: len(one.name)), recorded=tuple(r for one in its for r in one.recorded))
-        for its in paid_in_two_ways(configurations)
+        replace(
+            min(group, key=lambda configuration: len(configuration.name)),
+            recorded=tuple(recorded for configuration in group for recorded in configuration.recorded),
+        )
+        for group in by_cluster(configurations)
     ]
 
 
-def paid_in_two_ways(configurations: Iterable[Configuration]) -> list[list[Configuration]]:
-    """On demand and spot of the same together, in that order, as far as there are both."""
+def by_cluster(configurations: Iterable[Configuration]) -> list[list[Configuration]]:
+    """Group configurations that differ only in how they are paid for: on demand first, then spot."""
     groups: dict[str, list[Configuration]] = {}
-    for one in configurations:
-        same = {name: value for name, value in one.cell.items() if name not in ("name", "is_spot", "repetition")}
-        groups.setdefault(json.dumps([one.study, same], sort_keys=True), []).append(one)
-    return [sorted(its, key=lambda one: one.cell["is_spot"]) for its in groups.values()]
+    for configuration in configurations:
+        cell = configuration.cell
+        same = {name: value for name, value in cell.items() if name not in ("name", "is_spot", "repetition")}
+        groups.setdefault(json.dumps([configuration.study, same], sort_keys=True), []).append(configuration)
+    return [sorted(group, key=lambda configuration: configuration.cell["is_spot"]) for group in groups.values()]
 
 
-def unit(configurations: Sequence[Configuration]) -> str:
-    """What is counted where they are counted."""
-    return "GPUs" if all(one.is_gpu for one in configurations) else "processes"
+def device_unit(configurations: Sequence[Configuration]) -> str:
+    """Return the axis label for the number of devices: "GPUs" or "processes"."""
+    return "GPUs" if all(configuration.is_gpu for configuration in configurations) else "processes"
 
 
-def _order(one: Configuration) -> tuple:
-    hardware = one.cell["hardware"]
-    return one.setup.device, len(hardware), hardware, one.setup.link, one.world_size, one.name  # 2xlarge, 12xlarge
+def _order(configuration: Configuration) -> tuple[str, int, str, str, int, str]:
+    hardware, setup = configuration.cell["hardware"], configuration.setup
+    # The length sorts ml.g4dn.2xlarge before ml.g4dn.12xlarge.
+    return setup.device, len(hardware), hardware, setup.link, setup.world_size, configuration.name
 
 
 def _running(folder: Path) -> tuple[str, ...]:
-    """What was started and has no run.json yet."""
-    found: list[str] = []
+    """Return the names of runs that were started and have no run.json yet."""
+    running: list[str] = []
     for path in sorted(folder.rglob(STATE)):
         try:
             started = json.loads(path.read_text(encoding="utf-8"))["cells"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read ({error}): `study run` says what to do.") from None
-        found += [name for name in started if not (path.parent / name / runs.FILE).exists()]
-    return tuple(found)
+        running += [name for name in started if not (path.parent / name / runs.FILE).exists()]
+    return tuple(running)
 
 
 def _href(path: Path, report: Path) -> str:
     return quote(Path(os.path.relpath(path, report.parent)).as_posix())
 
 
-def _spread_of(runs: Iterable[Run], of: Callable[[Run], float | None]) -> Spread | None:
-    values = [value for run in runs if (value := of(run)) is not None]
+def _spread_over(runs: Iterable[Run], value_of: Callable[[Run], float | None]) -> Spread | None:
+    values = [value for run in runs if (value := value_of(run)) is not None]
     return _spread(values) if values else None
 
 

@@ -1,81 +1,84 @@
-"""What the step-time model says of what was measured: how well it predicts what it was not shown, and from what."""
+"""The step-time model against the measurements: how well it predicts configurations that it was not fitted to."""
 
-from collections.abc import Sequence
 from statistics import median
 
 from w2v_lightning.perf_model.fitted import Fitted, LeftOut
-from w2v_lightning.reporting.document import Figure, Link, Paragraph, Section, Table
-from w2v_lightning.reporting.rows import Mark, mark_rows
+from w2v_lightning.reporting.charts import Bar, bar_rows
+from w2v_lightning.reporting.document import Block, Figure, Inline, Link, Paragraph, Section, Table
 from w2v_lightning.reporting.units import percent, prefixed, seconds, signed_percent
 from w2v_lightning.study.report.configurations import Study
 
-KINDS = (("measured", False), ("predicted from all others, with its 90 % interval", True))
 NOTE = (
-    "Each configuration is left out in turn, the model is fitted to the others and predicts it. On the right the error"
-    " of the prediction: +10 % is a step predicted too long by a tenth."
+    "Each configuration is left out in turn, and the model fitted to the others predicts its step time. Zero is the"
+    " measured time; +10 % means predicted 10 % too long. The line is the 90 % interval of the prediction."
 )
 # Parameters of w2v_lightning/perf_model/step_time.py, and their units.
 MEANINGS = {
-    "flops_per_s": ("Computing in training", "FLOP/s"),
+    "flops_per_s": ("Computing rate in training", "FLOP/s"),
     "contention": ("Slowdown by each other busy process", ""),
-    "launch_s": ("Handing a micro-batch to the GPU", "s"),
+    "launch_s": ("Launch time of a micro-batch", "s"),
     "overhead_s": ("Overhead of a step", "s"),
-    "decode_audio_s_per_s": ("Loading by one worker", "audio-s/s"),
-    "storage_audio_s_per_s": ("Storage of a host", "audio-s/s"),
-    "audio_s_per_byte": ("Audio in a byte of storage", "s/B"),
-    "imbalance": ("Spread of the devices' times, of their mean", ""),
-    "overlap": ("Of the last micro-batch, what hides communication", ""),
+    "decode_audio_s_per_s": ("Loading rate of one worker", "audio-s/s"),
+    "storage_audio_s_per_s": ("Storage rate of a host", "audio-s/s"),
+    "audio_s_per_byte": ("Audio per byte of storage", "s/B"),
+    "imbalance": ("Spread of the devices' times, relative to the mean", ""),
+    "overlap": ("Share of the last micro-batch that hides communication", ""),
     "hop_s": ("Latency within a host", "s"),
     "bytes_per_s": ("Rate within a host", "B/s"),
     "link_hop_s": ("Latency between hosts", "s"),
-    "link_efficiency": ("Reached of the link's rate", ""),
+    "link_efficiency": ("Share of the link's rate that is reached", ""),
 }
 
 
 def section(study: Study, fitted: Fitted | str) -> Section:
-    """Measured against predicted; instead of a model there may be the reason why there is none."""
+    """Compare measurements and predictions; `fitted` may be the reason why there is no model."""
     title = "The model against the measurements"
     if isinstance(fitted, str):
         return Section(title, [Paragraph(f"There is no model: {fitted}", "finding")])
-    hrefs = {one.name: one.href for one in study.configurations}
-    blocks: list = [Paragraph(summary(fitted), "finding"), *(Paragraph(note) for note in fitted.notes)]
-    tested = {name: left for name, left in fitted.leave_one_out.items() if left.predicted_s}
-    if tested:
-        rows = [(name, _marks(left, hrefs[name]), signed_percent(left.error)) for name, left in tested.items()]
-        drawing = mark_rows(rows, KINDS, "seconds per step, logarithmic")
-        blocks.append(Figure("left-out", "Measured and predicted from all others", drawing, NOTE))
-    if untold := [(name, left.why) for name, left in fitted.leave_one_out.items() if not left.predicted_s]:
-        rows = [[Link(name, hrefs[name]), why] for name, why in untold]
-        blocks.append(Table(["not predicted from the others", "why"], rows, is_prose=True))
+    hrefs = {configuration.name: configuration.href for configuration in study.configurations}
+    blocks: list[Block] = [Paragraph(summary(fitted), "finding"), *(Paragraph(note) for note in fitted.notes)]
+    bars = {name: bar for name, left_out in fitted.leave_one_out.items() if (bar := _bar(left_out, hrefs[name]))}
+    if bars:
+        chart = bar_rows([(name, [bar]) for name, bar in bars.items()], ("error",), "error in % of the measured step")
+        blocks.append(Figure("left-out", "Step times predicted from all other configurations", chart, NOTE))
+    rows: list[list[Inline]] = [
+        [Link(name, hrefs[name]), left_out.why] for name, left_out in fitted.leave_one_out.items() if name not in bars
+    ]
+    if rows:
+        blocks.append(Table(["not predicted from the others", "reason"], rows, is_prose=True))
     return Section(title, [*blocks, _parameters(fitted)])
 
 
 def summary(fitted: Fitted) -> str:
-    """How far off predictions of configurations are that the model was not shown."""
-    errors = {name: abs(left.error) for name, left in fitted.leave_one_out.items() if left.error is not None}
+    """Say how far predictions are off for configurations that the model was not fitted to."""
+    left_out = fitted.leave_one_out.items()
+    errors = {name: abs(prediction.error) for name, prediction in left_out if prediction.error is not None}
     if not errors:
-        return "No configuration can be predicted from the others: how well the model predicts was not tested."
+        return "No configuration can be predicted from the others: the accuracy of predictions was not tested."
     worst = max(errors, key=errors.__getitem__)
     middle = median(errors.values())
     return (
-        f"Predicted from all others, the step times of {len(errors)} configurations are off"
-        f" by {percent(middle, 1)} in the median and by {percent(errors[worst], 1)} at most ({worst})."
+        f"Step times of {len(errors)} configurations, each predicted from all others, are off by {percent(middle, 1)}"
+        f" (median) and by at most {percent(errors[worst], 1)} ({worst})."
     )
 
 
-def _marks(left: LeftOut, href: str) -> Sequence[Mark]:
-    predicted = f"predicted {seconds(left.predicted_s)} ({seconds(left.low_s)} to {seconds(left.high_s)})"
-    return [
-        Mark(1, left.predicted_s, left.low_s, left.high_s, is_predicted=True, title=predicted),
-        Mark(0, left.measured_s, href=href, title=f"measured {seconds(left.measured_s)}"),
-    ]
+def _bar(left_out: LeftOut, href: str) -> Bar | None:
+    """Return the error of a prediction with its interval; None if it could not be predicted."""
+    predicted_s, low_s, high_s, error = left_out.predicted_s, left_out.low_s, left_out.high_s, left_out.error
+    if predicted_s is None or low_s is None or high_s is None or error is None:
+        return None
+    low, high = (100 * (bound_s / left_out.measured_s - 1) for bound_s in (low_s, high_s))
+    measured = seconds(left_out.measured_s)
+    title = f"predicted {seconds(predicted_s)} ({seconds(low_s)} to {seconds(high_s)}), measured {measured}"
+    return Bar([(0, 100 * error)], f"{signed_percent(error)} of {measured}", low, high, title, href)
 
 
 def _parameters(fitted: Fitted) -> Table:
     rows = []
-    for name, found in sorted(fitted.parameters.items()):
-        what, _, whose = name.partition(" of ")
-        meaning, unit = MEANINGS.get(what, (what, ""))
-        value, low, high = (prefixed(v, unit) for v in (found.value, found.low, found.high))
-        rows.append([f"{meaning}: {whose}", found.basis, found.source, value, f"{low} to {high}"])
-    return Table(["parameter", "is", "known before the runs", "value", "90 % interval"], rows, num_text=3)
+    for name, parameter in sorted(fitted.parameters.items()):
+        kind, _, owner = name.partition(" of ")
+        meaning, unit = MEANINGS.get(kind, (kind, ""))
+        value, low, high = (prefixed(v, unit) for v in (parameter.value, parameter.low, parameter.high))
+        rows.append([f"{meaning}: {owner}", parameter.basis, parameter.source, value, f"{low} to {high}"])
+    return Table(["parameter", "basis", "prior", "value", "90 % interval"], rows, num_text=3)

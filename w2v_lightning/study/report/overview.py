@@ -1,4 +1,4 @@
-"""What was run, and what did not get through."""
+"""Table of all runs, and the runs that did not finish."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -6,7 +6,7 @@ from statistics import fmean
 from w2v_lightning.perf_model.fitted import Fitted
 from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.perf_model.step_time import LAUNCHING
-from w2v_lightning.reporting.document import Inline, Link, Paragraph, Section, Table
+from w2v_lightning.reporting.document import Block, Inline, Link, Paragraph, Section, Table
 from w2v_lightning.reporting.units import UNKNOWN, counted, number, percent, seconds, spread
 from w2v_lightning.study.collect import FINISHED
 from w2v_lightning.study.report.configurations import Configuration, Study
@@ -16,70 +16,73 @@ COLUMNS = (
     "WER",
 )  # fmt: skip
 NOTE = (
-    "Audio-s/s are seconds of speech that all devices train on in a second; samples/s are the utterances of the same,"
-    " as the original study counts. All rates are of the steps behind the warm-up. ± is half of what lies between the"
-    " slowest and the fastest repetition; of a single run it is 1.645 standard errors (90 %) of its logged windows."
-    " An epoch is at the measured pace, without start-up and validation. The bottleneck is the part without which the"
-    " step would be shortest, with its share of the step."
+    "Audio-s/s: seconds of speech that all devices together train on per second. Samples/s: the same in utterances, the"
+    " unit of the original study. All rates are after warm-up. ±: half of the range from the slowest to the fastest"
+    " repetition; for a single run 1.645 standard errors (90 %) of its logged windows. Epoch: at the measured"
+    " throughput, without start-up and validation. Bottleneck: the part of a step without which it would be shortest,"
+    " with its share of the step."
 )
 LAUNCHING_NOTE = (
-    f"{LAUNCHING}: measured it looks like computing, but by the model below the host takes longer to hand a micro-batch"
-    " to the GPU than the GPU to compute it. Larger micro-batches help, and so do longer steps (data.batch_seconds)."
+    f"{LAUNCHING}: it is measured as computing, but according to the model below the host takes longer to launch the"
+    " kernels of a micro-batch than the GPU takes to compute it. Larger micro-batches help, and so do longer steps"
+    " (data.batch_seconds)."
 )
 
 
 def section(study: Study, fitted: Fitted | str) -> Section:
-    """Each configuration with its figures and where they lie."""
+    """List each configuration with its figures and links to its runs."""
+    title = "Runs"
     if not study.configurations:
-        return Section("What was run", [Paragraph("No run trained for long enough to be measured.", "finding")])
-    bottlenecks = [one.bottleneck(fitted) for one in study.configurations]
-    rows = [_row(one, named) for one, named in zip(study.configurations, bottlenecks, strict=True)]
+        return Section(title, [Paragraph("No run trained for long enough to be measured.", "finding")])
+    bottlenecks = [configuration.bottleneck(fitted) for configuration in study.configurations]
+    rows = [_row(*pair) for pair in zip(study.configurations, bottlenecks, strict=True)]
     notes = [NOTE, *([LAUNCHING_NOTE] if LAUNCHING in bottlenecks else []), _made_with(study)]
-    return Section("What was run", [Table(COLUMNS, rows, num_text=2), *(Paragraph(note, "note") for note in notes)])
+    return Section(title, [Table(COLUMNS, rows, num_text=2), *(Paragraph(note, "note") for note in notes)])
 
 
 def failures(study: Study) -> Section | None:
-    """Those that ended in another way, with what ended them; None where all have finished."""
-    blocks: list[Table | Paragraph] = []
+    """List the runs that did not finish and why; None if all have finished."""
+    blocks: list[Block] = []
     if study.failed:
         blocks.append(_reasons(study))
     if study.running:
-        blocks.append(Paragraph(f"Started, and not done as this report was made: {', '.join(study.running)}."))
-    return Section("What did not finish", blocks) if blocks else None
+        blocks.append(Paragraph(f"Still running when this report was made: {', '.join(study.running)}."))
+    return Section("Unfinished runs", blocks) if blocks else None
 
 
 def last_wer(runs: Sequence[Run]) -> float | None:
-    """Of the runs that were validated, the mean of what they ended with."""
-    found = [run.wer[-1]["wer"] for run in runs if run.wer]
-    return fmean(found) if found else None
+    """Return the mean of the runs' last word error rates; None if no run was validated."""
+    rates = [run.wer[-1]["wer"] for run in runs if run.wer]
+    return fmean(rates) if rates else None
 
 
 def _reasons(study: Study) -> Table:
     rows: list[list[Inline]] = [
-        [Link(one.run.name, one.href), _reason(one.run), "yes" if one.run.is_measured else "no"] for one in study.failed
+        [Link(each.run.name, each.href), _reason(each.run), "yes" if each.run.is_measured else "no"]
+        for each in study.failed
     ]
-    return Table(["run", "what ended it", "are its steps in this report?"], rows, is_prose=True)
+    return Table(["run", "reason", "steps included in this report"], rows, is_prose=True)
 
 
-def _row(one: Configuration, bottleneck: str) -> list[Inline]:
-    wer = last_wer(one.runs)
+def _row(configuration: Configuration, bottleneck: str) -> list[Inline]:
+    terms, wer = configuration.terms, last_wer(configuration.runs)
     return [
-        Link(one.name, one.href),
-        one.links,
-        str(one.world_size),
-        spread(one.audio_s_per_s),
-        number(one.utterances_per_s),
-        seconds(one.terms.step_s),
-        seconds(one.epoch_s),
-        percent(one.terms.wait_s / one.terms.step_s),
-        f"{bottleneck}, {percent(one.terms.gains_s()[one.terms.bottleneck] / one.terms.step_s)}",
+        configuration.link,
+        configuration.links,
+        str(configuration.world_size),
+        spread(configuration.audio_s_per_s),
+        number(configuration.utterances_per_s),
+        seconds(terms.step_s),
+        seconds(configuration.epoch_s),
+        percent(terms.wait_s / terms.step_s),
+        f"{bottleneck}, {percent(terms.gains_s()[terms.bottleneck] / terms.step_s)}",
         UNKNOWN if wer is None else percent(wer, 1),
     ]
 
 
 def _reason(run: Run) -> str:
     if run.outcome == FINISHED:
-        return "It finished, but trained for too few steps: nothing is left behind the warm-up."
+        return "It finished, but trained for too few steps: no step is left after warm-up."
     return run.outcome
 
 
@@ -89,8 +92,8 @@ def _machine(run: Run) -> str:
 
 
 def _made_with(study: Study) -> str:
-    """Machines, software and dates."""
-    runs = [one.run for one in study.recorded]
+    """Describe machines, software and dates."""
+    runs = [recorded.run for recorded in study.recorded]
     versions = sorted({f"{name} {v}" for run in runs for name, v in run.throughput.get("versions", {}).items()})
     devices = sorted({_machine(run) for run in runs})
     days = sorted(run.date[:10] for run in runs)

@@ -1,4 +1,4 @@
-"""Series of configurations that differ only in how many devices they have."""
+"""Series of configurations that differ only in their number of devices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,57 +10,72 @@ from w2v_lightning.study.report.configurations import Configuration, Spread
 
 @dataclass(frozen=True)
 class Scaling:
-    """At least two numbers of devices, in order."""
+    """Series with at least two numbers of devices, in order."""
 
     label: str
     configurations: tuple[Configuration, ...]
 
     @property
     def base(self) -> Configuration:
+        """Configuration with the fewest devices."""
         return self.configurations[0]
 
-    def efficiency(self, one: Configuration) -> Spread:
-        """Audio per second and device, of the base's; its error bar has the base's error in it, too."""
-        mean = _per_device(one) / _per_device(self.base)
-        errors = [_relative(c.audio_s_per_s) for c in (one, self.base)]
-        if one is self.base or None in errors:
+    def efficiency(self, configuration: Configuration) -> Spread:
+        """Return the throughput per device relative to the base's; the error bar includes the error of the base."""
+        mean = _per_device(configuration) / _per_device(self.base)
+        errors = [
+            spread.half / spread.mean
+            for spread in (configuration.audio_s_per_s, self.base.audio_s_per_s)
+            if spread.half is not None
+        ]
+        if configuration is self.base or len(errors) < 2:
             return Spread(mean)
-        half = mean * sum(error**2 for error in errors) ** 0.5
+        half: float = mean * sum(error**2 for error in errors) ** 0.5
         return Spread(mean, mean - half, mean + half)
 
 
 def scalings(configurations: Sequence[Configuration]) -> list[Scaling]:
-    """Every series there is; a single host belongs to that of each network that hosts like it were joined by."""
-    groups: dict[tuple, list[Configuration]] = {}
-    for one in configurations:
-        groups.setdefault(_kind(one), []).append(one)
-    found = []
-    for group in groups.values():
-        found += [members for members in _members(group) if len({one.world_size for one in members}) > 1]
-    labels = _labels([_traits(members) for members in found])
-    ordered = [tuple(sorted(members, key=lambda one: one.world_size)) for members in found]
-    return [Scaling(label, members) for label, members in zip(labels, ordered, strict=True)]
+    """Return all series. A single host belongs to the series of every network that connected hosts of its kind."""
+    groups: dict[tuple[object, ...], list[Configuration]] = {}
+    for configuration in configurations:
+        groups.setdefault(_kind(configuration), []).append(configuration)
+    series = [
+        sorted(members, key=lambda configuration: configuration.world_size)
+        for group in groups.values()
+        for members in _members(group)
+        if len({configuration.world_size for configuration in members}) > 1
+    ]
+    labels = _labels([_traits(members) for members in series])
+    return [Scaling(label, tuple(members)) for label, members in zip(labels, series, strict=True)]
 
 
 def _members(group: list[Configuration]) -> list[list[Configuration]]:
-    alone = [one for one in group if not one.setup.link]
-    series = [alone] if len({one.world_size for one in alone}) > 1 else []
-    for link in dict.fromkeys(one.setup.link for one in group if one.setup.link):
-        joined = [one for one in group if one.setup.link == link]
-        sizes = {one.setup.devices_per_host for one in joined}
-        series.append([one for one in alone if one.setup.devices_per_host in sizes] + joined)
+    """Split a group by network; hosts alone are a series if they have several numbers of devices."""
+    alone = [configuration for configuration in group if not configuration.setup.link]
+    series = [alone] if len({configuration.world_size for configuration in alone}) > 1 else []
+    for link in dict.fromkeys(configuration.setup.link for configuration in group if configuration.setup.link):
+        connected = [configuration for configuration in group if configuration.setup.link == link]
+        sizes = {configuration.setup.devices_per_host for configuration in connected}
+        series.append([each for each in alone if each.setup.devices_per_host in sizes] + connected)
     return series
 
 
-def _kind(one: Configuration) -> tuple:
-    """All that is no number of devices, and no network between them."""
-    options = tuple(sorted((name, str(value)) for name, value in one.cell["options"].items()))
-    setup = one.setup
-    return one.study, one.cell["hardware"], setup.device, setup.precision, setup.storage, options
+def _kind(configuration: Configuration) -> tuple[object, ...]:
+    """Everything that identifies a series except device count and network."""
+    options = tuple(sorted((name, str(value)) for name, value in configuration.cell["options"].items()))
+    setup = configuration.setup
+    return (
+        configuration.study,
+        configuration.cell["hardware"],
+        setup.device,
+        setup.precision,
+        setup.storage,
+        options,
+    )
 
 
 def _traits(members: list[Configuration]) -> dict[str, Any]:
-    """By which series may differ, for their labels."""
+    """Properties in which series may differ, for their labels."""
     cell, setup = members[0].cell, members[0].setup
     link = members[-1].setup.link
     return {
@@ -74,18 +89,14 @@ def _traits(members: list[Configuration]) -> dict[str, Any]:
 
 
 def _labels(traits: list[dict[str, Any]]) -> list[str]:
-    """What tells one from another, of a single one its hardware; the study only where nothing else does."""
-    names = [name for name in dict.fromkeys(name for one in traits for name in one) if name != "study"]
-    differing = [name for name in names if len({str(one.get(name)) for one in traits}) > 1] or ["hardware"]
-    labels = [", ".join(filter(None, (str(one.get(name, "")) for name in differing))) for one in traits]
+    """Label series by the traits that differ (a single one by its hardware), and by study only if nothing else does."""
+    names = [name for name in dict.fromkeys(name for each in traits for name in each) if name != "study"]
+    differing = [name for name in names if len({str(each.get(name)) for each in traits}) > 1] or ["hardware"]
+    labels = [", ".join(filter(None, (str(each.get(name, "")) for name in differing))) for each in traits]
     if len(set(labels)) == len(labels):
         return labels
-    return [f"{one['study']}: {label}" for one, label in zip(traits, labels, strict=True)]
+    return [f"{each['study']}: {label}" for each, label in zip(traits, labels, strict=True)]
 
 
-def _per_device(one: Configuration) -> float:
-    return one.audio_s_per_s.mean / one.world_size
-
-
-def _relative(spread: Spread) -> float | None:
-    return None if spread.half is None else spread.half / spread.mean
+def _per_device(configuration: Configuration) -> float:
+    return configuration.audio_s_per_s.mean / configuration.world_size

@@ -1,4 +1,4 @@
-"""A study's report, from its runs and the model that was fitted to them."""
+"""A study's report, made from its runs and the model fitted to them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,11 +15,15 @@ from w2v_lightning.study.report.elsewhere import Elsewhere
 
 
 def fitted_or_why(study: Study) -> Fitted | str:
-    """The model of all runs that were measured; or why there is none.
+    """Fit the model to all measured runs; return the reason if that is impossible.
 
-    On demand and spot of the same are one configuration: else either would be predicted from the other.
+    On demand and spot runs of a cell count as one configuration: otherwise each would be predicted from the other.
     """
-    runs = [replace(run, cell=run.cell | {"name": one.name}) for one in study.physical for run in one.runs]
+    runs = [
+        replace(run, cell=run.cell | {"name": configuration.name})
+        for configuration in study.physical
+        for run in configuration.runs
+    ]
     try:
         return fitting.fit(runs, leaves_one_out=True)
     except InputError as error:
@@ -27,7 +31,7 @@ def fitted_or_why(study: Study) -> Fitted | str:
 
 
 def document(study: Study, fitted: Fitted | str, title: str | None = None) -> Document:
-    """All of the report; its title is the name of the study's folder, unless there is another."""
+    """Return the whole report; the default title is the name of the study's folder."""
     return Document(
         title=title or f"Study {study.name}",
         subtitle=f"Measured: {counted(len(study.recorded), 'run')} of"
@@ -45,28 +49,27 @@ def _sections(study: Study, fitted: Fitted | str) -> Iterator[Section]:
         yield failures
     if not study.configurations:
         return
-    there = Elsewhere(study, fitted)
+    predictions = Elsewhere(study, fitted)
     yield performance.speed_section(study, knee.curves, lambda series: knee.predicted_points(series, fitted))
     yield knee.section(study, fitted)
     yield performance.device_section(study)
     yield money.section(study)
     yield money.wer_section(study)
     yield model_fit.section(study, fitted)
-    yield claims.section(study, there)
-    yield elsewhere.section(there)
+    yield claims.section(study, predictions)
+    yield elsewhere.section(predictions)
 
 
 def _facts(study: Study, fitted: Fitted | str) -> dict[str, str]:
     facts = {}
     if study.configurations:
-        fastest = max(study.configurations, key=lambda one: one.audio_s_per_s.mean)
-        facts["audio-s/s at most"] = number(fastest.audio_s_per_s.mean)
-        facts["shortest epoch"] = seconds(min(one.epoch_s for one in study.configurations))
-    costs = [found.usd_per_epoch for one in study.configurations if (found := money.bill(one))]
+        facts["highest audio-s/s"] = number(max(each.audio_s_per_s.mean for each in study.configurations))
+        facts["shortest epoch"] = seconds(min(each.epoch_s for each in study.configurations))
+    costs = [bill.usd_per_epoch for each in study.configurations if (bill := money.bill(each))]
     if costs:
         facts["cheapest epoch"] = usd(min(costs))
     left_out = [] if isinstance(fitted, str) else fitted.leave_one_out.values()
-    errors = [abs(left.error) for left in left_out if left.error is not None]
+    errors = [abs(prediction.error) for prediction in left_out if prediction.error is not None]
     if errors:
-        facts["largest error of a prediction"] = percent(max(errors), 1)
+        facts["largest prediction error"] = percent(max(errors), 1)
     return facts
