@@ -1,4 +1,4 @@
-"""Cost as a pure function."""
+"""Cost of training jobs."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_billable_seconds_are_of_one_instance():
 def test_a_spot_discount_is_fewer_billable_seconds():
     assert saving(1000, 300) == pytest.approx(0.7)
     assert saving(1000, 1000) == 0
-    assert saving(0, 0) == 0  # capacity never came
+    assert saving(0, 0) == 0  # no capacity was found
     low, high = SPOT_SAVING_RANGE
     assert 0 < low < high < 1
 
@@ -40,10 +40,13 @@ def test_examples_worked_out_by_hand(billable_s, count, usd_per_hour, usd):
 
 @pytest.mark.parametrize(
     ("instances", "usd_per_hour", "minutes"), [(12, 0.94, 121), (3, 4.89, 93)]
-)  # of ml.g4dn.2xlarge, and of ml.g4dn.12xlarge
+)  # ml.g4dn.2xlarge and ml.g4dn.12xlarge
 def test_the_original_studys_saving_follows_from_its_figures(instances, usd_per_hour, minutes):
-    """$7.96 less for 12 GPUs, at up to 35 %. It gives neither times nor bills, so the time is what makes both true:
-    about two hours, or an hour and a half, which is no odd time to fine-tune on 100 h of speech."""
+    """The study reports a saving of $7.96 for 12 GPUs, up to 35 %, and neither times nor bills.
+
+    Both figures are true for about two hours (or an hour and a half) of training, which is a plausible time to
+    fine-tune on 100 h of speech.
+    """
     training_s = minutes * 60
     billable_s = training_s * (1 - 0.35)
     on_demand, spot = (training_usd(seconds, instances, usd_per_hour) for seconds in (training_s, billable_s))
@@ -53,5 +56,5 @@ def test_the_original_studys_saving_follows_from_its_figures(instances, usd_per_
 
 
 def test_disks_are_paid_for_all_of_the_time_however_much_is_billable():
-    """100 GB at $0.14 a month are 0.0192 cents an hour and GB: ten hours of four instances."""
+    """Disks of 100 GB for ten hours of four instances: $0.14 per GB and month is 0.0192 cents per GB and hour."""
     assert storage_usd(10 * 3600, 4, 100, 0.14) == pytest.approx(10 * 4 * 100 * 0.14 / 730.5)

@@ -1,4 +1,4 @@
-"""The tables of instances and images, against those that other packages bring; and what NCCL is told."""
+"""Tables of instances and images against those of moto and the SageMaker SDK; environment of NCCL."""
 
 import gzip
 import importlib.util
@@ -9,26 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from w2v_lightning.catalog.images import ACCOUNTS, IMAGES, image_uri, obstacle
+from w2v_lightning.catalog.images import ACCOUNTS, IMAGES, SMDDP_TORCH, image_uri, obstacle, obstacle_to_smddp
 from w2v_lightning.catalog.instances import INSTANCES, instance, nccl_environment
 from w2v_lightning.errors import InputError
 
 
 def folder_of(package):
-    found = importlib.util.find_spec(package)
-    if found is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         pytest.skip(f"{package} is not installed: pip install 'w2v-lightning[aws,dev]'")
-    return Path(found.origin).parent
+    return Path(spec.origin).parent
 
 
 @pytest.fixture(scope="module")
 def ec2():
-    """What EC2 says of its instance types, as moto has it."""
+    """Return EC2's description of its instance types, from moto."""
     with gzip.open(folder_of("moto") / "ec2" / "resources" / "instance_types.json.gz") as file:
         return json.load(file)
 
 
-@pytest.mark.parametrize("name", [name for name in INSTANCES if not name.startswith("ml.p3.")])  # moto has no p3
+@pytest.mark.parametrize("name", [name for name in INSTANCES if not name.startswith("ml.p3.")])  # moto lacks p3
 def test_the_table_says_what_ec2_says(ec2, name):
     ours, theirs = instance(name), ec2[name.removeprefix("ml.")]
     gpu, network = theirs["GpuInfo"]["Gpus"][0], theirs["NetworkInfo"]
@@ -36,7 +36,7 @@ def test_the_table_says_what_ec2_says(ec2, name):
     assert ours.gpu_gib == pytest.approx(gpu["MemoryInfo"]["SizeInMiB"] / 1024, rel=0.08)  # A10G: 24 nominal, 22.4
     assert (ours.vcpus, ours.gib) == (theirs["VCpuInfo"]["DefaultVCpus"], theirs["MemoryInfo"]["SizeInMiB"] // 1024)
     assert ours.has_efa == network["EfaSupported"]
-    burst = network["NetworkPerformance"].startswith("Up to")  # then what it has all the time is less
+    burst = network["NetworkPerformance"].startswith("Up to")  # the sustained bandwidth is lower
     named = math.prod(map(int, re.findall(r"\d+", network["NetworkPerformance"])))  # also "4x 100 Gigabit"
     assert ours.gbit_per_s == (network["NetworkCards"][0]["BaselineBandwidthInGbps"] if burst else named)
 
@@ -50,10 +50,10 @@ def test_generations_that_compute_in_bfloat16():
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("ml.g4dn.12xlage", "ml.g4dn.12xlarge"), ("g5.xlarge", "ml.g5.xlarge"), ("cheapest", "such as")],
+    [("ml.g4dn.12xlage", "ml.g4dn.12xlarge"), ("g5.xlarge", "ml.g5.xlarge"), ("cheapest", "Examples: ml.g4dn")],
 )
 def test_an_unknown_type_is_named_with_its_neighbours(name, advice):
-    with pytest.raises(InputError, match=f"--instance-type.*{name}.*{advice}"):
+    with pytest.raises(InputError, match=f"--instance_type.*{name}.*{advice}"):
         instance(name)
 
 
@@ -72,9 +72,10 @@ def test_nccl_hears_of_efa_only_where_there_is_efa_between_hosts():
 @pytest.mark.parametrize("torch", IMAGES)
 def test_images_and_accounts_are_those_that_the_sdk_knows(torch):
     table = folder_of("sagemaker.core") / "image_uri_config"
-    file = "pytorch.json" if torch == "2.10" else "pytorch-amzn2023.json"
+    full = {"2.5": "2.5.1", "2.10": "2.10.0"}.get(torch)
+    file = "pytorch.json" if full else "pytorch-amzn2023.json"
     versions = json.loads((table / file).read_text())["training"]["versions"]
-    known = versions["2.10.0" if torch == "2.10" else torch]
+    known = versions[full or torch]
     assert {region: known["registries"].get(region) for region in ACCOUNTS} == ACCOUNTS
     assert image_uri(torch, "us-east-1").partition("/")[2].startswith(f"{known['repository']}:{torch}")
 
@@ -88,7 +89,7 @@ def test_an_image_of_a_region_comes_from_that_region():
     )
 
 
-@pytest.mark.parametrize(("torch", "region"), [("2.5", "us-east-1"), ("2.11", "us-middle-1")])
+@pytest.mark.parametrize(("torch", "region"), [("2.4", "us-east-1"), ("2.11", "us-middle-1")])
 def test_where_there_is_no_image_the_way_out_is_named(torch, region):
     with pytest.raises(InputError, match="--image"):
         image_uri(torch, region)
@@ -98,9 +99,20 @@ def test_where_there_is_no_image_the_way_out_is_named(torch, region):
 def test_images_of_cuda_13_are_for_turing_and_later(torch):
     image = image_uri(torch, "us-east-1")
     useless = {machine.gpu_name for machine in INSTANCES.values() if obstacle(image, machine)}
-    assert useless == {"V100"}
+    assert useless == (set() if torch == SMDDP_TORCH else {"V100"})
 
 
 @pytest.mark.parametrize("image", ["mine:latest", "mine:2.8.0-cu129", "host:5000/mine", "cu130/mine:2.9-cu126-sm70"])
 def test_of_other_images_no_gpu_is_refused(image):
     assert obstacle(image, instance("ml.p3.2xlarge")) is None
+
+
+@pytest.mark.parametrize("torch", IMAGES)
+def test_images_with_smddp(torch):
+    reason = obstacle_to_smddp(image_uri(torch, "cn-north-1"))
+    assert reason is None if torch == SMDDP_TORCH else f"torch {torch} has no SMDDP" in reason
+
+
+@pytest.mark.parametrize("image", ["mine:latest", "1.dkr.ecr.us-east-1.amazonaws.com/mine:2.11-smddp"])
+def test_images_of_others_may_have_smddp(image):
+    assert obstacle_to_smddp(image) is None

@@ -1,8 +1,8 @@
-"""How large a model is taken to be."""
+"""Estimated sizes of models."""
 
 import pytest
 
-from w2v_lightning.catalog.model_sizes import SIZES, doubt, layers_of, like, size_of, width_of
+from w2v_lightning.catalog.model_sizes import SIZES, layers_of, nearest_size, size_of, size_warning, width_of
 
 
 @pytest.mark.parametrize(
@@ -22,21 +22,21 @@ from w2v_lightning.catalog.model_sizes import SIZES, doubt, layers_of, like, siz
 )
 def test_a_models_name_tells_its_size(name, size):
     assert size_of({"pretrained": name}).name == size
-    assert doubt({"pretrained": name}) is None
+    assert size_warning({"pretrained": name}) is None
 
 
 def test_where_nothing_tells_the_size_it_is_said():
     model = {"pretrained": "/opt/ml/input/data/data/mine"}
     assert size_of(model).name == "base"
-    assert "mine is taken for a base model" in doubt(model)
-    assert doubt({"pretrained": None}) is None  # which is base's shape
+    assert "mine is assumed to be a base model" in size_warning(model)
+    assert size_warning({"pretrained": None}) is None  # transformers' default shape is base's
 
 
 def test_a_config_tells_it_better_than_a_name():
     model = {"pretrained": "mine", "config": {"hidden_size": 1024, "num_hidden_layers": 6}}
     assert size_of(model).name == "large"
     assert (layers_of(model), width_of(model)) == (6, 1024)
-    assert doubt(model) is None
+    assert size_warning(model) is None
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: size.name)
@@ -47,4 +47,4 @@ def test_parameters_are_those_of_such_a_model(size):
     with torch.device("meta"):
         model = Wav2Vec2ForCTC(Wav2Vec2Config(**size.config))
     assert model.num_parameters() == pytest.approx(size.parameters, rel=0.01)
-    assert like(1.1 * size.parameters) is size
+    assert nearest_size(1.1 * size.parameters) is size

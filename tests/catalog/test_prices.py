@@ -1,4 +1,4 @@
-"""Prices are data with a date and a source, and where there is none nothing is invented."""
+"""Prices have a date and a source, and a missing price is an error."""
 
 import csv
 from datetime import date
@@ -29,9 +29,9 @@ def test_spots_stand_in_is_less_than_on_demand_and_says_so():
         assert instance(instance_type).name == instance_type
         assert 0 < price.spot_usd_per_hour < price.ec2_usd_per_hour
         assert price.age_days(date(2027, 1, 1)) > 0
-    found = prices.SpotPrice(0.25, 1.0, "2026-09", "a list")
-    words = "75 %, as EC2's spot price is below as of 2026-09 (up to 3 months old; a list)"
-    assert found.described(date(2026, 11, 23)) == words
+    price = prices.SpotPrice(0.25, 1.0, "2026-09", "a list")
+    words = "75 %, EC2's discount for spot as of 2026-09 (up to 3 months old; a list)"
+    assert price.described(date(2026, 11, 23)) == words
 
 
 def test_a_price_is_that_of_its_region():
@@ -55,7 +55,7 @@ def test_a_missing_price_is_an_error_that_says_where_to_look(instance_type, regi
 
 @pytest.mark.parametrize(
     ("known", "age_days"), [("2026-09-24", 60), ("2026-09", 83), ("2026", 326), ("2024", 1057)]
-)  # on 2026-11-23; of a month or year only its first day is certain to be no later
+)  # on 2026-11-23; a month or a year counts from its first day
 def test_age_is_the_greatest_that_the_date_allows(known, age_days):
     assert Price(1.0, known, "a list").age_days(date(2026, 11, 23)) == age_days
 

@@ -1,12 +1,13 @@
-"""Runs of a study that never was: made from known parameters of the step-time model, with noise like a machine's.
+"""Synthetic runs of a study: known parameters of the step-time model plus noise like that of a machine.
 
 setups = [cpu(1), cpu(2), cpu(1, hosts=2, link_mbit=100, delay_ms=2), t4(4), t4(1, hosts=8)]
 found = runs(parameters(setups), setups, noise=0.02, seed=0, repetitions=2)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +20,12 @@ from w2v_lightning.planner.workload import AssumedEpoch
 CPU = "AMD EPYC 7763 64-Core Processor, 1 thread"
 CORES = 2
 STEPS, STEPS_PER_WINDOW = 120, 4
-# Of which steps are filled and padded as those of `t4()` are.
+# Epoch whose steps have the fill and padding of `t4()`.
 EPOCH = AssumedEpoch(hours=100, batch_seconds=1600, fill=0.975, padded=1.025, utterance_s=12.3, source="runs")
 STEPS_PER_EPOCH = 227  # 100 h in steps of 1,600 s
 WINDOW_NOISE = 0.03
 
-# By what the parameter is; what differs for CPUs and GPUs, as (CPU, GPU).
+# Values by kind of parameter, as (CPU, GPU).
 VALUES = {
     "flops_per_s": (9e9, 1.5e13),
     "contention": (0.15, 0.0),
@@ -34,10 +35,10 @@ VALUES = {
     "overlap": (0.5, 0.6),
     "hop_s": (80e-6, 20e-6),
     "bytes_per_s": (6e8, 6e9),
-    "link_hop_s": (0.8e-3, 40e-6),  # and twice the delay
+    "link_hop_s": (0.8e-3, 40e-6),  # plus twice the delay
     "link_efficiency": (0.85, 0.75),
     "decode_audio_s_per_s": (4000.0, 4000.0),
-    "storage_audio_s_per_s": (50.0, 50.0),  # of 8 Mbit/s; of other rates in proportion
+    "storage_audio_s_per_s": (50.0, 50.0),  # at 8 Mbit/s; proportional for other rates
 }
 
 
@@ -48,9 +49,9 @@ def cpu(
     delay_ms: float = 0.0,
     storage_mbit: float | None = None,
     workers: int = 1,
-    **changes,
+    **changes: Any,
 ) -> Setup:
-    """Processes of one thread each on one machine of two cores, on as many emulated hosts; a small model."""
+    """Return a setup of single-threaded processes on one machine of two cores, with a small model."""
     world_size = processes * hosts
     setup = Setup(
         device=CPU,
@@ -76,8 +77,10 @@ def cpu(
     return replace(setup, **changes)
 
 
-def t4(devices_per_host: int = 1, hosts: int = 1, workers: int = 4, precision: str = "16-mixed", **changes) -> Setup:
-    """wav2vec2-base on ml.g4dn.2xlarge (1 T4) or ml.g4dn.12xlarge (4)."""
+def t4(
+    devices_per_host: int = 1, hosts: int = 1, workers: int = 4, precision: str = "16-mixed", **changes: Any
+) -> Setup:
+    """Return a setup of wav2vec2-base on ml.g4dn.2xlarge (1 T4) or ml.g4dn.12xlarge (4)."""
     instance_type = "ml.g4dn.2xlarge" if devices_per_host == 1 else "ml.g4dn.12xlarge"
     world_size = devices_per_host * hosts
     setup = Setup(
@@ -102,23 +105,21 @@ def t4(devices_per_host: int = 1, hosts: int = 1, workers: int = 4, precision: s
 
 
 def parameters(setups: Sequence[Setup], **changes: float) -> dict[str, float]:
-    """All that the setups need, from VALUES; `changes` by what the parameter is, such as `imbalance=0.3`."""
-    return {
-        name: changes.get(what, _value(what, name, setup)) for setup in setups for what, name in names(setup).items()
-    }
+    """Return the setups' parameters from VALUES; `changes` replace values by kind, such as `imbalance=0.3`."""
+    return {name: changes.get(kind, _value(kind, setup)) for setup in setups for kind, name in names(setup).items()}
 
 
 def runs(
     parameters: Parameters, configurations: Sequence[Setup], noise: float = 0.02, seed: int = 0, repetitions: int = 1
 ) -> list[Run]:
-    """One run of each configuration and repetition.
+    """Return one run of each configuration and repetition.
 
     Args:
-        parameters: of step_time.names(setup), for every configuration.
-        configurations: what was run.
-        noise: standard deviation of the logarithm of a whole run's speed; all else is noisy in proportion.
-        seed: of the noise.
-        repetitions: of each configuration.
+        parameters: values of the parameters in step_time.names(setup) for every configuration.
+        configurations: setups to run.
+        noise: standard deviation of the logarithm of a run's speed; other figures are noisy in proportion.
+        seed: seed of the noise.
+        repetitions: number of runs of each configuration.
     """
     rng = np.random.default_rng(seed)
     return [
@@ -129,18 +130,19 @@ def runs(
 
 
 def cell_name(setup: Setup) -> str:
-    """Much as matrix.Cell would be called."""
+    """Return a name like that of study.matrix.Cell."""
     link = setup.link.replace(" Mbit/s, ", "mbit-").replace(" ms", "ms") if setup.is_cpu else setup.precision
     storage = f"storage-{setup.storage.replace(' Mbit/s', 'mbit')}" if setup.storage_bytes_per_s else ""
     parts = [_hardware(setup), f"{setup.hosts}x{setup.devices_per_host}", link, storage]
     return "-".join(filter(None, [*parts, f"{setup.computed_s:g}s", f"workers-{setup.loader_workers}"]))
 
 
-def _value(what: str, name: str, setup: Setup) -> float:
-    value = VALUES[what][not setup.is_cpu]
-    if what == "link_hop_s":
+def _value(kind: str, setup: Setup) -> float:
+    value = VALUES[kind][not setup.is_cpu]
+    if kind == "link_hop_s":
         return value + 2 * (setup.link_delay_s or 0.0)
-    if what == "storage_audio_s_per_s":
+    if kind == "storage_audio_s_per_s":
+        assert setup.storage_bytes_per_s
         return value * setup.storage_bytes_per_s / 1e6
     return value
 
@@ -178,7 +180,7 @@ def _run(setup: Setup, parameters: Parameters, noise: float, rng: np.random.Gene
     )
 
 
-def _cell(setup: Setup, repetition: int) -> dict:
+def _cell(setup: Setup, repetition: int) -> dict[str, Any]:
     return {
         "name": cell_name(setup),
         "hardware": _hardware(setup),
@@ -198,12 +200,12 @@ def _cell(setup: Setup, repetition: int) -> dict:
     }
 
 
-def _price(setup: Setup) -> dict:
+def _price(setup: Setup) -> dict[str, Any]:
     usd_per_hour = 0.94 if setup.devices_per_host == 1 else 4.89
     return {"usd_per_hour": usd_per_hour, "date": "2026-09", "source": "made up", "region": "us-east-1"}
 
 
-def _throughput(setup: Setup, parameters: Parameters, noise: float, rng: np.random.Generator) -> dict:
+def _throughput(setup: Setup, parameters: Parameters, noise: float, rng: np.random.Generator) -> dict[str, Any]:
     def noisy(value: float, sd: float) -> float:
         return float(value * np.exp(sd * rng.standard_normal()))
 
@@ -211,7 +213,7 @@ def _throughput(setup: Setup, parameters: Parameters, noise: float, rng: np.rand
     compute_s = exact.compute_s * speed
     hidden_s = compute_s if setup.loader_workers else 0.0
     parts_s = {
-        "wait": max(noisy(exact.data_s + exact.loading_behind_s, noise) - hidden_s, 0.0),
+        "wait": max(noisy(exact.data_s + exact.serial_loading_s, noise) - hidden_s, 0.0),
         "exposed": noisy(exact.exposed_s, noise),
         "waiting": noisy(exact.imbalance_s, 5 * noise),
         "rest": float(compute_s + exact.overhead_s * speed),
@@ -265,8 +267,10 @@ def _throughput(setup: Setup, parameters: Parameters, noise: float, rng: np.rand
     }
 
 
-def _windows(setup: Setup, parts_s: dict[str, float], host_s: float, rng: np.random.Generator) -> list[dict]:
-    """The first one is slow: it compiles."""
+def _windows(
+    setup: Setup, parts_s: dict[str, float], host_s: float, rng: np.random.Generator
+) -> list[dict[str, float]]:
+    """Windows of throughput.json; the first is slow, because it compiles."""
     step_s = sum(parts_s.values())
     windows = []
     for i in range(STEPS // STEPS_PER_WINDOW):
@@ -288,7 +292,7 @@ def _windows(setup: Setup, parts_s: dict[str, float], host_s: float, rng: np.ran
     return windows
 
 
-def _all_reduce(setup: Setup, parameters: Parameters, noisy) -> dict | None:
+def _all_reduce(setup: Setup, parameters: Parameters, noisy: Callable[[float], float]) -> dict[str, Any] | None:
     if setup.world_size == 1:
         return None
     latency_s = sum(all_reduce_s(setup, parameters, LATENCY_BYTES, 1))
@@ -300,8 +304,8 @@ def _all_reduce(setup: Setup, parameters: Parameters, noisy) -> dict | None:
     }
 
 
-def _communication(setup: Setup, parts_s: dict[str, float]) -> dict | None:
-    """As callbacks/communication.py sums it up: exposed counts the waiting for others, too."""
+def _communication(setup: Setup, parts_s: dict[str, float]) -> dict[str, Any] | None:
+    """Summary like that of telemetry/communication.py: the exposed time includes waiting for others."""
     if setup.world_size == 1:
         return None
     exposed_ms, waiting_ms = 1000 * (parts_s["exposed"] + parts_s["waiting"]), 1000 * parts_s["waiting"]

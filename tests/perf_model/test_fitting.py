@@ -1,4 +1,4 @@
-"""The fit finds what runs were made from, knows how sure it is, and says what it does not know."""
+"""The fit recovers known parameters, its intervals are calibrated, and it reports what it cannot know."""
 
 import math
 from collections import Counter
@@ -37,46 +37,48 @@ def fitted():
 
 
 def coverage(setups, seeds, repetitions):
-    """How often each parameter's 90 % interval has had the truth in it; what the estimate was off by; its own width."""
+    """Return per parameter how often the 90 % interval holds the truth, the errors, and the standard deviations."""
     known = parameters(setups)
     inside, off, width = Counter(), {}, {}
     for seed in range(seeds):
-        found = fit(runs(known, setups, NOISE, seed=seed, repetitions=repetitions), seed=seed).parameters
+        fitted = fit(runs(known, setups, NOISE, seed=seed, repetitions=repetitions), seed=seed).parameters
         for name, truth in known.items():
-            inside[name] += found[name].low <= truth <= found[name].high
-            off.setdefault(name, []).append(math.log(found[name].value / truth))
-            width.setdefault(name, []).append(math.log(found[name].high / found[name].low) / (2 * 1.645))
+            inside[name] += fitted[name].low <= truth <= fitted[name].high
+            off.setdefault(name, []).append(math.log(fitted[name].value / truth))
+            width.setdefault(name, []).append(math.log(fitted[name].high / fitted[name].low) / (2 * 1.645))
     shares = {name: inside[name] / seeds for name in known}
     return shares, {n: np.array(v) for n, v in off.items()}, {n: np.array(v) for n, v in width.items()}
 
 
 def learned(setups):
-    """Parameters that such a study measures."""
-    found = fit(runs(parameters(setups), setups, NOISE, repetitions=2)).parameters
-    return [name for name, parameter in found.items() if parameter.basis == "measured" and name in parameters(setups)]
+    """Return the parameters that such a study measures."""
+    fitted = fit(runs(parameters(setups), setups, NOISE, repetitions=2)).parameters
+    return [name for name, parameter in fitted.items() if parameter.basis == "measured" and name in parameters(setups)]
 
 
 @pytest.mark.parametrize(
     "setups", [PROCESSES, pytest.param(CLUSTER, marks=pytest.mark.slow)], ids=["processes", "cluster"]
 )
 def test_intervals_hold_the_truth_about_as_often_as_they_say(setups):
-    """Of 6 studies: nominal is 90 %."""
+    """Coverage in 6 studies; nominal is 90 %."""
     shares, off, width = coverage(setups, seeds=6, repetitions=2)
     assert 0.82 <= np.mean(list(shares.values())) <= 1.0, shares
     for name in learned(setups):
         assert shares[name] >= 0.5, name
-        assert abs(off[name].mean()) < 1.5 * width[name].mean(), name  # no bias to speak of
+        assert abs(off[name].mean()) < 1.5 * width[name].mean(), name  # no noticeable bias
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("repetitions", [1, 3])
 @pytest.mark.parametrize("setups", [PROCESSES, CLUSTER], ids=["processes", "cluster"])
 def test_intervals_hold_the_truth_in_many_studies(setups, repetitions):
-    """Of 40 studies: 33 or more of 36 expected. And an interval is neither much wider than estimates scatter, where the
-    runs and not the priors make it."""
+    """In 40 studies, 36 intervals are expected to hold the truth.
+
+    Where the runs and not the priors determine an interval, its width also matches the scatter of the estimates.
+    """
     shares, off, width = coverage(setups, seeds=40, repetitions=repetitions)
     for name, share in shares.items():
-        assert share >= 0.72, (name, share)  # less has a chance of 1 in 1,000 at 90 %
+        assert share >= 0.72, (name, share)  # at 90 % coverage, less has a probability of 1 in 1,000
     for name in learned(setups):
         if name.startswith(("flops_per_s", "link_efficiency", "storage", "bytes_per_s")):
             assert 0.6 * off[name].std() < width[name].mean() < 2.5 * off[name].std(), name
@@ -104,7 +106,7 @@ def test_configurations_that_are_left_out_are_predicted_within_10_percent(fitted
 
 
 def test_what_was_left_out_was_not_looked_at():
-    """A link that is three times as slow as its specification: whoever has not seen it cannot know."""
+    """A link is three times as slow as its specification, which runs without that link cannot show."""
     setup = cpu(1, hosts=2, link_mbit=50)
     known = parameters([cpu(1), cpu(2), setup])
     known[names(setup)["link_efficiency"]] = 0.25
@@ -114,7 +116,7 @@ def test_what_was_left_out_was_not_looked_at():
 
 
 def test_a_twin_on_spot_is_left_out_with_it():
-    """Else the one would be predicted from the other, which proves nothing."""
+    """Otherwise one would be predicted from the other, which proves nothing."""
     setups = [t4(1), t4(4), t4(1, hosts=8)]
     known = parameters(setups, link_efficiency=0.3)
     found = runs(known, setups, NOISE)
@@ -152,17 +154,19 @@ def test_a_configuration_and_its_twin_are_one():
     ],
 )
 def test_the_bottleneck_of_what_was_throttled_is_named(setup, changes, named):
-    """By its runs' own parts, and by the model."""
+    """The measured parts and the model agree on the bottleneck."""
     known = parameters([setup], **changes)
     found = runs(known, [setup], NOISE, repetitions=2)
-    assert bottleneck(setup, known) == named  # it is one
+    assert bottleneck(setup, known) == named
     assert [run.measured.bottleneck for run in found] == [named.partition(":")[0]] * 2
     assert fit(found).predict(setup).bottleneck == named
 
 
 def test_a_little_waiting_makes_no_slow_loader():
-    """Handing over batches that lie ready takes its time, too, on a busy machine; up to 8 % here. A fit that starts
-    from a loader as slow as that, and from nowhere else, stays there."""
+    """Handing over batches that are ready takes up to 8 % of the step here, as on a busy machine.
+
+    A fit that started only from a loader as slow as that would stay there.
+    """
     setups = [cpu(1), cpu(2), cpu(4), cpu(1, computed_s=30.0, audio_s=29.0)]
     rng, found = np.random.default_rng(6), []
     for run in runs(parameters(setups), setups, noise=0.08, seed=6):
@@ -176,7 +180,7 @@ def test_a_little_waiting_makes_no_slow_loader():
 
 
 def test_ranks_that_wait_for_others_data_are_not_uneven():
-    """In a run that waits for data, a rank whose batch is there first waits in the all-reduce instead."""
+    """In a run that waits for data, a rank whose batch arrives first waits in the all-reduce instead."""
     setups = [cpu(1), cpu(2, storage_mbit=1)]
     made, found = runs(parameters(setups), setups, NOISE, repetitions=3), []
     for run in made:
@@ -219,7 +223,7 @@ def test_launching_is_told_from_computing_by_steps_of_different_size():
     ],
 )
 def test_a_bottleneck_is_foreseen(setup):
-    """From processes of one host with a disk; of link and storage no more is known than their rates."""
+    """Predictions from processes of one host with a disk; of link and storage only the specified rates are known."""
     others = [cpu(1), cpu(2)]
     known = parameters([*others, setup])
     found = fit(runs(known, others, NOISE, repetitions=2)).predict(setup)
@@ -230,7 +234,7 @@ def test_a_bottleneck_is_foreseen(setup):
 
 
 def test_no_number_appears_from_nowhere(fitted):
-    """What no run depends on stays what it was before, as wide as that, and says where it comes from."""
+    """A parameter that no run depends on keeps the centre, width and source of its prior."""
     decode = fitted.parameters["decode_audio_s_per_s of disk"]
     assert decode.basis == "predicted"
     assert decode.value == pytest.approx(4400, rel=0.02)
@@ -267,14 +271,14 @@ def test_a_gpu_that_was_never_measured_is_as_fast_as_its_matrix_products_and_a_l
     t4_s = found.predict(t4()).terms.compute_s
     l4 = found.predict(t4(device="NVIDIA L4", precision="bf16-mixed"))
     assert l4.basis == "predicted"
-    # Of an H200's 989 TFLOP/s and 4,800 GB/s; the T4 has 65 and 320, the L4 121 and 300.
+    # Relative to an H200 with 989 TFLOP/s and 4,800 GB/s; the T4 has 65 and 320, the L4 121 and 300.
     t4_spec, l4_spec = (0.95 * 989 / tflops + 0.05 * 4800 / gb for tflops, gb in ((65, 320), (121, 300)))
-    assert l4.terms.compute_s == pytest.approx(t4_s * 0.8 * l4_spec / t4_spec, rel=0.05)  # and the host
+    assert l4.terms.compute_s == pytest.approx(t4_s * 0.8 * l4_spec / t4_spec, rel=0.05)  # launching adds a little
     assert l4.high_s / l4.low_s > 1.7
     reason = next(
         reason for reason in l4.reasons if reason.startswith("flops_per_s of L4 in bf16-mixed is predicted: T4's")
     )
-    assert "x 1.2 for the ways of computing that GPUs before the A100 lack" in reason
+    assert "x 1.2 for kernels that GPUs before the A100 lack" in reason
     with pytest.raises(InputError, match=r"T4.*bf16-mixed"):
         found.predict(t4(precision="bf16-mixed"))
 
@@ -288,31 +292,34 @@ def test_without_any_run_of_a_gpu_they_follow_from_the_one_that_was_measured_by_
     assert found.high_s / found.low_s > 1.5
     assert any("H200" in reason and "measured once" in reason for reason in found.reasons)
     seen = fit(runs(parameters([t4()]), [t4()], NOISE)).predict(t4(device="NVIDIA L4", precision="16-mixed"))
-    assert not any("measured once" in reason for reason in seen.reasons)  # a T4 was
+    assert not any("measured once" in reason for reason in seen.reasons)  # a T4 has runs
 
 
 def test_the_runs_of_an_h100_and_of_two_h200_are_predicted_from_those_of_an_h200():
     of_h200 = read_all(MEASUREMENTS / "h200")
     found = fit([run for run in of_h200 if run.setup.world_size == 1])
     others = [*read_all(MEASUREMENTS / "h100"), *(run for run in of_h200 if run.setup.world_size == 2)]
-    for name, its in by_configuration(others).items():
-        predicted = found.predict(mean_setup(its))
+    for name, group in by_configuration(others).items():
+        predicted = found.predict(mean_setup(group))
         assert predicted.basis == "predicted", name
-        tolerance = 0.15 if name == "local-x2-num_workers-1" else 0.1  # most of these ran on other hosts than the one
-        assert predicted.terms.step_s == pytest.approx(fmean(run.step_s for run in its), rel=tolerance), name
-        for run in its:
-            if run.name.endswith("-r3"):  # one and two on the same host
+        # Most of these runs were on other hosts than those of one GPU.
+        tolerance = 0.15 if name == "local-x2-num_workers-1" else 0.1
+        assert predicted.terms.step_s == pytest.approx(fmean(run.step_s for run in group), rel=tolerance), name
+        for run in group:
+            if run.name.endswith("-r3"):  # the runs of one and of two GPUs shared a host
                 assert predicted.terms.step_s == pytest.approx(run.step_s, rel=0.1), name
 
 
 def test_a_device_of_which_nothing_is_known_is_no_guess(fitted):
-    with pytest.raises(InputError, match=r"nothing is known.*AMD EPYC"):
+    with pytest.raises(InputError, match=r"flops_per_s of NVIDIA B9000 in 16-mixed is unknown.*AMD EPYC"):
         fitted.predict(t4(device="NVIDIA B9000"))
-    with pytest.raises(InputError, match="nothing is known"):  # too small to keep a GPU busy
+    with pytest.raises(InputError, match="is unknown and cannot be predicted"):  # too small to keep a GPU busy
         fitted.predict(t4(flops_per_audio_s=1e9))
     mixed = [cpu(1), t4(device="NVIDIA B9000")]
     left = fit(runs(parameters(mixed), mixed, NOISE), leaves_one_out=True).leave_one_out
-    assert all(one.predicted_s is None and one.error is None and "nothing is known" in one.why for one in left.values())
+    for configuration in left.values():
+        assert (configuration.predicted_s, configuration.error) == (None, None)
+        assert "is unknown and cannot be predicted" in configuration.why
 
 
 def test_without_runs_there_is_no_model():
@@ -351,7 +358,7 @@ def test_a_model_comes_back_as_it_was(fitted, tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 7, "values": {}}'])
 def test_what_is_no_model_is_named(tmp_path, text):
     path = tmp_path / "fitted.json"
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"fitted\.json not found; `python -m w2v_lightning study report` writes it"):
         Fitted.load(path)
     path.write_text(text)
     with pytest.raises(InputError, match=str(path)):
@@ -366,4 +373,4 @@ def test_more_noise_makes_less_sure():
         (found.high_s - found.low_s) / found.terms.step_s for found in (f.predict(cpu(3)) for f in (calm, wild))
     )
     assert wild_width > 3 * calm_width
-    assert wild_width > 2.5 * wild.noise  # a new run has the noise of one, however often the others were repeated
+    assert wild_width > 2.5 * wild.noise  # repetitions do not reduce the noise of a new run

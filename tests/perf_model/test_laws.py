@@ -1,4 +1,4 @@
-"""Amdahl's law, the universal scalability law, and where more devices stop to pay."""
+"""Amdahl's law, the universal scalability law, and the number of devices beyond which more stop paying off."""
 
 import pytest
 from synthetic_study import parameters, t4
@@ -21,17 +21,17 @@ def test_laws_find_what_made_the_points():
     assert found.peak == pytest.approx((0.95 / 0.002) ** 0.5, rel=1e-3)
     found = amdahl(points(Law("Amdahl", 50.0, 0.2, 0.0, 0.0)))
     assert (found.rate_1, found.serial, found.peak) == (pytest.approx(50), pytest.approx(0.2), None)
-    assert found.rate(1e9) == pytest.approx(50 / 0.2, rel=1e-3)  # as much as there is to be had
+    assert found.rate(1e9) == pytest.approx(50 / 0.2, rel=1e-3)  # the limit
 
 
 def test_the_error_says_how_well_a_law_fits():
     made = Law("USL", 100.0, 0.02, 0.01, 0.0)
     assert usl(points(made)).error < 1e-6
-    assert amdahl(points(made)).error > 0.05  # it has no throughput that falls
+    assert amdahl(points(made)).error > 0.05  # in Amdahl's law throughput never falls
 
 
 def test_a_law_needs_as_many_numbers_of_devices_as_it_has_unknowns():
-    with pytest.raises(InputError, match=r"Amdahl.*2 unknowns.*found 1 \(4\)"):
+    with pytest.raises(InputError, match=r"Amdahl.*2 unknowns.*the runs have 1 \(4\)"):
         amdahl([(4, 100.0), (4, 101.0)])
     with pytest.raises(InputError, match=r"USL.*3 unknowns"):
         usl([(1, 100.0), (2, 180.0)])
@@ -49,7 +49,7 @@ def test_the_knee_is_where_a_device_adds_less_than_half_and_the_growing_term_is_
 
 
 def test_each_cause_of_a_knee_is_told():
-    """What does not shrink is what grows, in device-seconds."""
+    """A part that does not shrink with more devices grows in device-seconds."""
     for term, change in (
         ("data", {"data_s": 0.9}),
         ("communication", {"exposed_s": 0.9}),
@@ -70,7 +70,7 @@ def test_no_knee_where_all_devices_pay():
 def test_more_devices_that_make_it_slower_are_said_to():
     found = knee({1: parts(1), 2: parts(2, exposed_s=2.0)})
     assert found.worth < 0
-    assert "makes it slower" in found.reason
+    assert "each further device makes training slower" in found.reason
 
 
 def test_perfect_scaling_costs_as_many_device_seconds_on_any_number():

@@ -1,4 +1,4 @@
-"""How fast GPUs are in relation to each other, by their specifications and their ways of computing."""
+"""Relative speed of GPUs by their specifications and kernels."""
 
 import pytest
 
@@ -33,4 +33,4 @@ def test_speeds_are_compared_by_specification(device, precision, to, to_precisio
 def test_gpus_that_compute_in_other_ways_are_slower_than_their_specifications_say(
     device, precision, to, to_precision, expected
 ):
-    assert specs.of_kernels(device, precision, to, to_precision) == expected
+    assert specs.kernel_ratio(device, precision, to, to_precision) == expected

@@ -1,4 +1,4 @@
-"""How often a spot job saves."""
+"""Checkpoint interval of spot jobs."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from w2v_lightning.planner.checkpoint_interval import checkpoint_every, save_s, 
 
 @pytest.mark.parametrize(("save", "mean_time"), [(11, 36_000), (38, 18_000), (60, 7_200)])
 def test_the_interval_is_where_the_simulated_loss_is_least(save, mean_time):
-    """Of all intervals, by brute force: the share of time that saving takes, and half an interval per interruption."""
+    """By brute force over all intervals: the loss is the time of saving plus half an interval per interruption."""
     intervals = np.arange(save, 4 * 3600)
     loss = save / intervals + intervals / 2 / mean_time
     assert young_daly_s(save, mean_time) == pytest.approx(intervals[loss.argmin()], abs=1)

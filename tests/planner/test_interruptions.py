@@ -1,4 +1,4 @@
-"""Interruptions: the formula against a simulation that goes from event to event, and against what is known."""
+"""Interruptions: the formula against an event-by-event simulation and against known results."""
 
 import math
 import random
@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from w2v_lightning.planner.checkpoint_interval import young_daly_s
-from w2v_lightning.planner.interruptions import MOST_INTERRUPTIONS, Interruptions, draw, expected
+from w2v_lightning.planner.interruptions import MAX_INTERRUPTIONS, Interruptions, draw, expected
 
 HOUR = 3600.0
 SPOT = Interruptions(per_hour=0.4, interval_s=900, save_s=20, startup_s=300, wait_s=600)
 
 
 def one_run(work_s, by, rng):
-    """A run from second to second in plain Python: (wall, billed, interruptions), as a reader would write it down."""
+    """Simulate a run event by event in plain Python; return wall-clock seconds, billed seconds and interruptions."""
     clock = billed = 0.0
     saved, interruptions = 0.0, 0
     while True:
         clock += rng.expovariate(1 / by.wait_s)
-        end = rng.expovariate(by.per_s)  # of these instances
+        end = rng.expovariate(by.per_s)  # until these instances are interrupted
         t = by.startup_s
         while t < end and saved < work_s:
             stretch = min(by.interval_s, work_s - saved)
@@ -36,7 +36,7 @@ def one_run(work_s, by, rng):
     "by",
     [
         SPOT,
-        replace(SPOT, per_hour=4.0),  # interrupted while it starts, too
+        replace(SPOT, per_hour=4.0),  # also interrupted while it starts
         replace(SPOT, interval_s=7200),
         replace(SPOT, startup_s=0.0, save_s=0.0),
     ],
@@ -63,14 +63,14 @@ def test_drawn_runs_are_spread_like_simulated_ones():
 
 def test_on_demand_nothing_is_lost():
     on_demand = Interruptions(per_hour=0, interval_s=900, save_s=20, startup_s=300, wait_s=0)
-    found = expected(2000, on_demand)  # 900 + 900 + 200, each with a checkpoint behind it
+    found = expected(2000, on_demand)  # 900 + 900 + 200, each followed by a checkpoint
     assert (found.wall_s, found.billed_s, found.interruptions) == (2360, 2360, 0)
     drawn = draw(np.array([2000.0, 900.0]), on_demand, np.random.default_rng(0))
     assert drawn.wall_s_N.tolist() == drawn.billed_s_N.tolist() == [2360, 1220]
 
 
 def test_rare_interruptions_cost_what_textbooks_say():
-    """To first order, each: half an interval, a save that is not through, and a start."""
+    """To first order, an interruption costs half an interval, half a save and a start."""
     rare = replace(SPOT, per_hour=0.001)
     work_s = 100 * HOUR
     undisturbed_s = expected(work_s, replace(rare, per_hour=0)).billed_s
@@ -95,4 +95,4 @@ def test_a_run_that_hardly_gets_on_does_not_end():
     assert expected(1000 * HOUR, replace(hopeless, interval_s=1e6)).billed_s == math.inf  # no overflow
     drawn = draw(np.full(50, 10 * HOUR), hopeless, np.random.default_rng(0))
     assert np.isinf(drawn.wall_s_N).mean() > 0.9
-    assert drawn.interruptions_N.max() == MOST_INTERRUPTIONS + 1
+    assert drawn.interruptions_N.max() == MAX_INTERRUPTIONS + 1

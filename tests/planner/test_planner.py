@@ -1,4 +1,4 @@
-"""The planner against brute force, and against figures that a reader can work out by hand."""
+"""The planner against brute force and against sums made by hand."""
 
 import math
 from dataclasses import replace
@@ -50,7 +50,7 @@ def computing_in(precision):
 
 
 class ByGpus:
-    """A step takes 8 s on one GPU, and 0.2 s more however many there are; sure of it within `spread`."""
+    """Model of a step of 8 s divided by the GPUs, plus 0.2 s; the logarithm of its error has the sd `spread`."""
 
     def __init__(self, spread=0.0):
         self.spread = spread
@@ -78,14 +78,14 @@ def made_up(hours, usd, hours_p90=None, usd_p90=None, name="ml.g5.xlarge"):
     return Estimate(Candidate(name, 1, False, "16-mixed"), hours=hours, usd=usd, **bounds, **rest)
 
 
-few = st.integers(1, 6).map(float)  # so that there are ties
+few = st.integers(1, 6).map(float)  # few values, so that there are ties
 some = st.lists(st.builds(made_up, few, few, few, few), max_size=8)
 
 
 @given(some)
 @settings(max_examples=300, deadline=None)
 def test_the_front_is_what_nothing_beats(found):
-    """By brute force: nobody is as good in both and better in one."""
+    """By brute force: no other estimate is at least as good in both and better in one."""
 
     def beats(a, b):
         return a.hours <= b.hours and a.usd <= b.usd and (a.hours, a.usd) != (b.hours, b.usd)
@@ -116,18 +116,18 @@ def test_where_nothing_is_allowed_it_says_what_is_in_the_way():
     slow, dear = made_up(10, 5, hours_p90=12, usd_p90=6), made_up(2, 50, hours_p90=3, usd_p90=60)
     assert "12.0 h" in recommend([slow, dear], 5, 10).why or "$60.00" in recommend([slow, dear], 5, 10).why
     assert "the fastest takes 3.0 h" in recommend([slow, dear], 1, None).why
-    assert "the fastest for that money takes 12.0 h" in recommend([slow], 5, 10).why
+    assert "the fastest within the budget takes 12.0 h" in recommend([slow], 5, 10).why
     assert recommend([], 5, 10).why
 
 
 def test_the_whole_way_by_brute_force():
-    """Every instance type and number on demand, worked out one by one without the planner."""
+    """Brute force without the planner: every instance type and count on demand."""
     deadline_h, cheapest = 0.6, None
     for (name, region), price in prices.on_demand_prices().items():
         for count in COUNTS:
             hours = (300 + 1000 * (8.0 / (count * INSTANCES[name].gpus) + 0.2)) / 3600
             usd = hours * count * price.usd_per_hour
-            if region != REGION or INSTANCES[name].gpu_name == "V100":  # which the image cannot use
+            if region != REGION or INSTANCES[name].gpu_name == "V100":  # the image cannot use them
                 continue
             if hours <= deadline_h and (cheapest is None or usd < cheapest[0]):
                 cheapest = usd, name, count
@@ -155,7 +155,7 @@ def test_an_unsure_step_makes_an_unsure_time():
     found = estimate(candidate, task(), ByGpus(spread=0.3), ASSUMED, REGION, deadline_h=0.5)
     exact = 1000 * 1.2 * math.exp(1.2816 * 0.3) + 300
     assert found.hours_p90 * 3600 == pytest.approx(exact, rel=0.03)
-    late = (0.5 * 3600 - 300) / 1200  # the draws beyond
+    late = (0.5 * 3600 - 300) / 1200  # share of the draws beyond the deadline
     assert found.risk == pytest.approx(0.5 * math.erfc(math.log(late) / 0.3 / math.sqrt(2)), abs=0.03)
 
 
@@ -169,7 +169,7 @@ def test_spot_is_interrupted_waits_and_is_cheaper():
     exact = expected(50_000 * 0.7, by)
     assert found.hours == pytest.approx(exact.wall_s / 3600, rel=0.02)
     assert found.interruptions == pytest.approx(exact.interruptions, rel=0.05)
-    assert found.usd == pytest.approx(exact.billed_s / 3600 * 4 * 4.89 * 0.4, rel=0.02)  # 60 % in the middle of 50-70
+    assert found.usd == pytest.approx(exact.billed_s / 3600 * 4 * 4.89 * 0.4, rel=0.02)  # 60 % is the middle of 50-70
     assert "assumed" in found.saving
     assert 0 < found.risk < 1
 
@@ -197,7 +197,7 @@ def test_what_would_hardly_end_is_left_out():
     possible, *_ = candidates(REGION, IMAGE, CONFIG, "only", ["ml.g4dn.xlarge"])
     found, left_out = estimates(possible, task(config={"checkpoint_every": "1h"}), ByGpus(), often, REGION)
     assert not found
-    assert set(left_out.values()) == {"interrupted so often that it would hardly end"}
+    assert set(left_out.values()) == {"interrupted too often to finish"}
 
 
 def test_a_candidate_as_the_step_time_model_sees_it():
@@ -215,18 +215,20 @@ def test_a_candidate_as_the_step_time_model_sees_it():
 
 
 def test_candidates_are_all_that_have_a_price():
-    found, missing, useless = candidates(REGION, IMAGE, CONFIG, "allow", most=4)
-    kinds = {one.instance_type for one in found}
+    found, missing, useless = candidates(REGION, IMAGE, CONFIG, "allow", max_count=4)
+    kinds = {candidate.instance_type for candidate in found}
     assert "ml.g4dn.12xlarge" in kinds
     assert "ml.p5.48xlarge" in missing
     assert not kinds & {*missing, *useless}
     assert len(found) == len(kinds) * 4 * 2
-    assert {one.count for one in candidates(REGION, IMAGE, CONFIG, "only", most=5)[0]} == {1, 2, 3, 4, 5}
-    assert max(one.count for one in candidates(REGION, IMAGE, CONFIG, "only", most=40)[0]) == 40
-    assert {one.precision for one in found if "g4dn" in one.instance_type} == {"16-mixed"}
-    assert {one.precision for one in found if "g5" in one.instance_type} == {"bf16-mixed"}
-    assert {one.is_spot for one in candidates(REGION, IMAGE, CONFIG, "only")[0]} == {True}
-    assert {one.precision for one in candidates(REGION, IMAGE, computing_in("32-true"), "never")[0]} == {"32-true"}
+    few, many = (candidates(REGION, IMAGE, CONFIG, "only", max_count=n)[0] for n in (5, 40))
+    assert {candidate.count for candidate in few} == {1, 2, 3, 4, 5}
+    assert max(candidate.count for candidate in many) == 40
+    assert {candidate.precision for candidate in found if "g4dn" in candidate.instance_type} == {"16-mixed"}
+    assert {candidate.precision for candidate in found if "g5" in candidate.instance_type} == {"bf16-mixed"}
+    assert {candidate.is_spot for candidate in candidates(REGION, IMAGE, CONFIG, "only")[0]} == {True}
+    in_float32, *_ = candidates(REGION, IMAGE, computing_in("32-true"), "never")
+    assert {candidate.precision for candidate in in_float32} == {"32-true"}
 
 
 def test_what_the_image_cannot_use_is_no_candidate():
@@ -234,9 +236,9 @@ def test_what_the_image_cannot_use_is_no_candidate():
     assert set(useless) == {"ml.p3.2xlarge", "ml.p3.8xlarge", "ml.p3.16xlarge", "ml.p3dn.24xlarge"}
     assert len(set(useless.values())) == 1
     found, _, useless = candidates(REGION, "123.dkr.ecr.eu-west-1.amazonaws.com/mine:torch2.8-cu126", CONFIG, "allow")
-    assert "ml.p3.2xlarge" in {one.instance_type for one in found}
+    assert "ml.p3.2xlarge" in {candidate.instance_type for candidate in found}
     assert not useless
-    with pytest.raises(InputError, match=r"ml.p3.2xlarge: CUDA 13.0.* knows no V100"):
+    with pytest.raises(InputError, match=r"ml.p3.2xlarge: CUDA 13.0.* does not support V100 GPUs"):
         candidates(REGION, IMAGE, CONFIG, "allow", ["ml.p3.2xlarge"])
 
 
@@ -249,10 +251,10 @@ def test_what_a_gpu_cannot_do_leaves_it_out():
     setups = [t4(1), t4(4)]
     fitted = fit(runs(parameters(setups), setups))
     possible, *_ = candidates(
-        REGION, IMAGE, computing_in("bf16-mixed"), "never", ["ml.g4dn.xlarge", "ml.g5.xlarge"], most=1
+        REGION, IMAGE, computing_in("bf16-mixed"), "never", ["ml.g4dn.xlarge", "ml.g5.xlarge"], max_count=1
     )
     found, left_out = estimates(possible, task(), fitted, ASSUMED, REGION)
-    assert [one.candidate.instance_type for one in found] == ["ml.g5.xlarge"]
+    assert [estimate.candidate.instance_type for estimate in found] == ["ml.g5.xlarge"]
     assert "T4" in left_out["1 x ml.g4dn.xlarge, on demand"]
 
 
@@ -268,9 +270,9 @@ def test_without_jobs_start_up_and_interruptions_are_assumed_and_named():
     found = assumptions(known, DEFAULTS)
     own_s = known[0].throughput["startup_s"]
     assert found.startup_s.value == pytest.approx(300 + own_s)
-    assert "5 min until `fit` is started: assumed, and" in found.startup_s.basis
+    assert "5 min of start-up until `fit` starts: assumed, and" in found.startup_s.basis
     assert found.interruptions_per_instance_hour.value == 0.1
-    assert "assumed, AWS promises no rate" in found.interruptions_per_instance_hour.basis
+    assert "assumed; AWS guarantees no rate" in found.interruptions_per_instance_hour.basis
     assert found.wait_s.value == 1800
     assert len(found.described(is_spot=True)) == 3
     assert len(found.described(is_spot=False)) == 1
@@ -284,5 +286,5 @@ def test_jobs_take_the_place_of_assumptions():
     assert assumptions([job], DEFAULTS).startup_s.value == pytest.approx(240)
     spot = replace(job, cell=job.cell | {"is_spot": True, "count": 4}, training_s=5 * 3600.0, interruptions=5)
     rate = assumptions([job, spot], DEFAULTS).interruptions_per_instance_hour
-    assert rate.value == pytest.approx((1 + 5) / (10 + 20))  # in 20 instance-hours, and one in 10 beforehand
-    assert "5 seen in 20.0" in rate.basis
+    assert rate.value == pytest.approx((1 + 5) / (10 + 20))  # observed in 20 instance-hours, and one in 10 assumed
+    assert "5 observed in 20.0" in rate.basis

@@ -1,4 +1,4 @@
-"""The work of a step and of an epoch, and how much of it a machine takes at once."""
+"""Work of a step and of an epoch, and the audio that a GPU holds."""
 
 import math
 from dataclasses import replace
@@ -18,10 +18,10 @@ from w2v_lightning.planner.workload import PlannedEpoch
 def test_with_durations_a_step_is_that_of_the_plan():
     durations_s = np.array([4.0] * 192 + [8.0] * 96)
     epoch = PlannedEpoch(durations_s, 384.0, 1.05, "m.jsonl")
-    assert epoch.steps == 4  # twice 96 of 4 s, and twice 48 of 8 s
+    assert epoch.steps == 4  # two of 96 x 4 s, and two of 48 x 8 s
     assert epoch.step_on(1, 384.0) == workload.Step(384.0, 384.0, 1)
     assert epoch.step_on(8, 24.0) == workload.Step(384.0, 384.0, 2)
-    uneven = epoch.step_on(5, 384.0)  # 20 of 96, and 10 of 48: one device has more than its share
+    uneven = epoch.step_on(5, 384.0)  # at most 20 of 96 and 10 of 48: one device has more than its share
     assert uneven.computed_s == pytest.approx(5 * 80)
     with pytest.raises(InputError, match="longest utterance"):
         epoch.step_on(1, 5.0)
@@ -35,7 +35,7 @@ def test_with_hours_a_step_is_like_those_of_runs():
     assert (found.fill, found.padded) == (pytest.approx(0.975), pytest.approx(1600 / 1560))
     assert found.steps == math.ceil(50 * 3600 / 1560)
     assert found.utterance_s == pytest.approx(12.3, rel=0.01)
-    assert "1 studied run of 1600 s a step" in found.basis
+    assert "1 studied run with 1600 s per step" in found.basis
 
 
 def test_steps_of_an_older_plan_say_nothing_of_todays():
@@ -55,7 +55,7 @@ def test_steps_of_another_size_are_as_librispeechs_would_be():
 
 
 def test_no_device_has_less_than_an_utterance():
-    """127 utterances a step: 254 devices compute on as many as if there were twice as much audio."""
+    """With 127 utterances per step, 254 devices compute as much as with twice the audio."""
     audio_s = 100 * 3600 / EPOCH.steps
     full, idle = EPOCH.step_on(64, 200), EPOCH.step_on(round(2 * audio_s / 12.3), 200)
     assert full.computed_s == pytest.approx(audio_s * 1.025)
@@ -88,12 +88,12 @@ def test_device_seconds_are_the_configs_or_those_of_a_run_or_by_memory():
 @pytest.mark.parametrize(
     ("name", "config", "found"),
     [
-        ("ml.g4dn.xlarge", with_seconds(1600), "1600 s at once take some 29 GiB, and the T4 has 16"),
-        ("ml.g6.xlarge", with_seconds(1600, {"pretrained": "facebook/wav2vec2-large"}), "take some 57 GiB"),
+        ("ml.g4dn.xlarge", with_seconds(1600), "micro-batches of 1600 s need about 29 GiB, and the T4 has 16 GiB"),
+        ("ml.g6.xlarge", with_seconds(1600, {"pretrained": "facebook/wav2vec2-large"}), "need about 57 GiB"),
         (
             "ml.g6.xlarge",
             with_seconds("auto", {"pretrained": "facebook/wav2vec2-xls-r-2b"}),
-            "some 32 GiB, and the L4 has 24",
+            "optimiser state need about 32 GiB, and the L4 has 24 GiB",
         ),
     ],
 )
@@ -104,18 +104,18 @@ def test_what_no_gpu_of_an_instance_can_hold_is_said(name, config, found):
 
 def test_what_has_room_is_let_through():
     fixed, two_b = with_seconds(1600), with_seconds("auto", {"pretrained": "facebook/wav2vec2-xls-r-2b"})
-    assert workload.device_seconds(machine_of("ml.g4dn.12xlarge"), 4, fixed, []) == 1600  # a GPU has 400 s of the step
+    assert workload.device_seconds(machine_of("ml.g4dn.12xlarge"), 4, fixed, []) == 1600  # each GPU gets 400 s
     checkpointed = with_seconds(1600, CONFIG["model"] | {"gradient_checkpointing": True})
     assert workload.device_seconds(machine_of("ml.g4dn.xlarge"), 1, checkpointed, []) == 1600
-    shared_out = two_b | {"trainer": two_b["trainer"] | {"strategy": "fsdp2"}}
-    assert workload.device_seconds(machine_of("ml.g6.12xlarge"), 4, shared_out, []) > 20
+    sharded = two_b | {"trainer": two_b["trainer"] | {"strategy": "fsdp2"}}
+    assert workload.device_seconds(machine_of("ml.g6.12xlarge"), 4, sharded, []) > 20
     small = with_seconds(1600, {"pretrained": None, "config": {"hidden_size": 64, "num_hidden_layers": 2}})
     assert workload.device_seconds(machine_of("ml.g4dn.xlarge"), 1, small, []) == 1600
 
 
 def test_the_model_is_counted_without_its_weights():
     model = workload.model_of(CONFIG, 12.3)
-    assert model.gradient_bytes == pytest.approx(4 * 90.2e6, rel=0.01)  # 94.4 M less the frozen feature encoder's
+    assert model.gradient_bytes == pytest.approx(4 * 90.2e6, rel=0.01)  # 94.4 M without the feature encoder
     assert model == replace(workload.BASE, flops_per_audio_s=model.flops_per_audio_s)
     assert model.flops_per_audio_s == pytest.approx(workload.BASE.flops_per_audio_s, rel=0.01)
     large = workload.model_of(CONFIG | {"model": {"pretrained": "facebook/wav2vec2-large-lv60"}}, 12.3)

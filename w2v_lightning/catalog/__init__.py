@@ -1,1 +1,1 @@
-"""What can be rented: instance types, images, prices, model sizes, defaults and shipped measurements."""
+"""Catalog: instance types, training images, prices, model sizes, defaults and shipped measurements."""

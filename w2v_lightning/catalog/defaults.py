@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-MAX_HOURS = 28 * 24  # of a SageMaker training job: MaxRuntimeInSeconds, as its API describes it
+MAX_HOURS = 28 * 24  # limit of SageMaker's MaxRuntimeInSeconds for a training job
 
 
 @cache

@@ -1,20 +1,23 @@
-"""AWS's PyTorch training images, by release of torch and by region."""
+"""PyTorch training images of AWS, by torch release and region."""
 
 import re
 
 from w2v_lightning.catalog.instances import Instance
 from w2v_lightning.errors import InputError
 
-# Release of torch: repository and tag. From 2.12 on, the image's torchaudio (2.11) is of another release.
+# Repository and tag by torch release. From 2.12 on, the images contain torchaudio 2.11, which is of another release.
 IMAGES = {
+    "2.5": ("pytorch-training", "2.5.1-gpu-py311-cu124-ubuntu22.04-sagemaker"),
     "2.10": ("pytorch-training", "2.10.0-gpu-py313-cu130-ubuntu22.04-sagemaker"),
     "2.11": ("pytorch", "2.11-cu130-amzn2023-sagemaker"),
     "2.12": ("pytorch", "2.12-cu130-amzn2023-sagemaker"),
     "2.13": ("pytorch", "2.13-cu133-amzn2023-sagemaker"),
 }
 
+SMDDP_TORCH = "2.5"  # the last release whose image contains SMDDP
+
 ACCOUNT = "763104351884"
-# Regions of this account, then those that have their own.
+# Regions whose images are in ACCOUNT; OTHER_ACCOUNTS has the regions with an account of their own.
 REGIONS = (
     *("us-east-1", "us-east-2", "us-west-1", "us-west-2", "ca-central-1", "sa-east-1"),
     *("eu-central-1", "eu-north-1", "eu-west-1", "eu-west-2", "eu-west-3"),
@@ -46,36 +49,49 @@ ACCOUNTS = dict.fromkeys(REGIONS, ACCOUNT) | OTHER_ACCOUNTS
 
 
 def image_uri(torch: str, region: str) -> str:
-    """The URI of AWS's image for GPUs.
+    """Return the URI of AWS's GPU training image.
 
     Args:
-        torch: its release, such as "2.11".
-        region: such as "us-east-1".
+        torch: torch release, such as "2.11".
+        region: AWS region, such as "us-east-1".
 
     Raises:
-        InputError: the table has no such release or region.
+        InputError: IMAGES has no such release, or ACCOUNTS no such region.
     """
     if torch not in IMAGES:
         raise InputError(
-            f"torch in catalog/defaults.yaml is {torch!r}: choose from {', '.join(IMAGES)}, or give --image."
+            f"torch in w2v_lightning/catalog/defaults.yaml is {torch!r}; choose from {', '.join(IMAGES)},"
+            " or give --image."
         )
     if region not in ACCOUNTS:
-        raise InputError(f"--region: no training image is known for {region!r}; check it, or give `submit` an --image.")
+        raise InputError(
+            f"--region: no training image is known for {region!r}; check the name, or give `submit` an --image."
+        )
     repository, tag = IMAGES[torch]
     domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
     return f"{ACCOUNTS[region]}.dkr.ecr.{region}.{domain}/{repository}:{tag}"
 
 
-def obstacle(image: str, machine: Instance) -> str | None:
-    """Why an image cannot compute on an instance's GPUs, as far as its tag names its CUDA; None: nothing is known.
+def obstacle_to_smddp(image: str) -> str | None:
+    """Return why an image of AWS does not contain SMDDP, or None: another image may contain it with any torch."""
+    release = re.search(r":(\d+)\.(\d+)\b", image)
+    is_from_aws = image.partition(".")[0] in ACCOUNTS.values()
+    if release is None or not is_from_aws or (int(release[1]), int(release[2])) <= (2, 5):
+        return None
+    return f"AWS's image of torch {release[1]}.{release[2]} has no SMDDP; that of torch 2.5.1 is the last one with it"
 
-    CUDA 13 has no compiler and no libraries for GPUs before compute capability 7.5 (its release notes), so a V100 is
-    there, torch sees it, and the first kernel fails.
+
+def obstacle(image: str, machine: Instance) -> str | None:
+    """Return why an image cannot use an instance's GPUs, or None.
+
+    The CUDA release is read from the image's tag; None if the tag does not name it. CUDA 13 has no compiler and no
+    libraries for GPUs before compute capability 7.5 (see its release notes): torch detects a V100, and the first kernel
+    fails.
     """
     cuda = re.search(r":.*\bcu(\d+)(\d)\b", image)
     if cuda is None or int(cuda[1]) < 13 or machine.capability >= (7, 5):
         return None
     return (
-        f"CUDA {cuda[1]}.{cuda[2]}, which torch in the training image has, knows no {machine.gpu_name.split()[0]}"
-        f" (compute capability {machine.capability[0]}.{machine.capability[1]}), only 7.5 and later"
+        f"CUDA {cuda[1]}.{cuda[2]} in the training image does not support {machine.gpu_name.split()[0]} GPUs"
+        f" (compute capability {machine.capability[0]}.{machine.capability[1]}; 7.5 or later is needed)"
     )

@@ -1,4 +1,4 @@
-"""Types of SageMaker training instances that have GPUs, and what NCCL is told on each."""
+"""SageMaker training instance types with GPUs, and the NCCL environment for each."""
 
 import difflib
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from w2v_lightning.errors import InputError
 
 @dataclass(frozen=True)
 class Instance:
-    """What one instance of a type has.
+    """Hardware of one instance type.
 
     Args:
-        name: such as "ml.g4dn.12xlarge".
-        gpus: how many.
-        gpu_name: such as "T4".
-        gpu_gib: memory of each GPU.
-        capability: CUDA's compute capability of each GPU.
-        vcpus: virtual CPUs.
-        gib: memory of the host.
-        gbit_per_s: of the network, sustained.
-        has_efa: the network has AWS's Elastic Fabric Adapter.
+        name: instance type, such as "ml.g4dn.12xlarge".
+        gpus: number of GPUs.
+        gpu_name: name of the GPU without its memory size, such as "T4".
+        gpu_gib: memory of each GPU, in GiB.
+        capability: CUDA compute capability of each GPU.
+        vcpus: number of virtual CPUs.
+        gib: memory of the host, in GiB.
+        gbit_per_s: sustained bandwidth of the network, in Gbit/s.
+        has_efa: whether the network has AWS's Elastic Fabric Adapter.
     """
 
     name: str
@@ -36,22 +36,23 @@ class Instance:
 
     @property
     def precision(self) -> str:
-        """What will be chosen on the GPU: bfloat16 where there is any."""
-        from w2v_lightning.runtime.precision import of_capability  # imports torch
+        """Default precision on these GPUs: "bf16-mixed" where the hardware supports it."""
+        from w2v_lightning.runtime.precision import precision_for_capability  # imports torch
 
-        return of_capability(self.capability)
+        return precision_for_capability(self.capability)
 
     @property
     def loader_workers(self) -> int:
-        """What the data module will start for each GPU, unless data.num_workers says how many."""
+        """Number of loader workers per GPU that the data module starts if data.num_workers is null."""
         from w2v_lightning.runtime.hardware import loader_workers  # imports torch
 
         return loader_workers(self.vcpus, self.gpus)
 
 
-LONG_NAMES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # of precisions: Lightning takes both
+# Short names of precisions that Lightning also accepts.
+LONG_NAMES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
-# GiB and compute capability.
+# Memory in GiB and CUDA compute capability.
 GPUS = {
     "T4": (16, (7, 5)),
     "V100": (16, (7, 0)),
@@ -65,7 +66,7 @@ GPUS = {
     "H200": (141, (9, 0)),
 }
 
-# Type, GPUs, vCPUs, GiB, Gbit/s, EFA. As EC2's describe-instance-types has them; p3's from AWS's page.
+# Columns: type, GPUs, vCPUs, GiB, Gbit/s, EFA. Source: EC2's describe-instance-types; for p3, AWS's product page.
 TABLE = """
 g4dn.xlarge    1 T4            4   16    5   -
 g4dn.2xlarge   1 T4            8   32   10   -
@@ -107,7 +108,8 @@ p5.48xlarge    8 H100        192 2048 3200 EFA
 p5e.48xlarge   8 H200        192 2048 3200 EFA
 p5en.48xlarge  8 H200        192 2048 3200 EFA
 """
-GPU_DIRECT = ("p4d", "p4de", "p5", "p5e", "p5en")  # the network reads and writes the memory of GPUs
+# Families with GPUDirect RDMA: the network adapter reads and writes GPU memory.
+GPU_DIRECT = ("p4d", "p4de", "p5", "p5e", "p5en")
 
 
 def _parsed(line: str) -> Instance:
@@ -117,39 +119,42 @@ def _parsed(line: str) -> Instance:
     return Instance(f"ml.{name}", int(gpus), gpu[0], gpu_gib, capability, *host)
 
 
-INSTANCES = {known.name: known for known in map(_parsed, TABLE.strip().splitlines())}
+INSTANCES = {machine.name: machine for machine in map(_parsed, TABLE.strip().splitlines())}
 
 
 def instance(name: str) -> Instance:
-    """What an instance type has.
+    """Return the hardware of an instance type.
 
     Raises:
-        InputError: no such type is known; names the nearest ones.
+        InputError: the type is unknown; the message suggests similar names.
     """
     if name not in INSTANCES:
         near = difflib.get_close_matches(str(name), INSTANCES, n=3, cutoff=0.5)
-        advice = f"did you mean {', '.join(near)}?" if near else f"such as {', '.join(list(INSTANCES)[:3])}."
-        raise InputError(f"--instance-type: there is no {name!r} with GPUs for training in the table; {advice}")
+        advice = f"Did you mean {', '.join(near)}?" if near else f"Examples: {', '.join(list(INSTANCES)[:3])}."
+        raise InputError(
+            f"--instance_type: {name!r} is not a known training instance type with GPUs"
+            f" (w2v_lightning/catalog/instances.py). {advice}"
+        )
     return INSTANCES[name]
 
 
 def precision_of(config: Mapping[str, Any], machine: Instance) -> str:
-    """What would be computed in: the config's, by the name that Lightning gives it, or what suits the GPU."""
+    """Return the precision by Lightning's full name: the config's, or else the default of the GPU."""
     precision = config["trainer"].get("precision")
     return LONG_NAMES.get(str(precision), str(precision)) if precision else machine.precision
 
 
 def nccl_environment(machine: Instance, count: int) -> dict[str, str]:
-    """The variables by which NCCL finds its way between `count` instances.
+    """Return the environment variables with which NCCL connects `count` instances.
 
-    Its protocol is left to NCCL and AWS's plugin for EFA, which know the instance types; the SDK's own launcher sets it
-    on all of them.
+    NCCL_PROTO is left unset, so that NCCL and AWS's EFA plugin choose the protocol by instance type. (The launcher of
+    the SageMaker SDK sets it on all types.)
     """
     if count == 1:
         return {"NCCL_DEBUG": "WARN"}
     variables = {"NCCL_DEBUG": "WARN", "NCCL_SOCKET_IFNAME": "^lo,docker"}
     if machine.has_efa:
-        variables |= {"FI_PROVIDER": "efa", "FI_EFA_FORK_SAFE": "1"}  # loader workers are forked
+        variables |= {"FI_PROVIDER": "efa", "FI_EFA_FORK_SAFE": "1"}  # because loader workers are forked
     if machine.name.split(".")[1] in GPU_DIRECT:
         variables["FI_EFA_USE_DEVICE_RDMA"] = "1"
     return variables

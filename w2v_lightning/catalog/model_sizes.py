@@ -1,4 +1,4 @@
-"""How large a wav2vec2 is, by what a config says of it: a pretrained one is not fetched, its name has to tell."""
+"""Size of a wav2vec2 model, estimated from its config or the name of its checkpoint, without downloading it."""
 
 import math
 import re
@@ -9,17 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Size:
-    """One of the sizes that wav2vec2 has been trained in.
+    """Published size of wav2vec2.
 
     Args:
-        name: such as "large".
-        named: a pattern of what names of such models contain.
-        parameters: how many.
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: as of transformers' Wav2Vec2Config.
+        name: name of the size, such as "large".
+        name_pattern: regular expression that matches names of such checkpoints.
+        parameters: number of parameters.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: options of transformers' Wav2Vec2Config.
     """
 
     name: str
-    named: str
+    name_pattern: str
     parameters: float
     hidden_size: int
     num_hidden_layers: int
@@ -28,7 +28,7 @@ class Size:
 
     @property
     def config(self) -> dict[str, int]:
-        """For Wav2Vec2Config."""
+        """Options of Wav2Vec2Config for a model of this size."""
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         return {name: getattr(self, name) for name in names}
 
@@ -44,35 +44,39 @@ SIZES = (
 
 
 def size_of(model: Mapping[str, Any]) -> Size:
-    """By the model's width where the config gives one, else by what its name says; base's where that says nothing."""
+    """Return the size nearest to the configured hidden size, else the size in the checkpoint's name, else base."""
     if width := (model.get("config") or {}).get("hidden_size"):
         return min(SIZES, key=lambda size: abs(size.hidden_size - width))
     return _by_name(model) or BASE
 
 
 def layers_of(model: Mapping[str, Any]) -> int:
+    """Return the number of transformer layers."""
     return (model.get("config") or {}).get("num_hidden_layers") or size_of(model).num_hidden_layers
 
 
 def width_of(model: Mapping[str, Any]) -> int:
+    """Return the hidden size."""
     return (model.get("config") or {}).get("hidden_size") or size_of(model).hidden_size
 
 
-def like(parameters: float) -> Size:
-    """The size of a model of so many parameters."""
+def nearest_size(parameters: float) -> Size:
+    """Return the size whose number of parameters is nearest, by ratio."""
     return min(SIZES, key=lambda size: abs(math.log(size.parameters / parameters)))
 
 
-def doubt(model: Mapping[str, Any]) -> str | None:
-    """What has to be said where nothing tells the size of a pretrained model."""
+def size_warning(model: Mapping[str, Any]) -> str | None:
+    """Return a warning if neither config nor name tells the size of a pretrained model, else None."""
     pretrained, has_width = model.get("pretrained"), (model.get("config") or {}).get("hidden_size")
     if pretrained is None or has_width or _by_name(model):
         return None
     names = ", ".join(size.name for size in reversed(SIZES))
-    taken = f"{pretrained} is taken for a base model, since its name has none of {names}"
-    return f"{taken}; a larger one takes longer and more memory"
+    return (
+        f"{pretrained} is assumed to be a base model, because its name contains none of {names}; a larger model needs"
+        " more time and memory"
+    )
 
 
 def _by_name(model: Mapping[str, Any]) -> Size | None:
     name = str(model.get("pretrained") or "")
-    return next((size for size in SIZES if re.search(size.named, name, re.IGNORECASE)), None)
+    return next((size for size in SIZES if re.search(size.name_pattern, name, re.IGNORECASE)), None)

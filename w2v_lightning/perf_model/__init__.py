@@ -1,1 +1,1 @@
-"""Performance model: measured runs (run.json) to a model of the step time that explains and predicts."""
+"""Performance model of the step time, fitted to measured runs (run.json), that explains and predicts."""

@@ -1,54 +1,56 @@
-"""What a study is too small to say."""
+"""Conclusions that a study is too small to support."""
 
 from collections.abc import Sequence
 
 from w2v_lightning.perf_model.fitted import Fitted, by_configuration, is_same
 from w2v_lightning.perf_model.runs import Run
 
-# What a parameter is for, and what would measure it.
+# Meaning of each kind of parameter, and the runs that would measure it.
 NEEDS = {
-    "overhead_s": "what does not shrink with more devices ({}): runs that differ much in audio per device and step",
-    "launch_s": "how fast the host hands work to a GPU ({}): a run of micro-batches that are small for it",
-    "contention": "how processes slow each other down ({}): runs with one process and with several",
-    "hop_s": "latency within a host ({}): a run on several devices of one",
-    "bytes_per_s": "bandwidth within a host ({}): a run on several devices of one",
-    "link_hop_s": "latency between hosts ({}): a run on several of them",
-    "link_efficiency": "bandwidth between hosts ({}): a run on several of them",
-    "overlap": "how much of the communication computing hides ({}): runs in which it hides some and not all",
-    "imbalance": "how unlike devices are ({}): a run on several of them",
-    "decode_audio_s_per_s": "how fast audio is decoded ({}): a run that waits for it, with fewer workers",
-    "storage_audio_s_per_s": "how fast audio is read ({}): a run that waits for it",
+    "overhead_s": "overhead of a step ({}): needs runs with very different audio per device and step",
+    "launch_s": "time of the host to launch a micro-batch on a GPU ({}): needs a run with small micro-batches",
+    "contention": "slowdown of processes by each other ({}): needs runs with one process and with several",
+    "hop_s": "latency within a host ({}): needs a run on several devices of one host",
+    "bytes_per_s": "bandwidth within a host ({}): needs a run on several devices of one host",
+    "link_hop_s": "latency between hosts ({}): needs a run on several hosts",
+    "link_efficiency": "bandwidth between hosts ({}): needs a run on several hosts",
+    "overlap": "share of communication that computing hides ({}): needs runs in which it hides some but not all",
+    "imbalance": "difference between devices ({}): needs a run on several devices",
+    "decode_audio_s_per_s": "rate of decoding audio ({}): needs a run with so few workers that it waits for them",
+    "storage_audio_s_per_s": "rate of reading audio ({}): needs a run that waits for it",
 }
 
 
 def notes(runs: Sequence[Run], fitted: Fitted) -> tuple[str, ...]:
-    """What can and what cannot be concluded, in sentences."""
+    """Return sentences on what the runs do not allow to conclude."""
     groups = by_configuration(runs)
     first, *others = fitted.configurations.values()
-    found = []
+    sentences = []
     if all(is_same(first, other) for other in others):
-        found.append(
-            f"All runs are of one configuration, {' and '.join(groups)}. Its own step time can be told, and the time"
-            " that more of the same steps take. How it changes with the number of devices, with the network or with the"
-            " loader cannot: all of that is predicted, from specifications and from other machines."
+        sentences.append(
+            f"All runs are of one configuration: {' and '.join(groups)}. They measure its step time, and so the time of"
+            " more such steps. They cannot show how the step time changes with the number of devices, the network or"
+            " the loader: all of that is predicted from specifications and from other machines."
         )
     elif len({run.setup.world_size for run in runs}) == 1:
-        found.append(
-            "All runs are on the same number of devices: how the step time changes with it is predicted, not measured."
+        sentences.append(
+            "All runs are on the same number of devices, so the effect of that number on the step time is predicted,"
+            " not measured."
         )
     if all(len(group) == 1 for group in groups.values()):
-        found.append(
-            "No configuration was run twice: how much runs of the same differ is taken from how well the model fits."
+        sentences.append(
+            "No configuration was run twice, so the variation between repetitions is estimated from how well the model"
+            " fits."
         )
     if unknown := _unknown(fitted):
-        found.append(f"Not measured, because no run depends on it enough: {', '.join(unknown)}.")
-    return tuple(found)
+        sentences.append(f"Not measured, because no run depends on it enough: {', '.join(unknown)}.")
+    return tuple(sentences)
 
 
 def _unknown(fitted: Fitted) -> list[str]:
-    whose: dict[str, list[str]] = {}
+    owners: dict[str, list[str]] = {}
     for name, parameter in fitted.parameters.items():
-        what, _, of = name.partition(" of ")
-        if parameter.basis == "predicted" and what in NEEDS:
-            whose.setdefault(what, []).append(of)
-    return [NEEDS[what].format("; ".join(names)) for what, names in whose.items()]
+        kind, _, owner = name.partition(" of ")
+        if parameter.basis == "predicted" and kind in NEEDS:
+            owners.setdefault(kind, []).append(owner)
+    return [NEEDS[kind].format("; ".join(names)) for kind, names in owners.items()]

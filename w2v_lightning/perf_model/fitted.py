@@ -1,4 +1,4 @@
-"""A step-time model that was fitted: what it predicts, how surely, and from what."""
+"""Fitted step-time model: predictions, their uncertainty and their basis."""
 
 import json
 import math
@@ -19,23 +19,24 @@ from w2v_lightning.runtime.files import atomic_text_file
 
 FORMAT = 1
 LOW, HIGH = 0.05, 0.95  # bounds of all intervals
-LEAST_LEARNED = 0.5  # of a parameter's prior standard deviation: where runs have left less of it, they have measured it
-LEAST_EFFECT = 0.01  # of the step's time; what matters less goes without saying
-NUMBERS = ("audio_s", "computed_s", "flops_per_audio_s")
-SAME = 0.1  # a step of as much audio, within so much, is the same configuration
+# A parameter counts as measured if the runs reduced its standard deviation to less than this share of the prior's.
+MAX_SD_SHARE = 0.5
+LEAST_EFFECT = 0.01  # least share of the step's time at which a predicted parameter is reported
+AVERAGED = ("audio_s", "computed_s", "flops_per_audio_s")  # fields of Setup that vary a little between repetitions
+SAME = 0.1  # largest relative difference of these within one configuration
 
 Basis = Literal["measured", "predicted"]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One that was fitted.
+    """Fitted parameter with its uncertainty.
 
     Args:
-        value: the best.
-        low, high: 90 % interval.
-        basis: "measured": the runs say so; "predicted": they do not, it is as `source` has it.
-        source: of what was known before the runs.
+        value: most probable value.
+        low, high: bounds of the 90 % interval.
+        basis: "measured" by the runs, or "predicted" from `source` alone.
+        source: source of the prior.
     """
 
     value: float
@@ -47,14 +48,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of a step's time, with a 90 % interval for a new run's.
+    """Predicted step time.
 
     Args:
-        terms: its parts.
-        low_s, high_s: of `terms.step_s`.
-        basis: "measured": this configuration was run; "predicted": it follows from others, from specifications.
-        reasons: what it rests on that no run has shown.
-        bottleneck: what it would pay most to speed up, as `step_time.bottleneck` has it.
+        terms: parts of the step.
+        low_s, high_s: bounds of the 90 % interval for `terms.step_s` of a new run.
+        basis: "measured" if this configuration was run; "predicted" if it follows from others and from specifications.
+        reasons: parameters that matter here and that no run has measured, with their sources.
+        bottleneck: part whose speed-up would pay most, as returned by `step_time.bottleneck`.
     """
 
     terms: Terms
@@ -67,7 +68,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A configuration predicted from all others. Without a prediction, `why` says what they do not tell."""
+    """Configuration predicted from all others; without a prediction, `why` gives the reason."""
 
     measured_s: float
     predicted_s: float | None
@@ -77,23 +78,23 @@ class LeftOut:
 
     @property
     def error(self) -> float | None:
-        """Relative: 0.1 is predicted 10 % too slow."""
+        """Relative error: 0.1 means predicted 10 % too slow."""
         return None if self.predicted_s is None else self.predicted_s / self.measured_s - 1
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fitting.fit` makes of runs.
+    """Result of `fitting.fit`.
 
     Args:
-        values: of the parameters, by name.
-        samples: of each, as many as the bootstrap has; the i-th ones belong together.
-        priors: of each, before the runs.
+        values: most probable value of each parameter, by name.
+        samples: draws of each parameter for its uncertainty; the i-th draws of all parameters belong together.
+        priors: prior of each parameter.
         noise: standard deviation of the logarithm of a run's step time around the model's.
-        freedom: degrees of freedom that this was estimated from.
-        configurations: what was run, by name.
-        leave_one_out: each configuration predicted from all others; empty where that was not asked for.
-        notes: what can and cannot be concluded.
+        freedom: degrees of freedom of the estimate of `noise`.
+        configurations: configurations that were run, by name.
+        leave_one_out: each configuration predicted from all others; empty unless requested.
+        notes: conclusions that the runs allow or do not allow.
     """
 
     values: dict[str, float]
@@ -107,29 +108,31 @@ class Fitted:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """All, with their uncertainty, by name."""
+        """Parameters with their uncertainty, by name."""
         return {name: self._parameter(name) for name in self.values}
 
     def predict(self, setup: Setup) -> Prediction:
-        """A step's time.
+        """Predict the step time of a configuration.
 
         Raises:
-            InputError: nothing is known of the device, or of the link.
+            InputError: the speed of the device, or the rate of the link, is unknown.
         """
         unknown = self._unknown(setup)
         values = self.values | {name: _centre(prior, self.values) for name, prior in unknown.items()}
         low_s, high_s = np.quantile(self.draws(setup, np.random.default_rng(0), 1000), [LOW, HIGH]).tolist()
-        found = Terms(**{name: float(value) for name, value in vars(terms(setup, values)).items()})
+        parts = Terms(**{name: float(value) for name, value in vars(terms(setup, values)).items()})
         is_measured = any(is_same(setup, other) for other in self.configurations.values())
-        basis = "measured" if is_measured else "predicted"
+        basis: Basis = "measured" if is_measured else "predicted"
         reasons = self._reasons(setup, values, unknown)
-        return Prediction(found, low_s, high_s, basis, reasons, bottleneck(setup, values))
+        return Prediction(parts, low_s, high_s, basis, reasons, bottleneck(setup, values))
 
     def draws(self, setup: Setup, rng: np.random.Generator, n: int) -> np.ndarray:
-        """What `n` new runs might take for a step, in seconds: unsure parameters, and runs that are never the same.
+        """Draw the step times of `n` new runs, in seconds.
+
+        The draws contain the uncertainty of the parameters and the variation between runs.
 
         Raises:
-            InputError: nothing is known of the device, or of the link.
+            InputError: the speed of the device, or the rate of the link, is unknown.
         """
         chosen = rng.integers(len(next(iter(self.samples.values()))), size=n)
         samples = {name: sample[chosen] for name, sample in self.samples.items()}
@@ -138,73 +141,74 @@ class Fitted:
         return terms(setup, samples).step_s * np.exp(self.noise * rng.standard_t(self.freedom, n))
 
     def save(self, path: Path) -> None:
-        """As JSON, whole or not at all."""
+        """Write the model to a JSON file atomically."""
         rounded = {name: [float(f"{value:.6g}") for value in sample] for name, sample in self.samples.items()}
         with atomic_text_file(path) as file:
-            json.dump({"format": FORMAT} | asdict(replace(self, samples=rounded)), file, indent=1)
+            json.dump({"format": FORMAT} | asdict(self) | {"samples": rounded}, file, indent=1)
 
     @classmethod
     def load(cls, path: Path) -> "Fitted":
-        """What `save` has written.
+        """Read a model written by `save`.
 
         Raises:
-            InputError: it is not there, or it is something else.
+            InputError: the file is missing, cannot be read, or is not a fitted model of this format.
         """
+        remedy = "run `python -m w2v_lightning study report` again."
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(
-                f"{path}: there is no such file; `python -m w2v_lightning study report` writes it."
-            ) from None
+            raise InputError(f"{path} not found; `python -m w2v_lightning study report` writes it.") from None
         except (ValueError, OSError) as error:
-            raise InputError(f"{path} cannot be read ({error}): make the study's report again.") from None
+            raise InputError(f"{path} cannot be read ({error}); {remedy}") from None
         names = {f.name for f in fields(cls)}
-        if not isinstance(found, dict) or found.pop("format", None) != FORMAT or set(found) != names:
-            raise InputError(f"{path} is no fitted model of format {FORMAT}: make the study's report again.")
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT or set(content) != names:
+            raise InputError(f"{path} is not a fitted model of format {FORMAT}; {remedy}")
         return cls(
-            values=found["values"],
-            samples={name: np.array(sample) for name, sample in found["samples"].items()},
-            priors={name: Prior(**prior) for name, prior in found["priors"].items()},
-            noise=found["noise"],
-            freedom=found["freedom"],
-            configurations={name: Setup(**setup) for name, setup in found["configurations"].items()},
-            leave_one_out={name: LeftOut(**left) for name, left in found["leave_one_out"].items()},
-            notes=tuple(found["notes"]),
+            values=content["values"],
+            samples={name: np.array(sample) for name, sample in content["samples"].items()},
+            priors={name: Prior(**prior) for name, prior in content["priors"].items()},
+            noise=content["noise"],
+            freedom=content["freedom"],
+            configurations={name: Setup(**setup) for name, setup in content["configurations"].items()},
+            leave_one_out={name: LeftOut(**left_out) for name, left_out in content["leave_one_out"].items()},
+            notes=tuple(content["notes"]),
         )
 
     def _parameter(self, name: str) -> Parameter:
         low, high = np.quantile(self.samples[name], [LOW, HIGH]).tolist()
-        basis = "measured" if self._is_learned(name) else "predicted"
+        basis: Basis = "measured" if self._is_learned(name) else "predicted"
         return Parameter(self.values[name], low, high, basis, self.priors[name].source)
 
     def _is_learned(self, name: str) -> bool:
         prior = self.priors[name]
         parent_sd = self.priors[prior.parent].log_sd if prior.parent else 0.0
-        return float(np.log(self.samples[name]).std()) < LEAST_LEARNED * math.hypot(prior.log_sd, parent_sd)
+        return float(np.log(self.samples[name]).std()) < MAX_SD_SHARE * math.hypot(prior.log_sd, parent_sd)
 
     def _unknown(self, setup: Setup) -> dict[str, Prior]:
-        """Parameters of the setup that were not fitted."""
-        found = {
-            name: unseen(what, setup, self.values) for what, name in names(setup).items() if name not in self.values
-        }
-        for name, prior in found.items():
+        """Priors of the setup's parameters that were not fitted."""
+        by_name: dict[str, Prior] = {}
+        for kind, name in names(setup).items():
+            if name in self.values:
+                continue
+            prior = unseen(kind, setup, self.values)
             if prior is None:
                 devices = sorted({setup.device for setup in self.configurations.values()})
                 raise InputError(
-                    f"{name}: nothing is known. It was measured on {', '.join(devices)} only, and one of the two is not"
-                    " in w2v_lightning/perf_model/specs.py: run it once, one configuration is enough."
+                    f"{name} is unknown and cannot be predicted from the measured devices ({', '.join(devices)}). Add a"
+                    " run on this device to the study; one configuration is enough."
                 )
-        return found
+            by_name[name] = prior
+        return by_name
 
     def _reasons(self, setup: Setup, values: Mapping[str, float], unknown: Mapping[str, Prior]) -> tuple[str, ...]:
-        """What is not measured, if it matters here."""
+        """Parameters that matter here and were not measured, with their sources."""
         priors = {name: prior for name, prior in self.priors.items() if not self._is_learned(name)} | dict(unknown)
-        mattering = [name for name in names(setup).values() if name in priors and _matters(setup, values, name, priors)]
-        return tuple(f"{name} is predicted: {priors[name].source}" for name in mattering)
+        relevant = [name for name in names(setup).values() if name in priors and _matters(setup, values, name, priors)]
+        return tuple(f"{name} is predicted: {priors[name].source}" for name in relevant)
 
 
 def by_configuration(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Repetitions together, by the name of their cell."""
+    """Group repetitions by the name of their cell."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.cell["name"], []).append(run)
@@ -212,18 +216,25 @@ def by_configuration(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def mean_setup(runs: Sequence[Run]) -> Setup:
-    """Of one configuration; how much audio a step has differs a little with the steps that were warm-up."""
+    """Return the setup of one configuration, averaged over its repetitions.
+
+    The mean audio of a step differs a little between repetitions, because their warm-ups differ in length.
+    """
     setups = [run.setup for run in runs]
-    return replace(setups[0], **{name: fmean(getattr(setup, name) for setup in setups) for name in NUMBERS})
+    means: dict[str, Any] = {name: fmean(getattr(setup, name) for setup in setups) for name in AVERAGED}
+    return replace(setups[0], **means)
 
 
 def is_same(setup: Setup, other: Setup) -> bool:
-    """But for the audio that a step happens to have, for which of its names a device is called by, and for how often it
-    logs."""
-    alike = all(abs(getattr(setup, name) / getattr(other, name) - 1) < SAME for name in NUMBERS)
-    numbers = {name: getattr(setup, name) for name in NUMBERS}
-    named = replace(other, device=setup.device, logged_every=setup.logged_every, **numbers)
-    return alike and short_name(setup.device) == short_name(other.device) and named == setup
+    """Return whether two setups are one configuration.
+
+    They may differ in the device's name (long or short), the logging interval and, by less than SAME, in the mean audio
+    of a step.
+    """
+    is_close = all(abs(getattr(setup, name) / getattr(other, name) - 1) < SAME for name in AVERAGED)
+    averaged = {name: getattr(setup, name) for name in AVERAGED}
+    aligned = replace(other, device=setup.device, logged_every=setup.logged_every, **averaged)
+    return is_close and short_name(setup.device) == short_name(other.device) and aligned == setup
 
 
 def _centre(prior: Prior, values: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What the makers say of GPUs: only for hardware that was never measured, and only in ratios to what was."""
+"""Specifications of GPUs, used only as ratios to predict unmeasured hardware from measured hardware."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from w2v_lightning.errors import InputError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU by its data sheet; arithmetic is dense, no sparsity counted.
+    """Specifications of a GPU from its data sheet; rates are dense, without sparsity.
 
     Args:
-        names: as torch has it, and as w2v_lightning/catalog/instances.py has it.
-        tflop_per_s: of matrix products, by what is multiplied; what is missing, the GPU cannot do.
-        memory_gb_per_s: bandwidth.
-        peer_gb_per_s: to the other GPUs of its host, one way: NVLink, or PCIe's 16 lanes.
+        names: names in w2v_lightning/catalog/instances.py and in torch.
+        tflop_per_s: rate of matrix products by number format; unsupported formats are missing.
+        memory_gb_per_s: memory bandwidth.
+        peer_gb_per_s: one-way bandwidth to the other GPUs of the host, over NVLink or 16 lanes of PCIe.
     """
 
     names: tuple[str, ...]
@@ -23,7 +23,7 @@ class Gpu:
     peer_gb_per_s: float
 
 
-# Of NVIDIA's data sheets. T4s and V100s have no bfloat16.
+# Source: NVIDIA's data sheets. T4 and V100 do not support bfloat16.
 GPUS = (
     Gpu(("T4", "Tesla T4"), {"fp32": 8.1, "fp16": 65}, 320, 16),
     Gpu(("V100", "Tesla V100-SXM2-16GB"), {"fp32": 15.7, "fp16": 125}, 900, 150),
@@ -36,27 +36,27 @@ GPUS = (
     Gpu(("H100", "NVIDIA H100 80GB HBM3"), {"fp32": 67, "fp16": 989, "bf16": 989}, 3350, 450),
     Gpu(("H200", "NVIDIA H200"), {"fp32": 67, "fp16": 989, "bf16": 989}, 4800, 450),
 )
-# What Lightning's precision multiplies in. float32 stays float32: torch's default, which the package leaves alone.
-MULTIPLIED = {"32-true": "fp32", "16-mixed": "fp16", "16-true": "fp16", "bf16-mixed": "bf16", "bf16-true": "bf16"}
-# What is left of the speed in half precision with nothing but the ways that GPUs before compute capability 8.0 have:
-# 0.79 to 0.81 on an H200 (docs/performance.md), whose arithmetic is to its memory's bandwidth what a T4's is. In
-# float32 it was not measured.
+# Number format of matrix products by Lightning's precision. The package keeps torch's default, so float32 is not TF32.
+FORMATS = {"32-true": "fp32", "16-mixed": "fp16", "16-true": "fp16", "bf16-mixed": "bf16", "bf16-true": "bf16"}
+# Relative speed in half precision with only the kernels that GPUs before compute capability 8.0 support: 0.79 to 0.81
+# on an H200 (docs/performance.md), whose ratio of arithmetic to memory bandwidth is that of a T4. It was not measured
+# in float32.
 WITHOUT_KERNELS = 0.8
 
-# What of a step's time goes with the memory's bandwidth on an H200; the rest goes with matrix products. An H100 has
-# 0.70 of the bandwidth and the same products, and 0.98 to 0.99 of the speed (docs/study.md): 2 to 5 %. MOST is an end
-# of the 90 % interval.
+# Share of a step's time on an H200 that scales with memory bandwidth; the rest scales with matrix products. An H100 has
+# 0.70 of the bandwidth, the same rate of products and 0.98 to 0.99 of the speed (docs/study.md), so the share is 2 to
+# 5 %. MAX_MEMORY_SHARE is the upper bound of a 90 % interval.
 MEMORY_SHARE = 0.05
-MOST_MEMORY_SHARE = 0.35
+MAX_MEMORY_SHARE = 0.35
 
 
 def find(device: str) -> Gpu | None:
-    """By either name; None for what is not in the table, CPUs among it."""
+    """Return the GPU of this name; None for CPUs and unknown GPUs."""
     return next((gpu for gpu in GPUS if device in gpu.names), None)
 
 
 def short_name(device: str) -> str:
-    """One name for a device, whoever names it: "Tesla T4" and "T4" are "T4". Of others as it is."""
+    """Return the short name of a GPU ("T4" for "Tesla T4" and "T4"); other names are returned unchanged."""
     gpu = find(device)
     return gpu.names[0] if gpu else device
 
@@ -64,11 +64,10 @@ def short_name(device: str) -> str:
 def speed_ratio(
     device: str, precision: str, to_device: str, to_precision: str, memory_share: float = MEMORY_SHARE
 ) -> float | None:
-    """Speed of one device in a precision over another's, all ways of computing being alike; None where either is not in
-    the table.
+    """Return the speed of one device in a precision over another's with the same kernels; None if one is unknown.
 
     Raises:
-        InputError: the first device cannot compute in that precision.
+        InputError: a device does not support its precision.
     """
     gpu, to_gpu = find(device), find(to_device)
     if gpu is None or to_gpu is None:
@@ -77,29 +76,30 @@ def speed_ratio(
 
 
 def _time(gpu: Gpu, precision: str, memory_share: float) -> float:
-    """For what an H200 does in half precision in 1. Memory moves half the bytes where 16 bits are used."""
+    """Time for work that takes an H200 in half precision 1. Formats of 16 bits halve the memory traffic."""
     h200 = find("H200")
+    assert h200 is not None
     products = _tflop_per_s(h200, "bf16-mixed") / _tflop_per_s(gpu, precision)
     memory = h200.memory_gb_per_s / gpu.memory_gb_per_s * _width(precision) / _width("bf16-mixed")
     return (1 - memory_share) * products + memory_share * memory
 
 
-def of_kernels(device: str, precision: str, to_device: str, to_precision: str) -> float:
-    """Speed of one device of the table in a precision over another's, by the ways of computing that each has."""
-    return _left_without_kernels(device, precision) / _left_without_kernels(to_device, to_precision)
+def kernel_ratio(device: str, precision: str, to_device: str, to_precision: str) -> float:
+    """Return the speed of one known GPU in a precision over another's, due only to the kernels that each supports."""
+    return _speed_by_kernels(device, precision) / _speed_by_kernels(to_device, to_precision)
 
 
-def _left_without_kernels(device: str, precision: str) -> float:
+def _speed_by_kernels(device: str, precision: str) -> float:
     _, capability = INSTANCE_GPUS[short_name(device)]
     return WITHOUT_KERNELS if capability < (8, 0) and _width(precision) == 2 else 1.0
 
 
 def _tflop_per_s(gpu: Gpu, precision: str) -> float:
-    multiplied = MULTIPLIED.get(precision)
-    if multiplied not in gpu.tflop_per_s:
-        known = ", ".join(name for name, kind in MULTIPLIED.items() if kind in gpu.tflop_per_s)
-        raise InputError(f"{gpu.names[0]}: nothing is known of it in {precision}; choose from {known}.")
-    return gpu.tflop_per_s[multiplied]
+    number_format = FORMATS.get(precision)
+    if number_format not in gpu.tflop_per_s:
+        supported = ", ".join(name for name, kind in FORMATS.items() if kind in gpu.tflop_per_s)
+        raise InputError(f"{gpu.names[0]}: its speed in {precision} is unknown; choose from {supported}.")
+    return gpu.tflop_per_s[number_format]
 
 
 def _width(precision: str) -> int:

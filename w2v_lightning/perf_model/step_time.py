@@ -1,29 +1,29 @@
-"""What one global step takes: max(compute, data) + exposed communication + imbalance + overhead.
+"""Step-time model: max(compute, data) + exposed communication + imbalance + overhead.
 
-A step of W devices on H hosts. Parameters in capitals below are fitted (fitting.py), and this is all there is of them:
+The model describes a step of W devices on H hosts. Parameters in capitals are fitted (fitting.py); there are no others.
 
     compute         computed audio x FLOP per audio-second / (W x FLOPS_PER_S) x slowdown
-                    One rate of each device and precision: micro-batches are as large as memory allows, and so alike.
-                    On GPUs (that^5 + launching^5)^(1/5), launching = micro-batches x LAUNCH_S x layers / 12: the host
-                    hands over small ones no faster than large ones
+                    One rate per device and precision: micro-batches are as large as memory allows, and so of similar
+                    size. On GPUs (that^5 + launching^5)^(1/5), launching = micro-batches x LAUNCH_S x layers / 12: the
+                    host needs as long to launch a small micro-batch as a large one.
     slowdown        (1 + CONTENTION x (busy devices of the machine - 1)) / device_share
-                    Only of CPUs: processes share its cores, and these share caches and memory.
-    data            computed audio of a host / (its workers x DECODE_AUDIO_S_PER_S), or where the storage's rate is
-                    known, computed audio of a host / STORAGE_AUDIO_S_PER_S, the slower of the two; beside the
-                    computing, or without workers behind it
+                    Only on CPUs: processes share cores, and cores share caches and memory.
+    data            computed audio of a host / (its workers x DECODE_AUDIO_S_PER_S), or, where the storage's rate is
+                    known, computed audio of a host / STORAGE_AUDIO_S_PER_S, whichever is slower. Loading overlaps with
+                    computing; without workers it follows computing.
     communication   an all-reduce of n bytes in b buckets, T; ring:
                         b x 2 (W - 1) / W x ((W - H) x HOP_S + H x LINK_HOP_S) + 2 (W - 1) / W x n / bytes per s
-                    or on GPUs (NCCL), where that is less, a tree:
+                    or, on GPUs (NCCL), where that is faster, a tree:
                         b x 2 ((W / H - 1) x HOP_S + log2(H) x LINK_HOP_S) + 2 n / bytes per s
                     Bytes per s are BYTES_PER_S within a host, between hosts at most LINK_EFFICIENCY x specification.
-                    gloo, which CPUs use, has no more than 2 MiB under way: 2 MiB / LINK_HOP_S at most.
-    exposed         what of T comes behind a backward pass of OVERLAP x compute of the last micro-batch, if gradients
-                    come at an even pace and buckets leave one by one, each when it is full: at least the last one
-    imbalance       IMBALANCE x E[maximum of W standard normal numbers] x compute: all wait for the slowest
-    overhead        OVERHEAD_S x slowdown: optimiser, logging; it does not shrink with more devices. And a tiny
-                    all-reduce whenever the loss is logged
+                    gloo, used on CPUs, has at most 2 MiB in flight, so at most 2 MiB / LINK_HOP_S.
+    exposed         the part of T that a backward pass of OVERLAP x compute of the last micro-batch does not hide, if
+                    gradients arrive at an even pace and each bucket is sent when it is full: at least the last bucket
+    imbalance       IMBALANCE x E[maximum of W standard normal numbers] x compute: all wait for the slowest device
+    overhead        OVERHEAD_S x slowdown: optimiser, logging; it does not shrink with more devices. Plus a tiny
+                    all-reduce whenever the loss is logged.
 
-Patarasuk and Yuan 2009 have the ring, Sanders, Speck and Träff 2009 the tree.
+Sources: the ring is that of Patarasuk and Yuan (2009), the tree that of Sanders, Speck and Träff (2009).
 """
 
 import math
@@ -39,49 +39,50 @@ import numpy as np
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model.specs import short_name
 
-FIRST_BUCKET_BYTES = 2**20  # DDP's first bucket leaves once it holds so much
-LATENCY_BYTES = 4 * 2**10  # of throughput.json's all_reduce.latency_ms
-GLOO_AHEAD_BYTES = 2 * 2**20  # two segments of its kMaxSegmentSize (gloo/allreduce.h)
+FIRST_BUCKET_BYTES = 2**20  # DDP sends its first bucket at this size, so that communication starts early
+LATENCY_BYTES = 4 * 2**10  # size of the all-reduce behind throughput.json's all_reduce.latency_ms
+GLOO_IN_FLIGHT_BYTES = 2 * 2**20  # two segments of kMaxSegmentSize (gloo/allreduce.h)
 BASE_LAYERS = 12
-LOGGED_EVERY = 50  # steps: Lightning's default
-# Whether the host or the GPU is slower changes from step to step, and the host is ahead by a step or so: where both
-# take as long on average, the mean of the slower one is more, by 15 % with this power. 4 to 7 fit runs on an H200
-# about as well, a hard maximum does not (docs/study.md).
+LOGGED_EVERY = 50  # steps; Lightning's default of log_every_n_steps
+# Whether the host or the GPU is slower varies from step to step, and the host runs ahead by about a step. Where both
+# take equally long on average, a step takes longer than either, by 15 % with this exponent. Exponents of 4 to 7 fit the
+# runs on an H200 about equally well; a hard maximum does not (docs/study.md).
 LAUNCH_POWER = 5
-LAUNCHING = "compute: launching"  # a bottleneck: the host's, while it hands a micro-batch to the GPU
+LAUNCHING = "compute: launching"  # bottleneck: the host, while it launches the kernels of a micro-batch
 
-# What an all-reduce takes is due to these.
+# Parameters behind the two parts of an all-reduce's time.
 LATENCIES, RATES = ("hop_s", "link_hop_s"), ("bytes_per_s", "link_efficiency")
 
-# By name, such as "hop_s of Tesla T4"; numbers, or arrays of as many draws each.
+# Values by name, such as "hop_s of Tesla T4": numbers, or arrays of one number per draw.
 Parameters = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What decides a step's time, of a run that was measured or of one that is planned.
+    """Everything that determines the step time of a measured or planned run.
 
     Args:
-        device: "NVIDIA H200", "Tesla T4", "T4"; of a CPU with the threads of a process: "AMD EPYC 7763, 1 thread".
-        device_share: of a device that each process has; CPU processes on fewer cores than threads have less than 1.
-        precision: such as "16-mixed".
-        flops_per_audio_s: of training, forward and backward, per second of audio: which model it is.
-        hosts: machines, or namespaces that stand for machines.
-        devices_per_host: GPUs, or processes on CPUs.
-        loader_workers: processes per device that decode; 0: the training process does.
-        link: the network between hosts, by name: "ml.g4dn.2xlarge", "100 Mbit/s, 2 ms"; "" within one host.
-        link_bytes_per_s: by its specification; None: not known, or within one host.
-        storage: where audio is read from: "disk", "FastFile", "1 Mbit/s".
-        audio_s: real audio of a global step, the mean.
-        computed_s: the same with padding: what the devices compute on.
-        micro_batches: per device and step.
-        gradient_bytes: that each device sends and receives.
-        gradient_buckets: in so many messages.
-        hosts_per_machine: more than 1 where hosts are emulated, all on one machine.
-        link_delay_s: one way, where the link is emulated.
-        storage_bytes_per_s: of a host, where the storage's rate is known.
-        logged_every: steps from one logged loss to the next.
-        layers: of the transformer; base has 12.
+        device: "NVIDIA H200", "Tesla T4" or "T4"; for a CPU with the threads per process: "AMD EPYC 7763, 1 thread".
+        device_share: share of a device that each process has; less than 1 for CPU processes with more threads than
+            cores.
+        precision: Lightning's precision, such as "16-mixed".
+        flops_per_audio_s: FLOP of forward and backward pass per second of audio; depends on the model.
+        hosts: number of machines, or of network namespaces that emulate machines.
+        devices_per_host: number of GPUs, or of processes on CPUs.
+        loader_workers: number of loader workers per device; 0: the training process loads.
+        link: name of the network between hosts: "ml.g4dn.2xlarge", "100 Mbit/s, 2 ms"; "" within one host.
+        link_bytes_per_s: specified rate of the link; None if unknown, or within one host.
+        storage: source of the audio: "disk", "FastFile", "1 Mbit/s".
+        audio_s: mean real audio of a global step, in seconds.
+        computed_s: the same including padding: the audio that the devices compute on.
+        micro_batches: number of micro-batches per device and step.
+        gradient_bytes: bytes that each device sends and receives per step.
+        gradient_buckets: number of messages for these bytes.
+        hosts_per_machine: more than 1 if hosts are emulated on one machine.
+        link_delay_s: one-way delay of an emulated link.
+        storage_bytes_per_s: rate of a host's storage, if known.
+        logged_every: number of steps between two logged losses.
+        layers: number of transformer layers; base has 12.
     """
 
     device: str
@@ -115,17 +116,17 @@ class Setup:
 
     @property
     def busy_devices(self) -> float:
-        """Of one machine, at the same time."""
+        """Number of devices of one machine that are busy at the same time."""
         return self.devices_per_host * self.hosts_per_machine * self.device_share
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Parts of one step's time, in seconds; `data_s` runs beside `compute_s`, the others behind them.
+    """Parts of one step's time, in seconds: `data_s` overlaps with `compute_s`, the others follow one by one.
 
-    Loading is one of two: `data_s` where workers do it, `loading_behind_s` where the training process does.
+    The time of loading is `data_s` if workers load, and `serial_loading_s` if the training process does.
 
-    With arrays, one of each draw, only `step_s` makes sense.
+    The fields may be arrays with one value per draw; then only `step_s` and `wait_s` are valid.
     """
 
     compute_s: float
@@ -133,7 +134,7 @@ class Terms:
     exposed_s: float
     imbalance_s: float
     overhead_s: float
-    loading_behind_s: float = 0.0
+    serial_loading_s: float = 0.0
 
     @property
     def step_s(self) -> float:
@@ -141,11 +142,11 @@ class Terms:
 
     @property
     def wait_s(self) -> float:
-        """For data, with nothing to compute."""
-        return np.maximum(self.data_s - self.compute_s, 0.0) + self.loading_behind_s
+        """Time in which the devices wait for data."""
+        return np.maximum(self.data_s - self.compute_s, 0.0) + self.serial_loading_s
 
     def gains_s(self) -> dict[str, float]:
-        """By how much the step would be shorter without each of them."""
+        """Return by how many seconds the step would be shorter without each part."""
         return {
             "compute": self.compute_s - min(self.compute_s, self.data_s),
             "data": self.wait_s,
@@ -156,131 +157,138 @@ class Terms:
 
     @property
     def bottleneck(self) -> str:
-        """What it would pay most to speed up."""
+        """Part whose removal would shorten the step most."""
         gains = self.gains_s()
         return max(gains, key=gains.__getitem__)
 
 
-@lru_cache(1024)  # a fit asks for the same ones a hundred thousand times
+@lru_cache(1024)  # a fit calls it a hundred thousand times with few different arguments
 def names(setup: Setup) -> Mapping[str, str]:
-    """The parameters that this setup's step time follows from: what each is, and its name."""
+    """Return the parameters of this setup's step time: name of the parameter by its kind."""
     device, computing = short_name(setup.device), f"{short_name(setup.device)} in {setup.precision}"
-    of = {"flops_per_s": computing, "overhead_s": computing, "decode_audio_s_per_s": setup.storage}
-    of |= {"contention": device} if setup.is_cpu else {"launch_s": device}
+    owners = {"flops_per_s": computing, "overhead_s": computing, "decode_audio_s_per_s": setup.storage}
+    owners |= {"contention": device} if setup.is_cpu else {"launch_s": device}
     if setup.storage_bytes_per_s:
-        of["storage_audio_s_per_s"] = setup.storage
+        owners["storage_audio_s_per_s"] = setup.storage
     if setup.world_size > 1:
-        of |= {"imbalance": device, "overlap": device}
+        owners |= {"imbalance": device, "overlap": device}
     if setup.devices_per_host > 1:
-        of["hop_s"] = device
+        owners["hop_s"] = device
     if setup.devices_per_host > 1 or (setup.is_cpu and setup.hosts > 1):
-        of["bytes_per_s"] = device
+        owners["bytes_per_s"] = device
     if setup.hosts > 1:
-        of |= {"link_hop_s": setup.link, "link_efficiency": setup.link}
-    return MappingProxyType({what: f"{what} of {whose}" for what, whose in of.items()})
+        owners |= {"link_hop_s": setup.link, "link_efficiency": setup.link}
+    return MappingProxyType({kind: f"{kind} of {owner}" for kind, owner in owners.items()})
 
 
 def terms(setup: Setup, parameters: Parameters) -> Terms:
-    """The parts of a step's time.
+    """Return the parts of a step's time.
 
     Raises:
         KeyError: a parameter of `names(setup)` is missing.
-        InputError: hosts are joined by a link whose rate is not known.
+        InputError: the rate of the link between hosts is unknown.
     """
-    found = _of(setup, parameters)
-    compute_s = _slower(_computing_s(setup, found), _launching_s(setup, found))
-    loading_s = np.maximum(*_loading_s(setup, found))
+    values = _by_kind(setup, parameters)
+    compute_s = _slower(_computing_s(setup, values), _launching_s(setup, values))
+    loading_s = np.maximum(*_loading_s(setup, values))
     return Terms(
         compute_s=compute_s,
         data_s=loading_s if setup.loader_workers else 0.0,
-        loading_behind_s=0.0 if setup.loader_workers else loading_s,
-        exposed_s=_exposed_s(setup, found, compute_s),
-        imbalance_s=found.get("imbalance", 0.0) * slowest(setup.world_size) * compute_s,
-        overhead_s=found["overhead_s"] * _slowdown(setup, found) + _logging_s(setup, found),
+        serial_loading_s=0.0 if setup.loader_workers else loading_s,
+        exposed_s=_exposed_s(setup, values, compute_s),
+        imbalance_s=values.get("imbalance", 0.0) * slowest(setup.world_size) * compute_s,
+        overhead_s=values["overhead_s"] * _slowdown(setup, values) + _logging_s(setup, values),
     )
 
 
 def all_reduce_s(setup: Setup, parameters: Parameters, num_bytes: int, buckets: int) -> tuple[Any, Any]:
-    """One all-reduce with nothing else going on: the time for latency, and for bytes."""
-    return _all_reduce_s(setup, _of(setup, parameters), num_bytes, buckets)
+    """Return the time of one all-reduce on idle devices, in seconds: the part due to latency, the part due to bytes."""
+    return _all_reduce_s(setup, _by_kind(setup, parameters), num_bytes, buckets)
 
 
 def bottleneck(setup: Setup, parameters: Parameters) -> str:
-    """What it would pay most to speed up: "compute", "compute: launching", "imbalance", "overhead", "data: storage",
-    "data: decoding", "communication: latency" or "communication: bandwidth"."""
-    named, found = terms(setup, parameters).bottleneck, _of(setup, parameters)
-    if named == "compute" and _launching_s(setup, found) > _computing_s(setup, found):
+    """Return the part of the step whose speed-up would pay most.
+
+    One of "compute", "compute: launching", "imbalance", "overhead", "data: storage", "data: decoding",
+    "communication: latency" and "communication: bandwidth".
+    """
+    part, values = terms(setup, parameters).bottleneck, _by_kind(setup, parameters)
+    if part == "compute" and _launching_s(setup, values) > _computing_s(setup, values):
         return LAUNCHING
-    if named == "communication":
-        at_once, in_no_time = (
-            sum(_all_reduce_s(setup, found | changes, setup.gradient_bytes, setup.gradient_buckets))
+    if part == "communication":
+        without_latency_s, without_bytes_s = (
+            sum(_all_reduce_s(setup, values | changes, setup.gradient_bytes, setup.gradient_buckets))
             for changes in (dict.fromkeys(LATENCIES, 1e-12), dict.fromkeys(RATES, math.inf))
         )
-        return f"{named}: {'latency' if at_once < in_no_time else 'bandwidth'}"
-    if named == "data":
-        decoded_s, read_s = _loading_s(setup, found)
-        return f"{named}: {'storage' if read_s > decoded_s else 'decoding'}"
-    return named
+        return f"{part}: {'latency' if without_latency_s < without_bytes_s else 'bandwidth'}"
+    if part == "data":
+        decoded_s, read_s = _loading_s(setup, values)
+        return f"{part}: {'storage' if read_s > decoded_s else 'decoding'}"
+    return part
 
 
-def _of(setup: Setup, parameters: Parameters) -> dict[str, Any]:
-    """This setup's own, by what each is."""
-    return {what: parameters[name] for what, name in names(setup).items()}
+def _by_kind(setup: Setup, parameters: Parameters) -> dict[str, Any]:
+    """Values of this setup's parameters, by kind ("hop_s") instead of name ("hop_s of Tesla T4")."""
+    return {kind: parameters[name] for kind, name in names(setup).items()}
 
 
 @cache
 def slowest(world_size: int) -> float:
-    """E[maximum of so many standard normal numbers], within 5 %: Blom's approximation."""
+    """Return E[maximum of `world_size` standard normal numbers], within 5 %, by Blom's approximation."""
     return NormalDist().inv_cdf((world_size - 0.375) / (world_size + 0.25)) if world_size > 1 else 0.0
 
 
-def _slowdown(setup: Setup, found: Parameters) -> Any:
-    return (1 + found.get("contention", 0.0) * np.maximum(setup.busy_devices - 1, 0.0)) / setup.device_share
+def _slowdown(setup: Setup, values: Parameters) -> Any:
+    return (1 + values.get("contention", 0.0) * np.maximum(setup.busy_devices - 1, 0.0)) / setup.device_share
 
 
-def _computing_s(setup: Setup, found: Parameters) -> Any:
+def _computing_s(setup: Setup, values: Parameters) -> Any:
     work = setup.computed_s * setup.flops_per_audio_s
-    return work / (setup.world_size * found["flops_per_s"]) * _slowdown(setup, found)
+    return work / (setup.world_size * values["flops_per_s"]) * _slowdown(setup, values)
 
 
 def _slower(computing_s: Any, launching_s: Any) -> Any:
     return (computing_s**LAUNCH_POWER + launching_s**LAUNCH_POWER) ** (1 / LAUNCH_POWER)
 
 
-def _launching_s(setup: Setup, found: Parameters) -> Any:
-    return setup.micro_batches * found.get("launch_s", 0.0) * setup.layers / BASE_LAYERS
+def _launching_s(setup: Setup, values: Parameters) -> Any:
+    return setup.micro_batches * values.get("launch_s", 0.0) * setup.layers / BASE_LAYERS
 
 
-def _loading_s(setup: Setup, found: Parameters) -> tuple[Any, Any]:
-    """Decoding, and reading as far as its rate is known. Of computed audio: where a step has few utterances, ranks that
-    get none load a filler."""
+def _loading_s(setup: Setup, values: Parameters) -> tuple[Any, Any]:
+    """Seconds to decode and to read (0 if the storage's rate is unknown).
+
+    Both are for the computed audio, not the real one: ranks that get no utterance of a small step load a filler.
+    """
     decoders = setup.world_size * max(setup.loader_workers, 1)
-    decoded_s = setup.computed_s / (decoders * found["decode_audio_s_per_s"])
-    return decoded_s, setup.computed_s / (setup.hosts * found.get("storage_audio_s_per_s", math.inf))
+    decoded_s = setup.computed_s / (decoders * values["decode_audio_s_per_s"])
+    return decoded_s, setup.computed_s / (setup.hosts * values.get("storage_audio_s_per_s", math.inf))
 
 
-def _exposed_s(setup: Setup, found: Parameters, compute_s: Any) -> Any:
+def _exposed_s(setup: Setup, values: Parameters, compute_s: Any) -> Any:
     if setup.world_size == 1:
         return 0.0
-    hops_s, bytes_s = _all_reduce_s(setup, found, setup.gradient_bytes, setup.gradient_buckets)
-    backward_s = found["overlap"] * compute_s / setup.micro_batches
+    hops_s, bytes_s = _all_reduce_s(setup, values, setup.gradient_bytes, setup.gradient_buckets)
+    backward_s = values["overlap"] * compute_s / setup.micro_batches
     exposed_s = 0.0
-    for num_behind, before, full in _bucket_shares(setup):
-        to_send_s = hops_s * num_behind / setup.gradient_buckets + bytes_s * (1 - before)
-        exposed_s = np.maximum(exposed_s, to_send_s - backward_s * (1 - full))
+    for num_unsent, share_before, share_through in _bucket_shares(setup):
+        unsent_s = hops_s * num_unsent / setup.gradient_buckets + bytes_s * (1 - share_before)
+        exposed_s = np.maximum(exposed_s, unsent_s - backward_s * (1 - share_through))
     return exposed_s
 
 
-def _logging_s(setup: Setup, found: Parameters) -> Any:
-    """The mean loss of all devices."""
+def _logging_s(setup: Setup, values: Parameters) -> Any:
+    """Seconds per step for the all-reduce of the logged loss."""
     if setup.world_size == 1:
         return 0.0
-    return sum(_all_reduce_s(setup, found, LATENCY_BYTES, 1)) / setup.logged_every
+    return sum(_all_reduce_s(setup, values, LATENCY_BYTES, 1)) / setup.logged_every
 
 
 def _bucket_shares(setup: Setup) -> Iterator[tuple[int, float, float]]:
-    """Of the buckets that the network can have to wait for last: how many there are from it on, and the shares of the
-    gradients that come before it and up to it. All are alike but the first, so it is one of the first two, or the last.
+    """Buckets that can be the last one for which the network has to wait.
+
+    All buckets but the first have the same size, so it is one of the first two or the last. Yields the number of
+    buckets from it on, and the shares of the gradients before it and through it.
     """
     buckets = setup.gradient_buckets
     if buckets == 1:
@@ -293,28 +301,28 @@ def _bucket_shares(setup: Setup) -> Iterator[tuple[int, float, float]]:
         yield buckets - i, first + (i - 1) * other, first + i * other
 
 
-def _all_reduce_s(setup: Setup, found: Parameters, num_bytes: int, buckets: int) -> tuple[Any, Any]:
-    bytes_per_s, world_size = _bytes_per_s(setup, found), setup.world_size
-    hop_s, link_hop_s = found.get("hop_s", 0.0) / setup.device_share, found.get("link_hop_s", 0.0)
+def _all_reduce_s(setup: Setup, values: Parameters, num_bytes: int, buckets: int) -> tuple[Any, Any]:
+    bytes_per_s, world_size = _bytes_per_s(setup, values), setup.world_size
+    hop_s, link_hop_s = values.get("hop_s", 0.0) / setup.device_share, values.get("link_hop_s", 0.0)
     links = setup.hosts if setup.hosts > 1 else 0
     share = 2 * (world_size - 1) / world_size
     ring = buckets * share * ((world_size - links) * hop_s + links * link_hop_s), share * num_bytes / bytes_per_s
     if setup.is_cpu:
-        return ring  # gloo knows no other
+        return ring  # gloo has no tree
     hops_s = (setup.devices_per_host - 1) * hop_s + math.log2(setup.hosts) * link_hop_s
     tree = buckets * 2 * hops_s, 2 * num_bytes / bytes_per_s
     is_tree = sum(tree) < sum(ring)
     return tuple(np.where(is_tree, *pair) for pair in zip(tree, ring, strict=True))
 
 
-def _bytes_per_s(setup: Setup, found: Parameters) -> Any:
-    """Of the slowest stretch of the ring. On CPUs the processes themselves copy and add."""
-    within = found.get("bytes_per_s", math.inf) * setup.device_share
+def _bytes_per_s(setup: Setup, values: Parameters) -> Any:
+    """Rate of the slowest hop of the ring; on CPUs also limited by how fast the processes copy and add."""
+    within = values.get("bytes_per_s", math.inf) * setup.device_share
     if setup.hosts == 1:
         return within
     if not setup.link_bytes_per_s:
-        raise InputError(f"link {setup.link!r}: its rate is not known; give the cell's link_bytes_per_s.")
-    between = found["link_efficiency"] * setup.link_bytes_per_s
+        raise InputError(f"link {setup.link!r}: its rate is unknown; set the cell's link_bytes_per_s.")
+    between = values["link_efficiency"] * setup.link_bytes_per_s
     if setup.is_cpu:
-        between = np.minimum(between, GLOO_AHEAD_BYTES / found["link_hop_s"])
+        between = np.minimum(between, GLOO_IN_FLIGHT_BYTES / values["link_hop_s"])
     return np.minimum(within, between)

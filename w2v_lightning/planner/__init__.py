@@ -1,1 +1,1 @@
-"""Planner: time and money of every candidate machine, from the performance model, and the best of them."""
+"""Planner: time and cost of each candidate machine from the performance model, and the best candidate."""

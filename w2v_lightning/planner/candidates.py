@@ -1,4 +1,4 @@
-"""What a model could be trained on: instances of every type, in every number, on demand and spot."""
+"""Candidates to train on: each instance type, in several counts, on demand and spot."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 @dataclass(frozen=True)
 class Candidate:
-    """Instances to train on."""
+    """Instances to train on: type, count and pricing, and the precision to train in."""
 
     instance_type: str
     count: int
@@ -39,16 +39,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Task:
-    """What every candidate would train.
+    """Training that every candidate would run.
 
     Args:
-        config: options of `fit`, resolved.
-        model: what the config builds.
-        epoch: the data.
-        steps: in all.
-        device_seconds: how much audio one of a machine's GPUs holds if there are so many in all, as
-            workload.device_seconds has it.
-        input_mode: of submit.
+        config: resolved options of `fit`.
+        model: size of the model that the config builds.
+        epoch: training data.
+        steps: total number of steps.
+        device_seconds: function from a machine and the total number of GPUs to the seconds of audio that one GPU holds
+            (see `workload.device_seconds`).
+        input_mode: input mode of `submit`, such as "FastFile".
     """
 
     config: Mapping[str, Any]
@@ -65,48 +65,53 @@ def candidates(
     config: Mapping[str, Any],
     pricing: str,
     instance_types: Sequence[str] | None = None,
-    most: int = 16,
+    max_count: int = 16,
 ) -> tuple[list[Candidate], list[str], dict[str, str]]:
-    """All instances that there is a price for, in every number; which types there is none for; and why the image
-    cannot use others.
+    """List the candidates in a region.
 
     Args:
-        region: such as "us-east-1".
+        region: AWS region, such as "us-east-1".
         image: URI of the training image.
-        config: options of `fit`, for the precision.
-        pricing: "allow": both; "only": spot; "never": on demand.
-        instance_types: None: all.
-        most: instances at once.
+        config: options of `fit`; they decide the precision.
+        pricing: use of spot instances: "allow": both spot and on demand; "only": spot; "never": on demand.
+        instance_types: instance types to consider; None: all.
+        max_count: largest number of instances.
+
+    Returns:
+        The candidates, the types without a price, and the types that the image cannot use, each with the reason.
 
     Raises:
-        InputError: there is no price in this region at all, or none of these types can be used.
+        InputError: no type has a price in this region, or the image can use none of them.
     """
-    found, missing, useless, error = [], [], {}, None
-    counts = sorted({count for count in COUNTS if count < most} | {most})
+    usable: list[Candidate] = []
+    without_price: list[str] = []
+    unusable: dict[str, str] = {}
+    first_error: InputError | None = None
+    counts = sorted({count for count in COUNTS if count < max_count} | {max_count})
     for name in instance_types or INSTANCES:
         machine = instance(name)
         if reason := images.obstacle(image, machine):
-            useless[name] = reason
+            unusable[name] = reason
             continue
         try:
             on_demand(name, region)
-        except InputError as no_price:
-            missing.append(name)
-            error = error or no_price
+        except InputError as error:
+            without_price.append(name)
+            first_error = first_error or error
             continue
         for count in counts:
             for is_spot in {"allow": (False, True), "only": (True,), "never": (False,)}[pricing]:
-                found.append(Candidate(name, count, is_spot, precision_of(config, machine)))
-    if not found:
-        raise error or InputError("; ".join(f"{name}: {reason}" for name, reason in useless.items()) + ".")
-    return found, missing, useless
+                usable.append(Candidate(name, count, is_spot, precision_of(config, machine)))
+    if not usable:
+        raise first_error or InputError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()) + ".")
+    return usable, without_price, unusable
 
 
 def setup_of(candidate: Candidate, task: Task) -> Setup:
-    """What the step-time model wants to know.
+    """Return the setup of the step-time model for a candidate.
 
     Raises:
-        InputError: the task does not fit its GPUs.
+        InputError: the task does not fit the candidate's GPUs.
     """
     machine, data = candidate.machine, task.config["data"]
     device_seconds = task.device_seconds(machine, candidate.world_size)

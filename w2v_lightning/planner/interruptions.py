@@ -1,13 +1,13 @@
-"""What spot interruptions do to a run's time and billed time: in expectation by a formula, and drawn at random.
+"""Time and billed time of a run with spot interruptions: expectation by a formula, and random draws.
 
-A run is stretches of `interval_s` of training, a checkpoint of `save_s` behind each of them, the last one included.
-Interruptions come at random, at a constant rate (a Poisson process): whatever was not saved is done again. After each,
-as at the beginning, `wait_s` pass until there are instances, on average, which nobody pays for, and `startup_s` until
-training goes on, which are paid for and may be interrupted themselves.
+A run consists of stretches of `interval_s` of training, each followed by a checkpoint of `save_s`, also the last one.
+Interruptions arrive at a constant rate (a Poisson process), and everything since the last checkpoint is repeated. After
+each interruption, as at the beginning, it takes `wait_s` on average to get instances, which is not billed, and
+`startup_s` until training resumes, which is billed and may be interrupted itself.
 
-A checkpoint is written beside training here and does not stop it, but it counts once it is complete. As if training
-waited for it is close to that, errs on the long side by `save_s` in `interval_s`, and has a formula: Daly, FGCS 22(3),
-2006, equation 13, with a wait. The interval is that of checkpoint_interval.py.
+In reality a checkpoint is written while training continues, and counts once it is complete. The model lets training
+wait for it instead. That is a close approximation, too long by `save_s` per `interval_s`, and has a closed form: Daly,
+FGCS 22(3), 2006, equation 13, plus the wait. The interval is that of checkpoint_interval.py.
 """
 
 import math
@@ -16,20 +16,20 @@ from typing import Any
 
 import numpy as np
 
-# Of one run. Beyond that it hardly gets on: it is said not to end.
-MOST_INTERRUPTIONS = 200
+# Largest number of interruptions of one run; a run with more hardly progresses and counts as endless.
+MAX_INTERRUPTIONS = 200
 
 
 @dataclass(frozen=True)
 class Interruptions:
-    """How a run is interrupted, and what each interruption takes.
+    """Rate of a run's interruptions, and the durations that determine their cost.
 
     Args:
-        per_hour: of the run: any of its instances that is taken back ends all. 0: on demand.
-        interval_s: training between two checkpoints.
-        save_s: of a checkpoint.
-        startup_s: from having instances to the first step.
-        wait_s: for instances, on average.
+        per_hour: interruptions of the run per hour; losing any of its instances interrupts it. 0 on demand.
+        interval_s: seconds of training between two checkpoints.
+        save_s: seconds to save a checkpoint.
+        startup_s: seconds from getting instances to the first step.
+        wait_s: mean seconds of waiting for instances.
     """
 
     per_hour: float
@@ -45,7 +45,7 @@ class Interruptions:
 
 @dataclass(frozen=True)
 class Expected:
-    """Mean values of one run. `wall_s` and `billed_s` are infinite where it hardly gets on."""
+    """Expectations for one run. `wall_s` and `billed_s` are infinite if it hardly progresses."""
 
     wall_s: float
     billed_s: float
@@ -54,62 +54,66 @@ class Expected:
 
 @dataclass(frozen=True)
 class Drawn:
-    """N runs. Infinite for those that hardly got on."""
+    """Draws of N runs; times are infinite for runs that hardly progress."""
 
     wall_s_N: np.ndarray
     billed_s_N: np.ndarray
     interruptions_N: np.ndarray
 
 
-def expected(work_s: float, by: Interruptions) -> Expected:
-    """Of a run that trains for `work_s` seconds when nothing interrupts it.
+def expected(work_s: float, interruptions: Interruptions) -> Expected:
+    """Return the expectations for a run that takes `work_s` seconds of training without interruptions.
 
-    With n interruptions at a rate of r per second, n / r seconds are paid for: each second has the same chance of one.
+    n interruptions at a rate of r per second mean n / r billed seconds, because every billed second has the same
+    probability of an interruption.
     """
-    full, last_s = _stretches(work_s, by)
-    full_s, last_s = by.interval_s + by.save_s, last_s + by.save_s
-    if by.per_hour == 0:
-        billed_s = by.startup_s + full * full_s + last_s
-        return Expected(by.wait_s + billed_s, billed_s, 0.0)
-    again = 1 + _repeats(by.startup_s, by)  # starts per interruption: a start may be interrupted as well
-    count = again * (full * _repeats(full_s, by) + _repeats(last_s, by)) + _repeats(by.startup_s, by)
-    if count > MOST_INTERRUPTIONS:
+    full, last_s = _stretches(work_s, interruptions)
+    full_s, last_s = interruptions.interval_s + interruptions.save_s, last_s + interruptions.save_s
+    if interruptions.per_hour == 0:
+        billed_s = interruptions.startup_s + full * full_s + last_s
+        return Expected(interruptions.wait_s + billed_s, billed_s, 0.0)
+    # A start may be interrupted as well, so an interruption of training leads to more than one start.
+    start_repeats = _repeats(interruptions.startup_s, interruptions)
+    training_repeats = full * _repeats(full_s, interruptions) + _repeats(last_s, interruptions)
+    count = (1 + start_repeats) * training_repeats + start_repeats
+    if count > MAX_INTERRUPTIONS:
         return Expected(math.inf, math.inf, math.inf)
-    billed_s = count / by.per_s
-    return Expected(billed_s + (count + 1) * by.wait_s, billed_s, count)
+    billed_s = count / interruptions.per_s
+    return Expected(billed_s + (count + 1) * interruptions.wait_s, billed_s, count)
 
 
-def draw(work_s_N: np.ndarray, by: Interruptions, rng: np.random.Generator) -> Drawn:
-    """Of runs that train for `work_s_N` seconds when nothing interrupts them, each with its own chance.
+def draw(work_s_N: np.ndarray, interruptions: Interruptions, rng: np.random.Generator) -> Drawn:
+    """Draw runs that take `work_s_N` seconds of training without interruptions, independently of each other.
 
-    Waits are drawn from an exponential distribution too.
+    Times to an interruption and waits for instances are exponentially distributed.
     """
-    full_N, last_s_N = _stretches(work_s_N, by)
-    full_s = by.interval_s + by.save_s
-    left_s_N = full_N * full_s + last_s_N + by.save_s
-    waited_s_N, billed_s_N = np.zeros_like(left_s_N), np.zeros_like(left_s_N)
-    count_N, runs_N = np.zeros_like(left_s_N), left_s_N > 0
-    for _ in range(MOST_INTERRUPTIONS + 1):
-        waited_s_N += runs_N * rng.exponential(by.wait_s, len(left_s_N))
-        until_s_N = rng.exponential(1 / by.per_s, len(left_s_N)) if by.per_s else np.full(len(left_s_N), np.inf)
-        needed_s_N = by.startup_s + left_s_N
-        billed_s_N += runs_N * np.minimum(needed_s_N, until_s_N)
-        saved_s_N = np.floor(np.maximum(until_s_N - by.startup_s, 0) / full_s) * full_s
-        runs_N = runs_N & (until_s_N < needed_s_N)
-        if not runs_N.any():
+    full_N, last_s_N = _stretches(work_s_N, interruptions)
+    full_s = interruptions.interval_s + interruptions.save_s
+    remaining_s_N = full_N * full_s + last_s_N + interruptions.save_s
+    waited_s_N, billed_s_N = np.zeros_like(remaining_s_N), np.zeros_like(remaining_s_N)
+    count_N, is_running_N = np.zeros_like(remaining_s_N), remaining_s_N > 0
+    for _ in range(MAX_INTERRUPTIONS + 1):
+        n = len(remaining_s_N)
+        waited_s_N += is_running_N * rng.exponential(interruptions.wait_s, n)
+        until_s_N = rng.exponential(1 / interruptions.per_s, n) if interruptions.per_s else np.full(n, np.inf)
+        needed_s_N = interruptions.startup_s + remaining_s_N
+        billed_s_N += is_running_N * np.minimum(needed_s_N, until_s_N)
+        saved_s_N = np.floor(np.maximum(until_s_N - interruptions.startup_s, 0) / full_s) * full_s
+        is_running_N = is_running_N & (until_s_N < needed_s_N)
+        if not is_running_N.any():
             break
-        count_N += runs_N
-        left_s_N = np.where(runs_N, left_s_N - saved_s_N, left_s_N)
-    billed_s_N[runs_N] = np.inf
+        count_N += is_running_N
+        remaining_s_N = np.where(is_running_N, remaining_s_N - saved_s_N, remaining_s_N)
+    billed_s_N[is_running_N] = np.inf
     return Drawn(waited_s_N + billed_s_N, billed_s_N, count_N)
 
 
-def _stretches(work_s: float | np.ndarray, by: Interruptions) -> tuple[Any, Any]:
-    """How many full ones before the last, and training in the last one."""
-    full = np.maximum(np.ceil(work_s / by.interval_s) - 1, 0)
-    return full, work_s - full * by.interval_s
+def _stretches(work_s: float | np.ndarray, interruptions: Interruptions) -> tuple[Any, Any]:
+    """Number of full stretches before the last one, and seconds of training in the last one."""
+    full = np.maximum(np.ceil(work_s / interruptions.interval_s) - 1, 0)
+    return full, work_s - full * interruptions.interval_s
 
 
-def _repeats(length_s: float, by: Interruptions) -> float:
-    """How often something is interrupted until it gets through in one piece."""
-    return math.expm1(min(by.per_s * length_s, 700.0))  # beyond, a float overflows
+def _repeats(length_s: float, interruptions: Interruptions) -> float:
+    """Expected number of interruptions until a piece of `length_s` completes without one."""
+    return math.expm1(min(interruptions.per_s * length_s, 700.0))  # larger exponents overflow a float

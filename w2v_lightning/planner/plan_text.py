@@ -1,4 +1,4 @@
-"""A plan on the terminal: the best candidate and why, time against money, what was assumed, how to submit it."""
+"""Terminal output of a plan: best candidate and why, time against cost, assumptions, and the command to submit it."""
 
 import math
 import shlex
@@ -18,30 +18,33 @@ from w2v_lightning.planner.candidates import Task
 from w2v_lightning.planner.planner import DRAWS, Estimate, Recommendation, pareto
 from w2v_lightning.reporting.units import duration
 
-MARGIN = 1.25  # of --max-hours over the 90 % bound: a run that is stopped at the limit has to be resubmitted
-MOST_REASONS = 6  # for leaving candidates out
-COLUMNS = ("instances", "time", "90 %", "USD", "90 %", "misses deadline", "basis", "a step", "of which")
+MARGIN = 1.25  # ratio of --max_hours to the 90 % bound: a run stopped at the limit has to be resubmitted
+MAX_REASONS = 6  # printed reasons for excluding candidates
+COLUMNS = ("instances", "time", "90 %", "USD", "90 %", "misses deadline", "basis", "step", "parts of the step")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that there is to say.
+    """Content of a plan.
 
     Args:
-        found: an estimate of each candidate.
-        left_out: why not, of other candidates; and instance types without a price.
-        recommendation: the best, or why there is none.
-        task: what is trained.
-        length: how long, in words.
-        assumed: what no run has shown.
-        sources: the runs, in words.
-        notes: what can and cannot be concluded from them.
-        region, deadline_h, budget_usd: as asked.
-        config_files: of `fit`.
-        overrides: options of `fit`.
+        estimates: estimate of each candidate that can train the task.
+        left_out: reason for excluding each other candidate.
+        without_price: instance types without a price.
+        recommendation: best candidate, or why there is none.
+        task: training to plan.
+        length: length of the training, in words.
+        assumed: assumptions that no run has measured.
+        sources: description of the runs.
+        notes: limits of what can be concluded from the runs.
+        region: AWS region.
+        deadline_h: limit on the time, in hours.
+        budget_usd: limit on the cost, in dollars.
+        config_files: config files of `fit`.
+        overrides: options of `fit` that override the config files.
     """
 
-    found: list[Estimate]
+    estimates: list[Estimate]
     left_out: dict[str, str]
     without_price: list[str]
     recommendation: Recommendation
@@ -58,7 +61,7 @@ class Plan:
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """All of it."""
+    """Print the plan."""
 
     def say(text: str = "") -> None:
         console.print(Text(text), soft_wrap=True)
@@ -69,68 +72,69 @@ def print_plan(plan: Plan, console: Console) -> None:
     for name, lines in facts(plan).items():
         for i, line in enumerate(lines):
             say(f"{name if i == 0 else '':<12} {line}")
-    if plan.found:
-        say("\nNothing that was considered is both faster and cheaper than one of these, as expected:\n")
+    if plan.estimates:
+        say("\nPareto-optimal candidates (expected time against expected cost):\n")
         console.print(_table(plan))
     say()
     for line in notes(plan):
         say(line)
     if best:
-        say("\nTo run it (--role, --data and --output, or their variables: docs/sagemaker.md):\n")
+        say("\nCommand to run it (add --role, --data and --output, or set their variables; see docs/sagemaker.md):\n")
         say(f"  {shlex.join(submit_command(plan, best))}")
 
 
 def facts(plan: Plan) -> dict[str, list[str]]:
-    """Of the best candidate; without one, of the task alone."""
+    """Return the facts about the best candidate, or without one about the task alone: lines by title."""
     best = plan.recommendation.best
-    found = {"task": [plan.length, plan.task.epoch.basis], "limits": _limits(plan)}
+    lines = {"task": [plan.length, plan.task.epoch.basis], "limits": _limits(plan)}
     if best:
-        found["risk"] = [] if best.risk is None else [f"{best.risk:.1%} of {DRAWS} drawn runs miss the deadline"]
-        found["why"] = why(plan, best)
-        found["step"] = [f"{best.terms.step_s:.3g} s: {parts(best.terms)}"]
-        found["basis"] = [f"{best.basis}, from {plan.sources}", *best.reasons]
-        found["price"] = [f"{best.price.described()}, {plan.region}"]
-        found["saving"] = [best.saving] if best.saving else []
-        found["interrupted"] = [f"{best.interruptions:.2g} times, on average"] if best.candidate.is_spot else []
-        found["assumed"] = plan.assumed.described(best.candidate.is_spot)
-    return found
+        lines["risk"] = [] if best.risk is None else [f"{best.risk:.1%} of {DRAWS} simulated runs miss the deadline"]
+        lines["why"] = why(plan, best)
+        lines["step"] = [f"{best.terms.step_s:.3g} s: {parts(best.terms)}"]
+        lines["basis"] = [f"{best.basis}, from {plan.sources}", *best.reasons]
+        lines["price"] = [f"{best.price.described()}, {plan.region}"]
+        lines["saving"] = [best.saving] if best.saving else []
+        lines["interrupted"] = [f"{best.interruptions:.2g} times on average"] if best.candidate.is_spot else []
+        lines["assumed"] = plan.assumed.described(best.candidate.is_spot)
+    return lines
 
 
 def _limits(plan: Plan) -> list[str]:
     limits = [f"{plan.deadline_h:g} h"] if plan.deadline_h else []
     limits += [f"${plan.budget_usd:g}"] if plan.budget_usd else []
-    return [f"{' and '.join(limits)}, to be kept in 9 of 10 cases"] if limits else []
+    return [f"{' and '.join(limits)}, which 9 of 10 runs must meet"] if limits else []
 
 
 def why(plan: Plan, best: Estimate) -> list[str]:
-    """The best against those that somebody would ask about."""
+    """Return comparisons of the best candidate with the cheapest, the fastest and the other pricing."""
     within = " within the limits" if _limits(plan) else ""
-    said = [f"the cheapest{within} of {len(plan.found)} candidates"]
-    cheapest = min(plan.found, key=lambda one: (one.usd, one.hours))
+    lines = [f"the cheapest{within} of {len(plan.estimates)} candidates"]
+    cheapest = min(plan.estimates, key=lambda estimate: (estimate.usd, estimate.hours))
     if cheapest is not best:
-        said.append(f"cheaper, but not within the limits: {_summary(cheapest)}")
-    fastest = min(plan.found, key=lambda one: (one.hours, one.usd))
+        lines.append(f"cheaper, but not within the limits: {_summary(cheapest)}")
+    fastest = min(plan.estimates, key=lambda estimate: (estimate.hours, estimate.usd))
     if fastest is not best:
-        said.append(f"the fastest: {_summary(fastest)}")
+        lines.append(f"the fastest: {_summary(fastest)}")
     if other := _other_pricing(plan, best):
-        said.append(f"the same {'on demand' if best.candidate.is_spot else 'on spot'}: {_summary(other)}")
-    return said
+        lines.append(f"the same {'on demand' if best.candidate.is_spot else 'on spot'}: {_summary(other)}")
+    return lines
 
 
 def _other_pricing(plan: Plan, best: Estimate) -> Estimate | None:
-    """The same instances, on demand instead of spot, or the other way round."""
+    """Estimate of the same instances on demand instead of spot, or vice versa."""
 
-    def machines(one: Estimate) -> tuple:
-        return one.candidate.instance_type, one.candidate.count
+    def machines(estimate: Estimate) -> tuple[str, int]:
+        return estimate.candidate.instance_type, estimate.candidate.count
 
-    return next((one for one in plan.found if machines(one) == machines(best) and one is not best), None)
+    same_machines = (estimate for estimate in plan.estimates if machines(estimate) == machines(best))
+    return next((estimate for estimate in same_machines if estimate is not best), None)
 
 
 def parts(terms: Terms) -> str:
-    """Shares of a step, the largest first."""
+    """Return the parts of a step as percentages, the largest first."""
     name = "data" if terms.data_s > terms.compute_s else "compute"
     seconds = {name: max(terms.data_s, terms.compute_s)} | {
-        "loading": terms.loading_behind_s,
+        "loading": terms.serial_loading_s,
         "communication": terms.exposed_s,
         "imbalance": terms.imbalance_s,
         "overhead": terms.overhead_s,
@@ -140,45 +144,47 @@ def parts(terms: Terms) -> str:
 
 
 def notes(plan: Plan) -> list[str]:
-    """What holds for all candidates."""
-    found = [
-        "Not counted: validation (a third of the time of training on as much audio), waiting for on-demand instances,"
-        " disks, S3, logs.",
+    """Return notes that apply to all candidates."""
+    lines = [
+        "Not included: validation (a third of the time of training on as much audio), waits for on-demand instances,"
+        " disks, S3 and logs.",
         *plan.notes,
     ]
-    oldest = max((one.price for one in plan.found), key=lambda price: price.age_days(), default=None)
+    oldest = max((estimate.price for estimate in plan.estimates), key=lambda price: price.age_days(), default=None)
     if oldest:
-        found.append(f"The oldest price used is of {oldest.date} ({oldest.age()}); `study prices --refresh` asks AWS.")
+        lines.append(
+            f"The oldest price used is of {oldest.date} ({oldest.age()});"
+            f" `python -m w2v_lightning study prices --refresh --region {plan.region}` gets newer ones from AWS."
+        )
     if plan.without_price:
-        found.append(f"Left out, for {plan.region} has no price in prices.csv: {listed(plan.without_price)}.")
+        lines.append(
+            f"Excluded, because w2v_lightning/catalog/prices.csv has no price in {plan.region}:"
+            f" {listed(plan.without_price)}."
+        )
     reasons = Counter(plan.left_out.values()).most_common()
-    for reason, count in reasons[:MOST_REASONS]:
-        of = [name for name, text in plan.left_out.items() if text == reason]
-        found.append(f"Left out, {count} ({of[0]}{', ...' if count > 1 else ''}): {reason}")
-    if len(reasons) > MOST_REASONS:
-        found.append(f"Left out for {len(reasons) - MOST_REASONS} other reasons: others.")
-    return found
+    for reason, count in reasons[:MAX_REASONS]:
+        example = next(name for name, text in plan.left_out.items() if text == reason)
+        lines.append(f"Excluded: {count} ({example}{', ...' if count > 1 else ''}): {reason}")
+    if rest := sum(count for _, count in reasons[MAX_REASONS:]):
+        lines.append(f"Excluded: {rest} more, for {len(reasons) - MAX_REASONS} other reasons.")
+    return lines
 
 
 def submit_command(plan: Plan, best: Estimate) -> list[str]:
-    """The line that runs it; it is stopped later than it should ever end."""
+    """Return the command that submits the candidate; its --max_hours exceed the 90 % bound of the billed time."""
     candidate, hourly_usd = best.candidate, training_usd(3600, best.candidate.count, best.price.usd_per_hour)
     max_hours = min(math.ceil(best.billed_hours_p90 * MARGIN * 10) / 10, MAX_HOURS)
-    is_bounded = plan.budget_usd is not None and not candidate.is_spot  # --budget counts spot like on demand
-    if is_bounded:
-        max_hours = min(max_hours, math.floor(plan.budget_usd / hourly_usd * 100) / 100)
+    # `submit` counts spot at the on-demand price, so --budget could refuse a spot job that is within the budget.
+    budget_usd = None if candidate.is_spot else plan.budget_usd
+    if budget_usd is not None:
+        max_hours = min(max_hours, math.floor(budget_usd / hourly_usd * 100) / 100)
     return [
-        *(
-            "python",
-            "-m",
-            "w2v_lightning",
-            "submit",
-            *(part for file in plan.config_files for part in ("--config", file)),
-        ),
-        *("--instance-type", candidate.instance_type, "--count", str(candidate.count)),
+        *("python", "-m", "w2v_lightning", "submit"),
+        *(part for file in plan.config_files for part in ("--config", file)),
+        *("--instance_type", candidate.instance_type, "--count", str(candidate.count)),
         *(("--spot",) if candidate.is_spot else ()),
-        *("--max-hours", f"{max_hours:g}", "--region", plan.region),
-        *(("--budget", f"{plan.budget_usd:g}") if is_bounded else ()),
+        *("--max_hours", f"{max_hours:g}", "--region", plan.region),
+        *(() if budget_usd is None else ("--budget", f"{budget_usd:g}")),
         *plan.overrides,
     ]
 
@@ -186,21 +192,23 @@ def submit_command(plan: Plan, best: Estimate) -> list[str]:
 def _table(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in COLUMNS:
-        is_text = title in ("instances", "basis", "of which")
+        is_text = title in ("instances", "basis", "parts of the step")
         table.add_column(title, justify="left" if is_text else "right", overflow="fold")
-    for one in pareto(plan.found):
-        is_best = one is plan.recommendation.best
-        table.add_row(*_cells(one), style="bold" if is_best else "")
+    for estimate in pareto(plan.estimates):
+        is_best = estimate is plan.recommendation.best
+        table.add_row(*_cells(estimate), style="bold" if is_best else "")
     return table
 
 
-def _cells(one: Estimate) -> tuple[str, ...]:
-    risk = "-" if one.risk is None else f"{one.risk:.0%}"
-    times = duration(3600 * one.hours), duration(3600 * one.hours_p90)
-    money = f"{one.usd:.2f}", f"{one.usd_p90:.2f}"
-    return (str(one.candidate), *times, *money, risk, one.basis, f"{one.terms.step_s:.3g} s", parts(one.terms))
+def _cells(estimate: Estimate) -> tuple[str, ...]:
+    risk = "-" if estimate.risk is None else f"{estimate.risk:.0%}"
+    times = duration(3600 * estimate.hours), duration(3600 * estimate.hours_p90)
+    money = f"{estimate.usd:.2f}", f"{estimate.usd_p90:.2f}"
+    step = f"{estimate.terms.step_s:.3g} s", parts(estimate.terms)
+    return str(estimate.candidate), *times, *money, risk, estimate.basis, *step
 
 
-def _summary(one: Estimate) -> str:
-    time, time_p90 = duration(3600 * one.hours), duration(3600 * one.hours_p90)
-    return f"{one.candidate}, {time} (90 %: {time_p90}), ${one.usd:.2f} (90 %: ${one.usd_p90:.2f}), {one.basis}"
+def _summary(estimate: Estimate) -> str:
+    time, time_p90 = duration(3600 * estimate.hours), duration(3600 * estimate.hours_p90)
+    money = f"${estimate.usd:.2f} (90 %: ${estimate.usd_p90:.2f})"
+    return f"{estimate.candidate}, {time} (90 %: {time_p90}), {money}, {estimate.basis}"

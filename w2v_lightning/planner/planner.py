@@ -1,12 +1,12 @@
-"""Which instances, how many, on demand or spot: every candidate's time and money, and the best of them.
+"""Time and cost of each candidate (instances, count, on demand or spot), and the best candidate.
 
-A candidate's time is drawn many times: a step's time from the fitted model with all its uncertainty, on spot the
-interruptions as well. Means are over these draws, and the 90 % bound is what nine of ten stay below.
+A candidate's time is drawn many times: the step time from the fitted model with its uncertainty and, on spot, the
+interruptions. Means are over these draws; nine of ten draws do not exceed the 90 % bound.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from w2v_lightning.catalog.cost import SPOT_SAVING_RANGE, training_usd
 from w2v_lightning.catalog.defaults import MAX_HOURS
 from w2v_lightning.catalog.prices import Price, SpotPrice, on_demand, spot_prices
 from w2v_lightning.errors import InputError
+from w2v_lightning.perf_model.fitted import Prediction
 from w2v_lightning.perf_model.step_time import Setup, Terms
 from w2v_lightning.planner import checkpoint_interval, interruptions
 from w2v_lightning.planner.assumptions import Assumptions
@@ -26,29 +27,30 @@ BOUND = 0.9
 
 
 class StepTime(Protocol):
-    """What a fitted model (fitted.py) is asked."""
+    """Interface of a fitted step-time model (`perf_model.fitted.Fitted`)."""
 
-    def predict(self, setup: Setup) -> Any: ...
+    def predict(self, setup: Setup) -> Prediction: ...
 
     def draws(self, setup: Setup, rng: np.random.Generator, n: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one candidate.
+    """Time and cost of one candidate.
 
     Args:
-        hours: until the model is trained, waiting for capacity included; the mean.
-        hours_p90: nine of ten stay below.
-        usd, usd_p90: the same of money.
-        billed_hours_p90: of each instance, before a spot job's discount.
-        risk: of missing the deadline; None where there is none.
-        interruptions: the mean.
-        terms: parts of a step.
-        basis: "measured": these instances were studied; "predicted": they follow from others.
-        reasons: what that rests on.
-        price: on demand.
-        saving: of spot, in words; empty on demand.
+        candidate: instances to train on.
+        hours: mean hours until the model is trained, waits for capacity included.
+        hours_p90: 90 % bound of `hours`.
+        usd, usd_p90: mean and 90 % bound of the cost, in dollars.
+        billed_hours_p90: 90 % bound of the billed hours of each instance, before a spot job's discount.
+        risk: probability of missing the deadline; None without a deadline.
+        interruptions: mean number of interruptions.
+        terms: parts of a step's time.
+        basis: "measured" if these instances were studied, "predicted" if the time follows from others.
+        reasons: parameters behind a prediction that no run has measured, with their sources.
+        price: on-demand price of an instance.
+        saving: source of spot's saving, in words; empty on demand.
     """
 
     candidate: Candidate
@@ -67,21 +69,21 @@ class Estimate:
 
 
 def estimates(
-    of: Iterable[Candidate],
+    candidates: Iterable[Candidate],
     task: Task,
     fitted: StepTime,
     assumed: Assumptions,
     region: str,
     deadline_h: float | None = None,
 ) -> tuple[list[Estimate], dict[str, str]]:
-    """Of each candidate that can train the task; of the others, why not."""
-    found, left_out = [], {}
-    for candidate in of:
+    """Return the estimates of all candidates that can train the task, and the reasons why others cannot."""
+    possible, left_out = [], {}
+    for candidate in candidates:
         try:
-            found.append(estimate(candidate, task, fitted, assumed, region, deadline_h))
+            possible.append(estimate(candidate, task, fitted, assumed, region, deadline_h))
         except InputError as error:
             left_out[str(candidate)] = str(error)
-    return found, left_out
+    return possible, left_out
 
 
 def estimate(
@@ -92,16 +94,16 @@ def estimate(
     region: str,
     deadline_h: float | None = None,
 ) -> Estimate:
-    """Time and money of one candidate.
+    """Estimate the time and cost of one candidate.
 
     Raises:
-        InputError: it cannot train the task, or nothing is known of its speed.
+        InputError: the candidate cannot train the task, has no price, or its speed is unknown.
     """
     rng = np.random.default_rng(0)
     prediction, drawn = draw(candidate, task, fitted, assumed, rng)
     hours, billed_s = drawn.wall_s_N / 3600, drawn.billed_s_N
     if bound(billed_s) > MAX_HOURS * 3600:
-        raise InputError("takes longer than the 28 days that SageMaker lets a training job run")
+        raise InputError("takes longer than 28 days, the limit of a SageMaker training job")
     price = on_demand(candidate.instance_type, region)
     (low, high), saving = saving_of(candidate, region)
     usd = training_usd(billed_s * (1 - rng.uniform(low, high, DRAWS)), candidate.count, price.usd_per_hour)
@@ -124,43 +126,43 @@ def estimate(
 
 def draw(
     candidate: Candidate, task: Task, fitted: StepTime, assumed: Assumptions, rng: np.random.Generator
-) -> tuple[Any, Drawn]:
-    """The prediction of a step, and DRAWS runs.
+) -> tuple[Prediction, Drawn]:
+    """Predict a candidate's step and draw DRAWS runs.
 
     Raises:
-        InputError: as `estimate`.
+        InputError: the candidate cannot train the task, its speed is unknown, or it would hardly progress.
     """
     setup = setup_of(candidate, task)
     prediction = fitted.predict(setup)
     work_s = task.steps * fitted.draws(setup, rng, DRAWS)
-    by = interruptions_of(candidate, task, assumed, prediction.terms.step_s)
-    drawn = interruptions.draw(work_s, by, rng)
+    drawn = interruptions.draw(work_s, interruptions_of(candidate, task, assumed, prediction.terms.step_s), rng)
     if np.isfinite(drawn.wall_s_N).mean() < BOUND:
-        raise InputError("interrupted so often that it would hardly end")
+        raise InputError("interrupted too often to finish")
     return prediction, drawn
 
 
 def bound(values: np.ndarray) -> float:
-    """The least that nine of ten do not exceed; those that never end are infinite."""
+    """Return the 90 % bound of draws; draws of runs that never end are infinite."""
     return float(np.quantile(values, BOUND, method="inverted_cdf"))
 
 
 def mean(values: np.ndarray) -> float:
-    """Of those that end."""
+    """Return the mean over the runs that end."""
     return float(values[np.isfinite(values)].mean())
 
 
 def interruptions_of(candidate: Candidate, task: Task, assumed: Assumptions, step_s: float) -> Interruptions:
-    """How the candidate would be interrupted; on demand not at all, and it has its instances at once.
+    """Return a candidate's interruptions.
 
-    On demand a checkpoint is written beside training and costs nothing.
+    On demand there are none, instances are available at once, and checkpoints, written while training continues, cost
+    nothing.
     """
     from w2v_lightning.checkpoints.recent import Interval  # slow to import
     from w2v_lightning.config import DEFAULT_CHECKPOINT_EVERY
 
     startup_s, rate = assumed.startup_s.value, assumed.interruptions_per_instance_hour.value
     every = task.config["checkpoint_every"]
-    if every == DEFAULT_CHECKPOINT_EVERY:  # then `submit` chooses
+    if every == DEFAULT_CHECKPOINT_EVERY:  # `submit` replaces the default in the same way
         every = checkpoint_interval.checkpoint_every(task.config, candidate.count, rate)
     interval = Interval.parse(every)
     interval_s = interval.seconds or (interval.steps or task.steps) * step_s
@@ -172,58 +174,61 @@ def interruptions_of(candidate: Candidate, task: Task, assumed: Assumptions, ste
 
 
 def saving_of(candidate: Candidate, region: str) -> tuple[tuple[float, float], str]:
-    """From which range spot's saving is drawn, and in words where that is from."""
+    """Return the range from which spot's saving is drawn, and its source in words."""
     if not candidate.is_spot:
         return (0.0, 0.0), ""
     low, high = SPOT_SAVING_RANGE
-    found = spot_prices().get((candidate.instance_type, region))
-    if found is None:
-        return (low, high), f"{100 * low:.0f} to {percent(high)}: assumed, as job logs of other accounts had it"
-    return _around(found, high - low), f"around {found.described()}"
+    price = spot_prices().get((candidate.instance_type, region))
+    if price is None:
+        return (low, high), f"{100 * low:.0f} to {percent(high)}: assumed, from job logs of other accounts"
+    return _around(price, high - low), f"around {price.described()}"
 
 
-def _around(found: SpotPrice, width: float) -> tuple[float, float]:
-    low, high = found.saving - width / 2, found.saving + width / 2
+def _around(price: SpotPrice, width: float) -> tuple[float, float]:
+    low, high = price.saving - width / 2, price.saving + width / 2
     return max(0.0, low), min(1.0, high)
 
 
-# ---- the best of them -----------------------------------------------------------------------------------------------
+# ---- the best candidate ---------------------------------------------------------------------------------------------
 
 
-def pareto(of: Iterable[Estimate]) -> list[Estimate]:
-    """Those that no other one beats in expected time and money, the cheapest first."""
+def pareto(estimates: Iterable[Estimate]) -> list[Estimate]:
+    """Return the Pareto-optimal estimates by expected time and cost, the cheapest first."""
     front: list[Estimate] = []
-    for one in sorted(of, key=lambda one: (one.usd, one.hours)):
-        if not front or one.hours < front[-1].hours:
-            front.append(one)
+    for estimate in sorted(estimates, key=_by_cost):
+        if not front or estimate.hours < front[-1].hours:
+            front.append(estimate)
     return front
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to do. Without a `best`, `why` says what is in the way and what would be nearest."""
+    """Recommended candidate; without one, `why` gives the reason and the nearest candidate."""
 
     best: Estimate | None
     why: str
 
 
-def recommend(of: Sequence[Estimate], deadline_h: float | None, budget_usd: float | None) -> Recommendation:
-    """The cheapest whose 90 % bounds are within deadline and budget; of several, the fastest."""
-    in_time = [one for one in of if deadline_h is None or one.hours_p90 <= deadline_h]
-    affordable = [one for one in of if budget_usd is None or one.usd_p90 <= budget_usd]
-    both = [one for one in in_time if one in affordable]
-    if both:
-        return Recommendation(min(both, key=lambda one: (one.usd, one.hours)), "")
-    if not of:
+def recommend(estimates: Sequence[Estimate], deadline_h: float | None, budget_usd: float | None) -> Recommendation:
+    """Recommend the cheapest candidate whose 90 % bounds are within deadline and budget; at equal cost the fastest."""
+    in_time = [estimate for estimate in estimates if deadline_h is None or estimate.hours_p90 <= deadline_h]
+    affordable = [estimate for estimate in estimates if budget_usd is None or estimate.usd_p90 <= budget_usd]
+    within_both = [estimate for estimate in in_time if estimate in affordable]
+    if within_both:
+        return Recommendation(min(within_both, key=_by_cost), "")
+    if not estimates:
         return Recommendation(None, "no candidate can train this.")
     if in_time:
-        nearest = min(in_time, key=lambda one: one.usd_p90)
-        cheapest = "the cheapest" if deadline_h is None else "what ends in time"
-        return Recommendation(
-            None, f"{cheapest} costs ${nearest.usd_p90:.2f} (90 % bound) at least: {nearest.candidate}."
-        )
-    nearest = min(affordable or of, key=lambda one: one.hours_p90)
-    within = " for that money" if affordable and budget_usd is not None else ""
+        nearest = min(in_time, key=lambda estimate: estimate.usd_p90)
+        cheapest = "the cheapest" if deadline_h is None else "the cheapest within the deadline"
+        return Recommendation(None, f"{cheapest} costs ${nearest.usd_p90:.2f} (90 % bound): {nearest.candidate}.")
+    nearest = min(affordable or estimates, key=lambda estimate: estimate.hours_p90)
+    within = " within the budget" if affordable and budget_usd is not None else ""
     return Recommendation(
         None, f"the fastest{within} takes {nearest.hours_p90:.1f} h (90 % bound): {nearest.candidate}."
     )
+
+
+def _by_cost(estimate: Estimate) -> tuple[float, float]:
+    """Sort key: the cheapest first, at equal cost the fastest."""
+    return estimate.usd, estimate.hours

@@ -1,13 +1,13 @@
-"""What is to be trained, and what a step of it is on a machine: audio, padding, micro-batches, gradients.
+"""Work of a step on a machine: audio, padding, micro-batches and gradients.
 
-With durations from a manifest the steps are those of the run itself (w2v_lightning/data/plan.py). With hours alone, a
-step is filled and padded as in the studied runs of the same `batch_seconds` and the same plan; without any, as
-LibriSpeech's would be.
+With the durations of a manifest, the steps are those of the run itself (w2v_lightning/data/plan.py). With only the
+hours of audio, steps have the fill and padding of studied runs with the same `batch_seconds` and plan version, or else
+those of a plan of LibriSpeech.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -23,17 +23,19 @@ from w2v_lightning.planner import memory
 from w2v_lightning.reporting.units import percent
 
 SAMPLE_RATE = 16_000
-ALIKE = 0.1  # steps of about so much audio are filled and padded alike, models of about so many parameters take as much
+# Largest relative difference of steps that have the same fill and padding, and of models that need the same memory.
+ALIKE = 0.1
 
 
 @dataclass(frozen=True)
 class Step:
-    """The mean global step on one machine.
+    """Mean global step on one machine.
 
     Args:
-        audio_s: real audio.
-        computed_s: with padding; the device that has most of it, times the devices: the others wait for it.
-        micro_batches: per device.
+        audio_s: seconds of real audio.
+        computed_s: seconds of audio including padding: that of the fullest device times the number of devices, because
+            the others wait for it.
+        micro_batches: number of micro-batches per device.
     """
 
     audio_s: float
@@ -42,29 +44,31 @@ class Step:
 
 
 class Epoch(Protocol):
-    """What is trained on in an epoch."""
+    """Training data of one epoch."""
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Number of steps."""
 
     @property
     def utterance_s(self) -> float:
-        """The mean."""
+        """Mean duration of an utterance, in seconds."""
 
     @property
     def basis(self) -> str:
-        """Where that is known from."""
+        """Source of these figures, in words."""
 
     def step_on(self, world_size: int, device_seconds: float) -> Step:
-        """
+        """Return the mean step on `world_size` devices with micro-batches of at most `device_seconds`.
+
         Raises:
-            InputError: it cannot be cut up for such devices.
+            InputError: an utterance is longer than `device_seconds`.
         """
 
 
 @dataclass(frozen=True)
 class PlannedEpoch:
-    """Of utterances whose durations are known: the plan of an epoch; those of others differ in nothing that counts."""
+    """Epoch of utterances with known durations. It is that of the run's first epoch, which represents all others."""
 
     durations_s_N: np.ndarray
     batch_seconds: float
@@ -104,24 +108,24 @@ class PlannedEpoch:
 
         durations_s_N = self.durations_s_N
         count = micro_batches_per_rank(durations_s_N, self.batch_seconds, world_size, device_seconds, self.spread)
-        most_s = [
+        fullest_s = [
             max(sum(_padded_s(durations_s_N[batch]) for batch in rank) for rank in ranks)
             for ranks in (split(durations_s_N, step, world_size, count) for step in self._plan)
         ]
-        return Step(float(durations_s_N.sum()) / self.steps, world_size * statistics.fmean(most_s), count)
+        return Step(float(durations_s_N.sum()) / self.steps, world_size * statistics.fmean(fullest_s), count)
 
 
 @dataclass(frozen=True)
 class AssumedEpoch:
-    """Of so many hours, in steps like those of other runs.
+    """Epoch of a given number of hours, in steps like those of other runs.
 
     Args:
-        hours: of audio.
-        batch_seconds: of a step, padding counted.
-        fill: real audio over `batch_seconds`.
-        padded: computed audio over real audio.
-        utterance_s: mean duration.
-        source: of all that, in words.
+        hours: hours of audio.
+        batch_seconds: largest audio of a step including padding, in seconds.
+        fill: ratio of real audio to `batch_seconds`.
+        padded: ratio of computed audio to real audio.
+        utterance_s: mean duration of an utterance, in seconds.
+        source: source of these ratios and durations, in words.
     """
 
     hours: float
@@ -138,12 +142,13 @@ class AssumedEpoch:
     @property
     def basis(self) -> str:
         return (
-            f"{self.hours:g} h in steps as in {self.source}: {percent(self.fill, 1)} of batch_seconds are audio,"
-            f" {percent(1 - 1 / self.padded, 1)} of what is computed is padding, utterances of {self.utterance_s:.1f} s"
+            f"{self.hours:g} h in steps like those of {self.source}: {percent(self.fill, 1)} of batch_seconds are"
+            f" audio, {percent(1 - 1 / self.padded, 1)} of the computed audio is padding, mean utterance"
+            f" {self.utterance_s:.1f} s"
         )
 
     def step_on(self, world_size: int, device_seconds: float) -> Step:
-        """Devices have equal numbers of utterances, as the plan takes care of; but no less than one each."""
+        """Return the mean step. The plan gives devices equal numbers of utterances, but at least one each."""
         audio_s = self.hours * 3600 / self.steps
         idle = max(1.0, world_size * self.utterance_s / audio_s)
         count = max(1, math.ceil(self.batch_seconds / (world_size * device_seconds)))
@@ -151,22 +156,31 @@ class AssumedEpoch:
 
 
 def planned_epoch(path: str, data: Mapping[str, Any]) -> PlannedEpoch:
-    """Of a manifest, and the options of `data`.
+    """Return the epoch of a manifest.
+
+    Args:
+        path: manifest of the training data.
+        data: `data` options of `fit`.
 
     Raises:
-        InputError: it cannot be read, or has nothing to train on.
+        InputError: the manifest cannot be read, or has no utterance of at most data.max_seconds.
     """
     from w2v_lightning.data.manifest import Manifest
 
-    durations_s_N, most_s = Manifest.load(path).durations_s_N, data["max_seconds"]
-    kept = durations_s_N if most_s is None else durations_s_N[durations_s_N <= most_s]
-    if not len(kept):
-        raise InputError(f"--manifest: {path} has no utterance to train on.")
-    return PlannedEpoch(kept, data["batch_seconds"], data["duration_spread"], path)
+    durations_s_N, max_s = Manifest.load(path).durations_s_N, data["max_seconds"]
+    kept_s_N = durations_s_N if max_s is None else durations_s_N[durations_s_N <= max_s]
+    if not len(kept_s_N):
+        limit = "" if max_s is None else f" of at most data.max_seconds {max_s:g}"
+        raise InputError(f"--manifest: {path} has no utterance{limit} to train on.")
+    return PlannedEpoch(kept_s_N, data["batch_seconds"], data["duration_spread"], path)
 
 
 def assumed_epoch(hours: float, batch_seconds: float, runs: Sequence[Run]) -> AssumedEpoch:
-    """Of so many hours, in steps of so much audio."""
+    """Return an epoch of `hours` of audio in steps of `batch_seconds`, like those of the runs.
+
+    Raises:
+        InputError: no run has such steps, and they are shorter than LibriSpeech's longest utterance.
+    """
     from w2v_lightning.data import plan
 
     known = [run for run in runs if run.is_measured and _workload(run).get("plan_version") == plan.VERSION]
@@ -174,8 +188,8 @@ def assumed_epoch(hours: float, batch_seconds: float, runs: Sequence[Run]) -> As
     if not alike:
         return _epoch_like_librispeech(hours, batch_seconds)
 
-    def median(of: Any) -> float:
-        return statistics.median(of(_workload(run)) for run in alike)
+    def median(figure: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.median(figure(_workload(run)) for run in alike)
 
     return AssumedEpoch(
         hours=hours,
@@ -183,20 +197,20 @@ def assumed_epoch(hours: float, batch_seconds: float, runs: Sequence[Run]) -> As
         fill=median(lambda work: work["audio_s_per_epoch"] / work["steps_per_epoch"] / work["batch_seconds"]),
         padded=statistics.median(run.setup.computed_s / run.setup.audio_s for run in alike),
         utterance_s=median(lambda work: work["audio_s_per_epoch"] / work["utterances_per_epoch"]),
-        source=f"{len(alike)} studied run{'s' if len(alike) > 1 else ''} of {batch_seconds:g} s a step",
+        source=f"{len(alike)} studied run{'s' if len(alike) > 1 else ''} with {batch_seconds:g} s per step",
     )
 
 
 def _epoch_like_librispeech(hours: float, batch_seconds: float) -> AssumedEpoch:
-    """The padding is that of steps in one piece; in smaller micro-batches it is less."""
+    """Epoch with LibriSpeech's durations. Its padding is that of one micro-batch per step; smaller ones have less."""
     from w2v_lightning.bench.workload import librispeech_durations_s
     from w2v_lightning.data.plan import SPREAD
 
     durations_s_N = librispeech_durations_s(np.random.default_rng(0))
     if batch_seconds < (longest_s := durations_s_N.max()):
         raise InputError(
-            f"--hours: without a manifest utterances are taken to be as long as LibriSpeech's, up to {longest_s:.0f} s,"
-            f" longer than a step of data.batch_seconds {batch_seconds:g}; give --manifest."
+            f"--hours: without a manifest, utterances are assumed to be as long as LibriSpeech's, up to"
+            f" {longest_s:.0f} s. That is longer than data.batch_seconds {batch_seconds:g}; give --manifest."
         )
     epoch = PlannedEpoch(durations_s_N, batch_seconds, SPREAD, source="")
     step = epoch.step_on(1, batch_seconds)
@@ -206,7 +220,7 @@ def _epoch_like_librispeech(hours: float, batch_seconds: float) -> AssumedEpoch:
         fill=step.audio_s / batch_seconds,
         padded=step.computed_s / step.audio_s,
         utterance_s=epoch.utterance_s,
-        source=f"a plan of utterances as long as LibriSpeech's, {batch_seconds:g} s a step",
+        source=f"a plan of LibriSpeech's utterances, {batch_seconds:g} s per step",
     )
 
 
@@ -222,13 +236,13 @@ def _padded_s(durations_s: np.ndarray) -> float:
 
 
 def device_seconds(machine: Instance, world_size: int, config: Mapping[str, Any], runs: Sequence[Run]) -> float:
-    """Audio that one GPU holds in a forward pass: as the config says, or as in runs of such a model on such a GPU; else
-    what its memory has room for.
+    """Return the seconds of audio that one GPU holds in a forward pass.
 
-    It decides the number of micro-batches, and little of the time.
+    It is the config's value; for auto, that of runs of such a model on such a GPU, or else an estimate by memory. It
+    decides the number of micro-batches, and affects the time little.
 
     Raises:
-        InputError: the GPU cannot hold the model, or what the config says.
+        InputError: the GPU cannot hold the model, or not the configured audio.
     """
     data, parameters = config["data"], size_of(config["model"]).parameters
     if data["device_seconds"] != "auto":
@@ -246,12 +260,12 @@ def device_seconds(machine: Instance, world_size: int, config: Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Model:
-    """What a config trains.
+    """Figures of a model that determine its step time.
 
     Args:
-        flops_per_audio_s: of forward and backward.
-        gradient_bytes: of what is trained.
-        gradient_buckets: in so many messages of DDP.
+        flops_per_audio_s: FLOP of forward and backward pass per second of audio.
+        gradient_bytes: bytes of the trained parameters' gradients.
+        gradient_buckets: number of DDP messages for them.
     """
 
     flops_per_audio_s: float
@@ -259,14 +273,20 @@ class Model:
     gradient_buckets: int
 
 
-BASE = Model(flops_per_audio_s=32.5e9, gradient_bytes=360_783_488, gradient_buckets=15)  # feature encoder frozen
+BASE = Model(flops_per_audio_s=32.5e9, gradient_bytes=360_783_488, gradient_buckets=15)  # with a frozen feature encoder
 
 
 def model_of(config: Mapping[str, Any], utterance_s: float) -> Model:
-    """By its shape, without weights: of a pretrained one, that of its size.
+    """Return the figures of a config's model.
+
+    The model is built without its weights; a pretrained one is assumed to have the shape of its size.
+
+    Args:
+        config: options of `fit`.
+        utterance_s: mean duration of an utterance, in seconds.
 
     Raises:
-        InputError: the config does not build.
+        InputError: the config is invalid.
     """
     from w2v_lightning.model.flops import training_flops
     from w2v_lightning.telemetry.all_reduce import bucket_bytes

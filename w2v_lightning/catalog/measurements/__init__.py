@@ -1,6 +1,6 @@
-"""Measurements that ship with the package: the run.json of studies, a folder for each study (docs/study.md).
+"""Measurements that ship with the package: run.json files, one folder per study (docs/study.md).
 
-`plan` and `submit` use them unless W2V_LIGHTNING_STUDY or --study names others.
+`plan` and `submit` use them unless W2V_LIGHTNING_STUDY, or --study of `plan`, names another folder.
 """
 
 import os
@@ -11,5 +11,5 @@ VARIABLE = "W2V_LIGHTNING_STUDY"
 
 
 def study_folder() -> Path:
-    """Where the runs are that are planned by, if nobody says otherwise."""
+    """Return the folder of the measurements that `plan` uses by default."""
     return Path(os.environ.get(VARIABLE) or MEASUREMENTS)
