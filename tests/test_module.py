@@ -26,14 +26,14 @@ def corpus(tmp_path):
 
 
 class Kept(Wav2Vec2CTC):
-    """Keeps the gradients of its last step."""
+    """Module that stores the gradients of its last step."""
 
     def on_before_optimizer_step(self, optimizer):
         self.gradients = {name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None}
 
 
 def check_first_step(corpus, tmp_path, *, loss_average="utterance", **options):
-    """The gradient of one step, against plain torch on single utterances, in double precision; returns slots."""
+    """Compare the gradient of one step with plain torch on single utterances in double precision; return the slots."""
     module = tiny_module(Kept, loss_average=loss_average).double()
     datamodule = data(corpus, **options)
     run = trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
@@ -44,7 +44,7 @@ def check_first_step(corpus, tmp_path, *, loss_average="utterance", **options):
     assert len(slots) == run.accumulate_grad_batches
     losses, num_labels = [], 0
     for position in (position for slot in slots if not slot.is_filler for position in slot.positions):
-        batch = datamodule.train_dataset[Slot([position])]  # one by one: no padding, no batch
+        batch = datamodule.train_dataset[Slot([position])]  # one at a time: no padding, no batch
         losses.append(ctc_loss(reference(batch), batch.num_frames_B, batch.labels_BU, batch.num_labels_B)[0])
         num_labels += int(batch.num_labels_B[0])
     (sum(losses) / (num_labels if loss_average == "label" else len(losses))).backward()
@@ -62,7 +62,7 @@ def test_a_step_is_the_gradient_of_the_mean_however_it_is_cut(corpus, tmp_path, 
 
 
 def test_a_filler_does_not_count(tmp_path):
-    """Steps of short utterances need 4 micro-batches; a step of 3 long ones is filled up."""
+    """Steps of short utterances need 4 micro-batches; a step of 3 long ones is filled with empty ones."""
     write_split(tmp_path / "corpus", "train", ["ABC DEF"] * 32 + ["ABC DEF " * 3 + "ABCD"] * 9)
     write_split(tmp_path / "corpus", "dev", ["A"], speaker="2")
     slots = check_first_step(tmp_path / "corpus", tmp_path, batch_seconds=9.2, device_seconds=2.3, seed=2)
@@ -126,7 +126,7 @@ def test_frozen_feature_encoder_stays_as_it_was_and_the_rest_learns(corpus, tmp_
 
 
 def test_without_masks_no_parameter_waits_for_a_gradient(corpus, tmp_path):
-    module = tiny_module(mask_channel_prob=0.5)  # transformers then makes the mask embedding
+    module = tiny_module(mask_channel_prob=0.5)  # transformers then creates the mask embedding
     trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0).fit(module, datamodule=data(corpus))
     assert not [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
 
@@ -163,11 +163,18 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
-def test_a_checkpoint_that_carries_code_is_refused_and_does_not_run_it(corpus, tmp_path, monkeypatch):
+def test_a_checkpoint_that_carries_code_is_refused_and_does_not_run_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Bomb(), "hyper_parameters": {}}, tmp_path / "bomb.ckpt")
     with pytest.raises(pickle.UnpicklingError):
         Wav2Vec2CTC.load_from_checkpoint(tmp_path / "bomb.ckpt")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.skipif(torch.__version__ < "2.6", reason="a plain Trainer loads with torch's default, which runs code")
+def test_a_trainer_does_not_run_a_checkpoints_code(corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Bomb(), "hyper_parameters": {}}, tmp_path / "bomb.ckpt")
     for run in ("validate", "fit"):
         with pytest.raises(pickle.UnpicklingError):
             getattr(trainer(tmp_path), run)(tiny_module(), datamodule=data(corpus), ckpt_path=tmp_path / "bomb.ckpt")

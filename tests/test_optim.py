@@ -86,7 +86,7 @@ def test_layers_further_down_learn_more_slowly(is_pre_norm):
     below = [f"wav2vec2.{name}" for name in ("feature_extractor", "feature_projection", "encoder.pos_conv_embed")]
     assert {lr_of(name) for name in below} == {0.5**11} == {groups_of[id(model.wav2vec2.masked_spec_embed)]["lr"]}
     assert lr_of("wav2vec2.encoder.layer_norm") == (1 if is_pre_norm else 0.5**11)
-    assert groups[0]["lr"] == 1  # the one that is logged
+    assert groups[0]["lr"] == 1  # the group whose learning rate is logged
     for parameter in model.parameters():
         assert groups_of[id(parameter)]["weight_decay"] == (0.1 if parameter.ndim > 1 else 0)
 
@@ -101,7 +101,7 @@ def test_an_impossible_layer_lr_decay_is_refused(layer_lr_decay):
 
 
 class Recorder(Callback):
-    """After each optimiser update: learning rates by group, the encoder's weights, and a checkpoint."""
+    """Record the learning rates by group and the encoder's weights, and save a checkpoint, after each update."""
 
     def __init__(self, folder):
         self.folder, self.rates, self.encoders, self.paths = folder, [], [], []
@@ -123,7 +123,7 @@ class Recorder(Callback):
 
 
 class Module(Wav2Vec2CTC):
-    """Remembers what has a gradient after the backward passes of each update."""
+    """Record which parameters have a gradient after the backward passes of each update."""
 
     def on_train_start(self):
         self.with_gradient = {}
@@ -136,12 +136,12 @@ class Module(Wav2Vec2CTC):
 
 OPTIONS = {
     "layerdrop": 0.0, "activation_dropout": 0.0, "warmup": 0.25, "hold": 0.25, "learning_rate": 1e-2,
-    "adam_eps": 1e-3,  # a gradient that is zero but for rounding, as that of the keys' bias, moves nothing
+    "adam_eps": 1e-3,  # so that gradients of pure rounding errors, such as those of the keys' bias, move nothing
 }  # fmt: skip
 
 
 def run(tmp_path, ckpt_path=None, devices=1, strategy="auto", **options):
-    """Four updates of two or more micro-batches each, of which the first two are frozen."""
+    """Run four updates of two or more micro-batches each; the encoder is frozen in the first two."""
     folder = tmp_path / ("resumed" if ckpt_path else "whole")
     folder.mkdir(exist_ok=True)
     if not (tmp_path / "corpus").exists():
@@ -185,7 +185,7 @@ def test_only_the_head_learns_in_the_first_updates(tmp_path):
 
     state = torch.load(recorder.paths[2], weights_only=True)
     head = list(module.model.lm_head.parameters())
-    assert len(state["optimizer_states"][0]["state"]) == len(head)  # Adam has seen nothing else
+    assert len(state["optimizer_states"][0]["state"]) == len(head)  # AdamW has no state for other parameters
     steps = {id(p): int(trainer.optimizers[0].state[p]["step"]) for p in module.model.parameters()}
     assert {steps[id(p)] for p in head} == {4}
     assert {steps[id(p)] for p in module.model.wav2vec2.parameters()} == {2}

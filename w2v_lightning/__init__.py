@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["LibriSpeechDataModule", "SMDDPStrategy", "Wav2Vec2CTC", "Wav2Vec2Pretraining", "__version__"]
 
-# Resolved on first use: torch, lightning and transformers take seconds to import, `--help` should not.
-_HOME = {
+# Imported on first use, so that `--help` does not wait seconds for torch, lightning and transformers.
+_MODULES = {
     "LibriSpeechDataModule": "w2v_lightning.data.datamodule",
     "SMDDPStrategy": "w2v_lightning.strategies.smddp",
     "Wav2Vec2CTC": "w2v_lightning.module",
@@ -25,6 +25,6 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,15 +1,16 @@
-"""Wav2Vec2CTC: how a wav2vec2 model is fine-tuned with CTC, from top to bottom.
+"""LightningModule that fine-tunes wav2vec2 with CTC.
 
 Shapes: B utterances, T samples, F frames, V tokens, U labels.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import Wav2Vec2ForCTC
 
@@ -26,51 +27,80 @@ from w2v_lightning.model.speed import Speed
 from w2v_lightning.optim import Decay, num_updates_of, tri_stage
 from w2v_lightning.text.vocabulary import BUILT_VOCABULARIES, Vocabulary
 from w2v_lightning.training.base_module import PlannedModule
+from w2v_lightning.training.options import TrainingOptions
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class FineTuningOptions(TrainingOptions):
+    """Options of Wav2Vec2CTC, which documents them."""
+
+    lora: Lora | Mapping[str, Any] | None
+    hold: float
+    final_lr_scale: float
+    decay: Decay
+    layer_lr_decay: float
+    freeze_updates: int
+    loss_average: Literal["utterance", "label"]
+    final_dropout: float
+    hf_compat: bool
+
+    def schedule(self, num_updates: int) -> Callable[[int], float]:
+        """Return the learning rate factor of each update; see `tri_stage`."""
+        return tri_stage(num_updates, self.warmup, self.hold, self.final_lr_scale, self.decay)
+
+    def _named_changes(self) -> dict[str, Any]:
+        return {**super()._named_changes(), "final_dropout": self.final_dropout}
+
+
 class Wav2Vec2CTC(PlannedModule):
-    """transformers' Wav2Vec2ForCTC under Lightning. The defaults are fairseq's recipe base_100h.
+    """Lightning module for transformers' Wav2Vec2ForCTC. The defaults are fairseq's recipe base_100h.
 
     Args:
-        pretrained: a model on the Hugging Face hub or a local folder; null starts from random weights.
-        config: what differs from the model's own transformers Wav2Vec2Config, such as {hidden_size: 256}.
-        vocabulary: what the CTC head puts out: by default the model's own, or facebook's 32 tokens; a folder with a
-            Hugging Face tokenizer; on the command line "build", the characters of the training transcripts in upper
-            case, and "build-mixed", as they are written. Where it is not the model's own, the head is new.
-        lora: train a low-rank change of the attention's projections, and the CTC head, instead of all weights; it is
-            merged on export. Needs peft (the extra `peft`).
-        freeze_feature_encoder: keep the convolutions over the waveform as pre-trained.
-        learning_rate: at the top of the schedule.
-        warmup: share of all updates in which the learning rate rises from a hundredth of it.
-        hold: share of all updates at the top; in the rest it decays.
-        final_lr_scale: what it decays to, as a share of the top.
-        decay: exponential as in fairseq, or linear as in the paper.
-        layer_lr_decay: below 1, lower transformer layers learn more slowly: layer l of L at this to the power of L - l.
-        freeze_updates: optimiser updates at the beginning that train the CTC head alone; the schedule counts them too.
-        adam_betas: of AdamW.
-        adam_eps: of AdamW.
-        weight_decay: of AdamW; biases and norms are spared.
-        mask_time_prob: frames to mask in fairseq's unit: at 0.65 with spans of 10, 49 % of the frames are masked.
-        mask_time_length: frames in a span.
-        mask_channel_prob: likewise for channels; at 0.5 with spans of 64, 40 % of them.
-        mask_channel_length: channels in a span.
-        loss_average: of a step's CTC losses over its "utterance"s, where long ones weigh more (fairseq), or over its
-            "label"s. The gradient of the latter is smaller by the labels of an utterance, some 180.
-        layerdrop: probability that a transformer layer is skipped in a training step, on all devices alike.
-        activation_dropout: inside the feed-forward blocks.
-        attention_dropout: on the attention weights.
-        hidden_dropout: on the output of each block.
-        feat_proj_dropout: on the projected features.
-        final_dropout: before the CTC head.
-        gradient_checkpointing: compute the transformer twice instead of keeping its activations: less memory, slower.
-        hf_compat: score as transformers does, whose base models see the padding; for old checkpoints.
-        seed: what layer drop is drawn with.
-        speed: which way the costly parts are computed; all ways compute the same.
+        pretrained: name of a model on the Hugging Face Hub, or a local model folder; null starts from random weights.
+        config: changes to the model's transformers Wav2Vec2Config, such as {hidden_size: 256}.
+        vocabulary: output tokens of the CTC head; null keeps those of the model, or facebook's 32 tokens if it has
+            none. A folder with a Hugging Face tokenizer; on the command line also "build", the characters of the
+            training transcripts in upper case, or "build-mixed", the same in their own case. If the tokens are not the
+            model's own, the head is new.
+        lora: LoRA training: low-rank changes of the attention projections, and the CTC head, are trained instead of all
+            weights. Merged on export. Needs peft (the extra `peft`).
+        freeze_feature_encoder: freezing of the feature encoder: the convolutions over the waveform are not trained.
+        learning_rate: learning rate at the peak of the schedule.
+        warmup: share of all updates in which the learning rate rises, from a hundredth of the peak.
+        hold: share of all updates at the peak; in the remaining ones the learning rate decays.
+        final_lr_scale: learning rate at the end of the decay, as a share of the peak.
+        decay: shape of the decay: exponential as in fairseq, or linear as in the paper.
+        layer_lr_decay: learning rate factor per layer: layer l of L learns with this to the power of L - l; 1 is off.
+        freeze_updates: number of first updates that train only the CTC head; the schedule includes them.
+        adam_betas: decay rates of AdamW's running means of the gradient and of its square.
+        adam_eps: constant in AdamW's denominator.
+        weight_decay: AdamW's weight decay; biases and norms have none.
+        mask_time_prob: share of frames to mask, in fairseq's unit: 0.65 with spans of 10 masks 49 % of the frames.
+        mask_time_length: number of frames in a masked span.
+        mask_channel_prob: share of channels to mask, in the same unit: 0.5 with spans of 64 masks 40 % of the channels.
+        mask_channel_length: number of channels in a masked span.
+        loss_average: unit that a step's CTC loss is averaged over: "utterance", where long ones weigh more (fairseq),
+            or "label", where the gradient is smaller by the number of labels in an utterance, about 180.
+        layerdrop: probability that a training step skips a transformer layer, the same layers on all devices.
+        activation_dropout: dropout inside the feed-forward blocks.
+        attention_dropout: dropout on the attention weights.
+        hidden_dropout: dropout on the output of each block.
+        feat_proj_dropout: dropout on the projected features.
+        final_dropout: dropout before the CTC head.
+        gradient_checkpointing: recomputation of the transformer's activations in the backward pass instead of storing
+            them: less memory, slower.
+        hf_compat: same output for padded batches as transformers, whose base models see the padding; for old
+            checkpoints.
+        seed: seed of layer drop and dropout.
+        speed: implementations of the costly parts; all of them compute the same.
     """
 
-    next_command = "transcribe --model {model} YOUR.wav"  # what a finished run proposes
+    model: Wav2Vec2ForCTC
+    options: FineTuningOptions
+    _step_sums: Tensor
+    next_command = "transcribe --model {model} YOUR.wav"  # command to suggest at the end of a run
 
     def __init__(
         self,
@@ -104,42 +134,31 @@ class Wav2Vec2CTC(PlannedModule):
         hf_compat: bool = False,
         seed: int = 0,
         speed: Speed = Speed(),
-    ):
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="speed")  # which belongs to the machine, not to the experiment
+        self.save_hyperparameters(ignore="speed")  # speed belongs to the machine, not to the experiment
+        self.options = FineTuningOptions.from_arguments(locals())
         self.speed = speed
-        tri_stage(1000, warmup, hold, final_lr_scale, decay)  # refuses an impossible one before anything is loaded
-        overrides = {
-            "mask_time_prob": mask_time_prob,
-            "mask_time_length": mask_time_length,
-            "mask_time_min_masks": 2,
-            "mask_feature_prob": mask_channel_prob,
-            "mask_feature_length": mask_channel_length,
-            "layerdrop": layerdrop,
-            "activation_dropout": activation_dropout,
-            "attention_dropout": attention_dropout,
-            "hidden_dropout": hidden_dropout,
-            "feat_proj_dropout": feat_proj_dropout,
-            "final_dropout": final_dropout,
-            **(config or {}),
-        }
+        self.options.schedule(1000)  # raises the error of an invalid schedule before anything is loaded
+        changes = self.options.model_config()
         for name, key in (("time", "time"), ("channel", "feature")):
-            unit = overrides[f"mask_{key}_prob"], overrides[f"mask_{key}_length"]
-            warn_of_start_probability(f"model.mask_{name}_prob", *unit)
-        self.model, self.vocabulary, self.normalise = _build(pretrained, overrides, _vocabulary(vocabulary))
-        self.model.train()  # transformers loads in evaluation mode, and Lightning would leave it so: without dropout
-        if vocabulary is not None:  # as plain values, so that a checkpoint needs neither manifest nor folder
-            self.hparams.vocabulary = asdict(self.vocabulary)
+            warn_of_start_probability(
+                f"model.mask_{name}_prob", changes[f"mask_{key}_prob"], changes[f"mask_{key}_length"]
+            )
+        self.model, self.vocabulary, self.normalise = _build(pretrained, changes, _vocabulary(vocabulary))
+        self.model.train()  # transformers loads in evaluation mode and Lightning keeps it: there would be no dropout
+        if vocabulary is not None:  # saved as plain values, so that a checkpoint needs neither manifest nor folder
+            self.hparams["vocabulary"] = asdict(self.vocabulary)
         wav2vec2.freeze(self.model, feature_encoder=freeze_feature_encoder)
         if lora is not None:
-            lora = Lora(**lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds a mapping
+            lora = Lora(**lora) if isinstance(lora, Mapping) else lora  # checkpoints hold a mapping
             add_lora(self.model, lora)
-            self.hparams.lora = asdict(lora)
+            self.hparams["lora"] = asdict(lora)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.counts: list[ErrorCounts] = []  # this rank's, of each validation or test split
-        self._eval_loss = torch.zeros(2, dtype=torch.float64)  # this rank's sum, and its number of utterances
-        self.pairs: list[Pair] = []  # this rank's utterances of the last validation or test
+        self.counts: list[ErrorCounts] = []  # of each validation or test split, on this rank
+        self._eval_loss = torch.zeros(2, dtype=torch.float64)  # sum of losses and number of utterances, on this rank
+        self.pairs: list[Pair] = []  # utterances of the last validation or test, on this rank
         self.register_buffer("_step_sums", torch.zeros(2), persistent=False)  # loss and characters of the global step
 
     def logged_names(self, val_splits: Sequence[str]) -> list[str]:
@@ -148,14 +167,15 @@ class Wav2Vec2CTC(PlannedModule):
 
     @property
     def input_spec(self) -> InputSpec:
-        """What the data module reads: vocabulary, frame lengths, masks."""
+        """Description of the input for the data module: vocabulary, frame lengths, masks."""
         spec = wav2vec2.input_spec(self.model.config, self.vocabulary, self.normalise)
-        return replace(spec, coarse_lengths=not self.hparams.hf_compat)  # whose models hear the padding
+        # With hf_compat the model sees the padding, so batches must not be padded further than needed.
+        return replace(spec, coarse_lengths=not self.options.hf_compat)
 
     # ---- training -----------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (B, F, V); masked if the batch carries masks."""
+        """Return logits (B, F, V); the input is masked if the batch has masks."""
         return wav2vec2.ctc_logits(
             self.model,
             batch.input_values().to(self.model.dtype),
@@ -163,53 +183,61 @@ class Wav2Vec2CTC(PlannedModule):
             batch.time_mask_BF,
             batch.channel_mask_BC,
             dropped_layers=self._dropped_layers(),
-            hf_compat=self.hparams.hf_compat,
+            hf_compat=self.options.hf_compat,
             is_frozen=self._encoder_is_frozen,
             speed=self.speed,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a global step is the sum of its utterances' CTC losses over their number (fairseq's sentence
-        average), or over that of their labels. Both numbers are known from the plan, so every micro-batch on every rank
-        contributes its exact share."""
+        """Return this micro-batch's share of the loss of its global step.
+
+        That loss is the sum of the utterances' CTC losses divided by their number (fairseq's sentence average) or by
+        the number of their labels. Both numbers are known from the plan, so every micro-batch on every rank
+        contributes its exact share.
+        """
         share = self._ctc(self(batch), batch).sum() / self._divisor(batch)
         if batch.is_filler:
             share = 0.0 * share
         self._log_training(share.detach(), batch)
         if self._encoder_is_frozen and self.trainer.world_size > 1:
-            # DDP waits for the gradients of all that it was built with.
+            # DDP waits for gradients of every parameter that was trainable when it was built.
             share = with_zero_gradients(share, self.model.wav2vec2)
-        # Lightning divides by the number of micro-batches and DDP averages over the ranks: both are undone here.
+        # Undo Lightning's division by the number of micro-batches and DDP's average over the ranks.
         return share * batch.num_micro_batches * self.trainer.world_size
 
     def on_after_backward(self) -> None:
         if self._encoder_is_frozen:
-            # None, not zero: AdamW would decay the weights, and count steps that they did not make.
+            # None instead of zero: AdamW would otherwise decay the weights and count steps for them.
             self.model.wav2vec2.zero_grad(set_to_none=True)
 
     def on_fit_start(self) -> None:
         sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
         total, trained = sum(n for n, _ in sizes), sum(n for n, requires_grad in sizes if requires_grad)
-        which = ": LoRA and the CTC head" if self.hparams.lora else ""
-        log.info("Model: %.1f M parameters, %.1f M of them trained%s.", total / 1e6, trained / 1e6, which)
-        if self.hparams.freeze_updates:
-            log.info("The first %d updates train the CTC head alone.", self.hparams.freeze_updates)
+        parts = ": LoRA and the CTC head" if self.options.lora is not None else ""
+        log.info("Model: %.1f M parameters, %.1f M of them trained%s.", total / 1e6, trained / 1e6, parts)
+        if self.options.freeze_updates:
+            log.info("The first %d updates train only the CTC head.", self.options.freeze_updates)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        options = self.hparams
-        schedule = (options.warmup, options.hold, options.final_lr_scale, options.decay)
-        return self._adamw(tri_stage(num_updates_of(self.trainer), *schedule), options.layer_lr_decay)
+    def train_all_layers(self) -> None:
+        """Train the encoder from the first update on, without layer drop; for a copy that measures memory or time."""
+        self.options = replace(self.options, freeze_updates=0)
+        super().train_all_layers()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return self._adamw(self.options.schedule(num_updates_of(self.trainer)), self.options.layer_lr_decay)
 
     def check_head(self) -> None:
-        """For what scores a model as it was loaded, without a checkpoint of training.
+        """Check that the model can be scored as it was loaded, without a checkpoint from training.
 
         Raises:
             InputError: the weights of its CTC head are random.
         """
-        pretrained = self.hparams.pretrained
-        remedy = "name a fine-tuned model, or the path of a checkpoint with --ckpt_path"
+        pretrained = self.options.pretrained
+        remedy = "name a fine-tuned model, or a checkpoint with --ckpt_path"
         if pretrained is None:
-            raise InputError(f"model.pretrained: null gives random weights, and they random letters; {remedy}.")
+            raise InputError(
+                f"model.pretrained is null: the weights are random, so the output would be random text; {remedy}."
+            )
         wav2vec2.check_head("model.pretrained", pretrained, remedy, self.vocabulary)
 
     # ---- scoring ------------------------------------------------------------------------------------------------
@@ -238,9 +266,9 @@ class Wav2Vec2CTC(PlannedModule):
         return [Pair(*row) for row in zip(batch.ids, batch.texts, hypotheses, strict=True)]
 
     def _log_scores(self, stage: str, loaders: Sequence[Any]) -> None:
-        """`val_wer` over all splits together, and `val_wer/dev-clean` by split.
+        """Log `val_wer` over all splits and, for example, `val_wer/dev-clean` of each split.
 
-        Of a single split both are the same: loggers and tables have it once, callbacks may monitor either.
+        With a single split both are the same: loggers get only the first, callbacks may monitor either.
         """
         counts_S4, (loss, num_utterances) = self._scores_of_all_ranks()
         scores = {f"{stage}_{name}": rate for name, rate in error_rates(counts_S4.sum(dim=0)).items()}
@@ -252,8 +280,10 @@ class Wav2Vec2CTC(PlannedModule):
             self.log_dict(scores, rank_zero_only=False, logger=len(loaders) > 1)
 
     def _scores_of_all_ranks(self) -> tuple[Tensor, Tensor]:
-        """ErrorCounts of each split (S, 4); the sum of losses and the number of utterances. All in one exchange, of
-        float64, which holds counts exactly."""
+        """Return the ErrorCounts of each split (S, 4), and the sum of losses and number of utterances (2,).
+
+        They are summed over the ranks in one collective operation, in float64, which represents counts exactly.
+        """
         sums = torch.cat([*(split_counts.sums for split_counts in self.counts), self._eval_loss])
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
@@ -263,22 +293,23 @@ class Wav2Vec2CTC(PlannedModule):
 
     @property
     def _encoder_is_frozen(self) -> bool:
-        return self.training and self.global_step < self.hparams.freeze_updates
+        return self.training and self.global_step < self.options.freeze_updates
 
     def _divisor(self, batch: Batch) -> int:
-        return batch.num_labels_in_step if self.hparams.loss_average == "label" else batch.num_utterances_in_step
+        return batch.num_labels_in_step if self.options.loss_average == "label" else batch.num_utterances_in_step
 
     def _ctc(self, logits_BFV: Tensor, batch: Batch) -> Tensor:
-        of_labels = batch.labels_BU, batch.num_labels_B
-        return ctc_loss(logits_BFV, batch.num_frames_B, *of_labels, self.vocabulary.blank_id, self.speed)
+        return ctc_loss(
+            logits_BFV, batch.num_frames_B, batch.labels_BU, batch.num_labels_B, self.vocabulary.blank_id, self.speed
+        )
 
     def _log_training(self, share: Tensor, batch: Batch) -> None:
-        """Loss of the whole global step, over all its micro-batches and ranks: per utterance and per character."""
-        num_labels = 0 if batch.is_filler else int(batch.num_labels_B.sum())  # which lie on the host
+        """Log the loss of the whole global step, over all micro-batches and ranks, per utterance and per character."""
+        num_labels = 0 if batch.is_filler else int(batch.num_labels_B.sum())  # on the CPU: no wait for the device
         self._step_sums += torch.stack([share * self._divisor(batch), share.new_full((), num_labels)])
         if not batch.is_last_of_step:
             return
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self._log_every_n_steps == 0:
             loss, characters = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
             self.log("train_loss", loss / batch.num_utterances_in_step)
             self.log("train_loss_per_char", loss / characters)
@@ -291,15 +322,15 @@ class Wav2Vec2CTC(PlannedModule):
 
 
 def _vocabulary(given: Vocabulary | Mapping[str, Any] | str | None) -> Vocabulary | None:
-    """What the option asks for; None: what the model brings. A checkpoint holds a mapping."""
+    """Return the vocabulary that the option names; None: the model's own. Checkpoints hold a mapping."""
     if isinstance(given, Mapping):
         return Vocabulary(**{**given, "tokens": tuple(given["tokens"])})
     if not isinstance(given, str):
         return given
     if given in BUILT_VOCABULARIES:
         raise InputError(
-            f"model.vocabulary={given} is for the command line, which has the training transcripts; in a script give"
-            " w2v_lightning.text.vocabulary.Vocabulary.build(texts)."
+            f"model.vocabulary={given} works only on the command line, which has the training transcripts; in a script"
+            " pass w2v_lightning.text.vocabulary.Vocabulary.build(texts)."
         )
     return Vocabulary.load(given)
 

@@ -1,8 +1,8 @@
-"""The optimiser's parameter groups, and the tri-stage learning rate of the published fine-tuning recipes."""
+"""Parameter groups of the optimiser, and the learning rate schedules of the published recipes."""
 
 import re
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import Trainer
 from torch import nn
@@ -15,28 +15,28 @@ Decay = Literal["exponential", "linear"]
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, learning_rate: float, layer_lr_decay: float = 1.0
-) -> list[dict]:
-    """The trained parameters for an optimiser, in named groups, the highest learning rate first.
+) -> list[dict[str, Any]]:
+    """Return the trained parameters in named groups for an optimiser, the highest learning rate first.
 
-    Biases and norms (one dimension) are spared the weight decay.
+    Biases and norms (one dimension) have no weight decay.
 
     Args:
-        model: transformers' Wav2Vec2ForCTC; where `layer_lr_decay` is 1, any module.
-        weight_decay: of the other parameters.
-        learning_rate: of the head.
-        layer_lr_decay: transformer layer l of L learns at `learning_rate` x `layer_lr_decay`^(L-l), what comes before
-            the layers at `layer_lr_decay`^L. 1 is off.
+        model: transformers' Wav2Vec2ForCTC; any module if `layer_lr_decay` is 1.
+        weight_decay: weight decay of the other parameters.
+        learning_rate: learning rate of the head.
+        layer_lr_decay: factor per layer: transformer layer l of L learns at `learning_rate` x `layer_lr_decay`^(L-l),
+            everything before the layers at `learning_rate` x `layer_lr_decay`^L. 1 is off.
 
     Raises:
         InputError: `layer_lr_decay` is not in (0, 1].
     """
     if not 0 < layer_lr_decay <= 1:
         raise InputError(f"model.layer_lr_decay={layer_lr_decay} must be above 0 and at most 1 (off).")
-    groups: dict[str, dict] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part, num_layers_above = _place(name, model.config) if layer_lr_decay < 1 else ("all", 0)
+        part, num_layers_above = _location(name, model.config) if layer_lr_decay < 1 else ("all", 0)
         is_matrix = parameter.ndim > 1
         group_name = f"{part}/{'weights' if is_matrix else 'biases and norms'}"
         group = {
@@ -49,10 +49,10 @@ def parameter_groups(
     return sorted(groups.values(), key=lambda group: -group["lr"])
 
 
-def _place(name: str, config) -> tuple[str, int]:
-    """In which part of Wav2Vec2ForCTC a parameter lies, and how many transformer layers lie above it.
+def _location(name: str, config: Any) -> tuple[str, int]:
+    """Return the part of Wav2Vec2ForCTC that holds a parameter, and the number of transformer layers above it.
 
-    The encoder's own norm comes before its layers in the base models, after them in the large ones.
+    The encoder's own norm is below its layers in the base models, above them in the large ones.
     """
     if layer := re.search(r"encoder\.layers\.(\d+)\.", name):
         index = int(layer[1])
@@ -70,27 +70,31 @@ def tri_stage(
     final_lr_scale: float = 0.05,
     decay: Decay = "exponential",
 ) -> Callable[[int], float]:
-    """The factor on the learning rate at each optimiser update 0, 1, 2 ...: linear warm-up from 0.01, hold, decay to
-    `final_lr_scale`, which is kept from `num_updates` on.
+    """Return the factor on the learning rate as a function of the optimiser update 0, 1, 2 ...
 
-    Source: fairseq's tri_stage scheduler with phase_ratio [warmup, hold, rest], which decays exponentially; the wav2vec
-    2.0 paper (arXiv 2006.11477, section 4.3) says linearly.
+    It rises linearly from 0.01 (warm-up), stays at 1 (hold), decays to `final_lr_scale`, and stays there from
+    `num_updates` on.
+
+    Source: fairseq's tri_stage scheduler with phase_ratio [warmup, hold, rest], whose decay is exponential; in the
+    wav2vec 2.0 paper (arXiv 2006.11477, section 4.3) the decay is linear.
 
     Args:
         num_updates: optimiser updates of the whole run.
-        warmup, hold: shares of `num_updates`; the decay has the rest.
-        final_lr_scale: where the decay ends.
+        warmup, hold: shares of `num_updates`; the rest is the decay.
+        final_lr_scale: factor at the end of the decay.
         decay: "exponential" or "linear".
 
     Raises:
-        InputError: the shares do not fit into 1, the final scale is not in (0, 1], or the decay has another name.
+        InputError: the sum of the shares exceeds 1, the final scale is not in (0, 1], or the decay is unknown.
     """
     if not (warmup >= 0 and hold >= 0 and warmup + hold <= 1):
-        raise InputError(f"model.warmup={warmup} and model.hold={hold} are shares of the run: together at most 1.")
+        raise InputError(
+            f"model.warmup={warmup} and model.hold={hold} are shares of the run; their sum must be at most 1."
+        )
     if not 0 < final_lr_scale <= 1:
         raise InputError(f"model.final_lr_scale={final_lr_scale} must be above 0 and at most 1.")
     if decay not in get_args(Decay):
-        raise InputError(f"model.decay={decay!r} is not known; choose from {', '.join(get_args(Decay))}.")
+        raise InputError(f"model.decay={decay!r} is unknown; choose from {', '.join(get_args(Decay))}.")
     warmup_updates = int(warmup * num_updates)
     hold_updates = int(hold * num_updates)
     decay_updates = num_updates - warmup_updates - hold_updates
@@ -108,20 +112,22 @@ def tri_stage(
 
 
 def polynomial_decay(num_updates: int, warmup: float = 0.08) -> Callable[[int], float]:
-    """The factor on the learning rate at each optimiser update 0, 1, 2 ...: linear warm-up, linear decay to 0.
+    """Return the factor on the learning rate as a function of the optimiser update 0, 1, 2 ...
 
-    Source: fairseq's polynomial_decay scheduler with its power of 1, which pre-training uses; its first update is, like
-    its second, at one step of the warm-up and not at 0.
+    It rises linearly (warm-up), then falls linearly to 0.
+
+    Source: fairseq's polynomial_decay scheduler with power 1, as in pre-training. The first update has the same
+    factor as the second, one step of the warm-up, and not 0.
 
     Args:
         num_updates: optimiser updates of the whole run.
-        warmup: share of `num_updates`; the decay has the rest.
+        warmup: share of `num_updates`; the rest is the decay.
 
     Raises:
         InputError: the share is not in [0, 1).
     """
     if not 0 <= warmup < 1:
-        raise InputError(f"model.warmup={warmup} is a share of the run: at least 0 and below 1.")
+        raise InputError(f"model.warmup={warmup} is a share of the run; it must be at least 0 and below 1.")
     warmup_updates = int(warmup * num_updates)
 
     def factor(update: int) -> float:
@@ -133,10 +139,10 @@ def polynomial_decay(num_updates: int, warmup: float = 0.08) -> Callable[[int], 
 
 
 def num_updates_of(trainer: Trainer) -> int:
-    """Optimiser updates of a whole run, which a schedule must know.
+    """Return the number of optimiser updates of the whole run.
 
     Raises:
-        InputError: the run has no end.
+        InputError: the run has no limit of steps or epochs.
     """
     num_updates = trainer.estimated_stepping_batches
     if num_updates == float("inf"):

@@ -24,11 +24,11 @@ def test_all_sides_are_measured(tmp_path, precision):
     options = ["--batch-seconds", "60", "--device-seconds", "30", "--steps", "2", "--repetitions", "2", "--in-fit"]
     model = ["--model", str(tmp_path / "config.json"), "--off", "compile", "--precision", precision]
     assert main(["bench", "step", *model, *options, "--json", str(report)]) == 0
-    found = json.loads(report.read_text())
-    assert [side["side"] for side in found["sides"]] == ["ours in fit", "ours", "hf"]
-    assert found["failures"] == {}
-    assert all(0.001 < side["peak_gib"] < 4 for side in found["sides"])
-    assert found["agreement"]["holds"]
+    results = json.loads(report.read_text())
+    assert [side["side"] for side in results["sides"]] == ["ours in fit", "ours", "hf"]
+    assert results["failures"] == {}
+    assert all(0.001 < side["peak_gib"] < 4 for side in results["sides"])
+    assert results["agreement"]["holds"]
 
 
 def test_matrix_products_are_measured_within_what_gpus_reach():

@@ -1,4 +1,4 @@
-"""The copy of a checkpoint to the host's memory, from a GPU that is busy."""
+"""Copy of a checkpoint to host memory from a busy GPU."""
 
 from collections import OrderedDict
 
@@ -18,7 +18,7 @@ def test_the_copy_is_of_the_moment_whatever_the_gpu_does_before_and_after(tmp_pa
     writer = BackgroundCheckpointIO()
     for step in range(1, 4):
         for weight in weights:
-            factor = (factor @ factor).clamp(0, 1)  # the copy must wait for what has been launched
+            factor = (factor @ factor).clamp(0, 1)  # the copy must wait for these kernels
             weight.add_(1 + 0 * factor[0, 0])
         state = OrderedDict((str(i), weight) for i, weight in enumerate(weights))
         checkpoint = {

@@ -1,4 +1,4 @@
-"""On a CUDA device: `W2V_TEST_GPUS=0 pytest -n 0 -m gpu`."""
+"""Losses and gradients on a CUDA device: `W2V_TEST_GPUS=0 pytest -n 0 -m gpu`."""
 
 import math
 
@@ -24,7 +24,8 @@ def test_ctc_loss_and_gradient_equal_those_of_the_cpu():
     torch.manual_seed(0)
     logits = torch.randn(4, 300, 32)
     labels = torch.randint(1, 32, (4, 260))
-    num_frames, num_labels = torch.tensor([300, 250, 200, 10]), torch.tensor([260, 100, 0, 50])  # the last: infeasible
+    # The last utterance cannot be aligned.
+    num_frames, num_labels = torch.tensor([300, 250, 200, 10]), torch.tensor([260, 100, 0, 50])
     results = []
     for device in ("cpu", "cuda"):
         x = logits.detach().clone().to(device).requires_grad_()
@@ -56,7 +57,7 @@ def test_learns_in_every_precision(tmp_path, precision):
 
 
 class Kept(Wav2Vec2CTC):
-    """Keeps the gradients of its last step."""
+    """Module that stores the gradients of its last step."""
 
     def on_before_optimizer_step(self, optimizer):
         self.gradient = torch.cat([p.grad.flatten() for p in self.parameters() if p.grad is not None]).double()
@@ -64,9 +65,9 @@ class Kept(Wav2Vec2CTC):
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-3), ("bf16-mixed", 0.03), ("16-mixed", 0.01)])
 def test_a_step_has_the_same_gradient_however_it_is_cut(tmp_path, precision, tolerance):
-    """Also what the GradScaler leaves of it; the whole in single precision is what all are held against.
+    """Compare the gradients, also after the GradScaler, with that of the whole step in single precision.
 
-    In double precision, on the CPU, it is the same within 1e-6 (tests/test_module.py); here cuDNN convolves in TF32.
+    In double precision on the CPU they agree within 1e-6 (tests/test_module.py); here cuDNN's convolutions use TF32.
     """
     write_split(tmp_path / "corpus", "train", random_texts(24, seed=1))
 
@@ -89,9 +90,9 @@ def test_a_step_has_the_same_gradient_however_it_is_cut(tmp_path, precision, tol
 
     expected, _ = gradient("32-true", 20)
     for device_seconds, least in ((20, 1), (7, 3), (4, 5)):
-        found, cuts = gradient(precision, device_seconds)
+        actual, cuts = gradient(precision, device_seconds)
         assert cuts >= least
-        assert (found - expected).norm() <= tolerance * expected.norm(), (precision, device_seconds)
+        assert (actual - expected).norm() <= tolerance * expected.norm(), (precision, device_seconds)
 
 
 def test_the_precision_chosen_is_one_that_this_gpu_computes_in():

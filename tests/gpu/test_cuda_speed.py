@@ -1,4 +1,4 @@
-"""On a GPU, every way through the model computes what transformers' own modules compute."""
+"""On a GPU, every implementation computes the same as transformers' own modules."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ LARGE = {
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    """Without TF32, which cuDNN convolves in by default."""
+    """Disable TF32, which cuDNN uses for convolutions by default."""
     assert torch.cuda.is_available(), "run with W2V_TEST_GPUS=0 on a machine with a GPU"
     with torch.backends.cudnn.flags(allow_tf32=False):
         yield
@@ -50,7 +50,7 @@ def loss_and_gradient(model, forward, num_samples):
     torch.manual_seed(1)
     waveforms_BT = torch.zeros(len(num_samples), max(num_samples))
     for waveform_T, number in zip(waveforms_BT, num_samples, strict=True):
-        waveform_T[:number] = torch.randn(number).cumsum(0)  # most of its energy is low, like speech's
+        waveform_T[:number] = torch.randn(number).cumsum(0)  # most of its energy is at low frequencies, as in speech
         waveform_T[:number] /= waveform_T[:number].std()
     labels_BU = torch.randint(5, 31, (len(num_samples), 20))
     num_samples_B = torch.tensor(num_samples)
@@ -64,35 +64,35 @@ def loss_and_gradient(model, forward, num_samples):
     return logits_BFV.detach().float()[is_real_BF.cuda()], gradient
 
 
-def relative(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
+def relative(actual, expected):
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("config", [BASE, LARGE], ids=["base", "large"])
 def test_in_float32_logits_and_gradients_are_those_of_transformers(config):
-    """An utterance alone, so that padding, which transformers hears, plays no part."""
+    """Use a single utterance, because transformers' output depends on padding."""
     model = build(config)
     for num_samples in ([48_000], [31_234, 31_234]):
         theirs = loss_and_gradient(model, lambda waveforms_BT, _: model(waveforms_BT).logits, num_samples)
         for speed in (Speed(), Speed(positional_convolution="fft"), Speed(positional_convolution="convolution")):
             ours = loss_and_gradient(model, lambda *x, s=speed: wav2vec2.ctc_logits(model, *x, speed=s), num_samples)
-            for found, expected in zip(ours, theirs, strict=True):
-                assert relative(found, expected) < 1e-4, speed
+            for actual, expected in zip(ours, theirs, strict=True):
+                assert relative(actual, expected) < 1e-4, speed
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("config", [BASE, LARGE], ids=["base", "large"])
 def test_in_half_precision_no_way_is_less_exact_than_transformers_modules(config, dtype):
-    """All against float32; padded utterances."""
-    torch.compiler.reset()  # each precision counts towards the number of times that a function is compiled
+    """Compare all with float32, on padded utterances."""
+    torch.compiler.reset()  # each precision counts towards the limit of recompilations of a function
     model = build(config)
     num_samples = [48_000, 40_000, 47_321]
     exact = loss_and_gradient(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=STOCK), num_samples)
 
     def error(speed):
         with torch.autocast("cuda", dtype):
-            found = loss_and_gradient(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=speed), num_samples)
-        return [relative(*pair) for pair in zip(found, exact, strict=True)]
+            actual = loss_and_gradient(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=speed), num_samples)
+        return [relative(*pair) for pair in zip(actual, exact, strict=True)]
 
     stock = error(STOCK)
     ways = [{}, {"compile": False}, {"attention": "padded"}, {"feature_encoder": "channels_last"}]
@@ -109,7 +109,7 @@ def test_in_half_precision_no_way_is_less_exact_than_transformers_modules(config
 @pytest.mark.skipif(not HAS_FLASH4, reason=f"flash-attn-4 {FLASH4} is not installed")
 @pytest.mark.parametrize("heads", [12, 16])
 def test_flash4_is_the_attention_within_utterances(heads):
-    """Against float32, and torch's flash attention in bfloat16."""
+    """Compare with float32 and with torch's flash attention in bfloat16."""
     from w2v_lightning.model.flash4 import _flash4, flash4
     from w2v_lightning.model.layers import _flash
 
@@ -121,8 +121,8 @@ def test_flash4_is_the_attention_within_utterances(heads):
 
     def run(attend, qkv_N3HD):
         qkv_N3HD = qkv_N3HD.clone().requires_grad_()
-        found_NHD = attend(qkv_N3HD, starts_B, max(counts))
-        return found_NHD, *torch.autograd.grad(found_NHD, qkv_N3HD, gradient_NHD.to(found_NHD.dtype))
+        actual_NHD = attend(qkv_N3HD, starts_B, max(counts))
+        return actual_NHD, *torch.autograd.grad(actual_NHD, qkv_N3HD, gradient_NHD.to(actual_NHD.dtype))
 
     def exact(qkv_N3HD, *_):
         parts = (x_F3HD.permute(1, 2, 0, 3)[:, None] for x_F3HD in qkv_N3HD.split(counts))
@@ -140,7 +140,7 @@ def test_flash4_is_the_attention_within_utterances(heads):
     [(3, 700, 768, 128), (1, 100, 768, 128), (3, 700, 1024, 128), (3, 700, 160, 15)],
 )
 def test_convolution_in_blocks_is_about_as_exact_as_cudnns(utterances, frames, channels, taps):
-    """Output and gradients in bfloat16, against float64."""
+    """Compare output and gradients in bfloat16 with float64."""
     torch.manual_seed(0)
     conv = torch.nn.Conv1d(channels, channels, taps, padding=taps // 2, groups=16, device="cuda")
     hidden_BFC = torch.randn(utterances, frames, channels, device="cuda").cumsum(1).bfloat16()
@@ -172,11 +172,11 @@ def test_gelu_with_dropout_drops_its_share_and_has_the_gradient_of_what_it_kept(
     assert abs(kept.float().mean().item() - 0.9) < 2e-3
     torch.testing.assert_close(y[kept], functional.gelu(x)[kept] / 0.9, rtol=1e-4, atol=1e-6)
     gradient = torch.randn_like(y)
-    (found,) = torch.autograd.grad(y, x, gradient)
+    (actual,) = torch.autograd.grad(y, x, gradient)
     (expected,) = torch.autograd.grad(functional.gelu(x) * kept / 0.9, x, gradient)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     again = gelu_dropout(x, 0.1)
-    assert ((again != 0) != kept).float().mean().item() == pytest.approx(0.18, abs=0.01)  # drawn anew each time
+    assert ((again != 0) != kept).float().mean().item() == pytest.approx(0.18, abs=0.01)  # a new mask each time
     torch.manual_seed(0)
     torch.randn(3, 1001, 300, device="cuda")
     assert torch.equal(gelu_dropout(x, 0.1), y)
@@ -193,7 +193,7 @@ def test_dropout_masks_of_rows_and_columns_are_unrelated():
 
 
 def test_a_step_waits_for_nothing():
-    """No way through the model makes the host wait for the device."""
+    """No implementation makes the host wait for the device."""
     model = build(BASE)
     waveforms_BT, num_samples_B = torch.randn(4, 32_000, device="cuda"), torch.tensor([32_000, 31_000, 30_000, 32_000])
     for speed in (Speed(), Speed(attention="padded", compile=False)):
@@ -208,7 +208,7 @@ def test_a_step_waits_for_nothing():
 
 @pytest.mark.parametrize(("frames", "labels"), [(1750, 600), (300, 100), (40, 30)])
 def test_our_ctc_is_more_exact_than_torchs_and_the_same_every_time(frames, labels):
-    """Both against the CPU in float64."""
+    """Compare both with the CPU in float64."""
     torch.manual_seed(0)
     logits_BFV = 3 * torch.randn(8, frames, 32)
     labels_BU = torch.randint(1, 32, (8, labels))
@@ -225,7 +225,7 @@ def test_our_ctc_is_more_exact_than_torchs_and_the_same_every_time(frames, label
 
     exact = loss_and_gradient(logits_BFV.double(), "torch")
     ours, again, torchs = (loss_and_gradient(logits_BFV.cuda(), way) for way in ("fused", "fused", "torch"))
-    errors = [[relative(*pair) for pair in zip(found, exact, strict=True)] for found in (ours, torchs)]
+    errors = [[relative(*pair) for pair in zip(actual, exact, strict=True)] for actual in (ours, torchs)]
     print(frames, "ours", errors[0], "torch's", errors[1])
     assert all(torch.equal(*pair) for pair in zip(ours, again, strict=True))
     assert errors[0][0] < 1e-6

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 
 
 class NeverWaits(Throughput):
-    """torch raises where one of its operations would wait for the device."""
+    """Make torch raise an error if one of its operations would wait for the device."""
 
     def on_train_batch_start(self, *args):
         with no_waiting():
@@ -43,7 +43,7 @@ class no_waiting:  # noqa: N801
 
 
 class WaitsForNothing(Callback):
-    """Of all that training does, once kernels are compiled and chosen. Diagnosis looks at the last update."""
+    """Check the whole training once kernels are compiled and chosen. Diagnosis checks the last update."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         is_inner = batch_idx >= 6 and trainer.global_step < trainer.max_steps - 1
@@ -75,23 +75,23 @@ def fit(tmp_path, *callbacks):
 def test_a_run_is_measured_without_waiting_for_the_device(tmp_path):
     trainer = fit(tmp_path, NeverWaits())
     (path,) = tmp_path.rglob("throughput.json")
-    found = json.loads(path.read_text())
-    assert found["device_share"] + found["data_wait_share"] + found["host_share"] == pytest.approx(1)
-    assert 0 < found["device_share"] < 1
-    assert 0 < found["mfu"] < 1
-    assert found["matrix_flops_per_s"] > 1e12
-    assert found["peak_memory_gib"] > 0
-    assert found["device"] == torch.cuda.get_device_name()
-    readings = [window["gpu_num_utilisation"] for window in found["windows"]]
+    results = json.loads(path.read_text())
+    assert results["device_share"] + results["data_wait_share"] + results["host_share"] == pytest.approx(1)
+    assert 0 < results["device_share"] < 1
+    assert 0 < results["mfu"] < 1
+    assert results["matrix_flops_per_s"] > 1e12
+    assert results["peak_memory_gib"] > 0
+    assert results["device"] == torch.cuda.get_device_name()
+    readings = [window["gpu_num_utilisation"] for window in results["windows"]]
     assert len(readings) > 1
-    assert (sum(readings) > 0) == (found["gpu_utilisation"] is not None)
+    assert (sum(readings) > 0) == (results["gpu_utilisation"] is not None)
     logged = {name for name in trainer.callback_metrics if name.startswith("throughput/")}
     assert {"throughput/device_share", "throughput/mfu"} <= logged
     assert all(trainer.callback_metrics[name].device.type == "cpu" for name in logged)
 
 
 def test_the_gpu_is_found_and_says_something():
-    sampler = GpuSampler.of(torch.device("cuda", 0))
+    sampler = GpuSampler.for_device(torch.device("cuda", 0))
     if sampler is None:
         pytest.skip("NVML does not know this GPU")
     sampler.sample()
@@ -104,20 +104,21 @@ def test_a_profile_gives_the_time_of_kernels_to_groups(tmp_path):
     text = output.getvalue()
     assert "ms a step (device)" in text
     still, waits = re.search(
-        r"stood still for (\S+) ms a step, \d+% of the time\. What .* \(ms\): (.*)\. Trace", " ".join(text.split())
+        r"was idle for (\S+) ms a step, \d+% of the time\. Idle time .* \(ms\): (.*)\. Trace", " ".join(text.split())
     ).groups()
     by_part = {name: float(ms) for ms, name in (wait.split(" ", 1) for wait in waits.split(", "))}
-    assert {"forward", "backward"} <= set(by_part)  # the host is late with so small a model
+    assert {"forward", "backward"} <= set(by_part)  # with so small a model the host is slower than the device
     assert sum(by_part.values()) == pytest.approx(float(still), abs=0.05)
     groups = {line[:26].strip() for line in text.splitlines()}
-    assert {"feature encoder", "positional convolution", "CTC"} <= groups  # the ten costliest, in so small a model
+    # They are among the ten most costly groups of so small a model.
+    assert {"feature encoder", "positional convolution", "CTC"} <= groups
     assert list(tmp_path.rglob("trace.json.gz"))
 
 
 def test_a_step_of_training_waits_for_nothing(tmp_path):
-    """Forward, loss, backward, clipping, optimiser, and our callbacks; steps that are logged left out.
+    """Check forward, loss, backward, clipping, optimiser and our callbacks, except in steps that are logged.
 
-    Micro-batches have two utterances or more: torch compiles anew for the first one that has one.
+    Micro-batches have at least two utterances, because torch compiles again for the first one with a single utterance.
     """
     write_split(tmp_path / "corpus", "train", random_texts(120, seed=1), speaker="1")
     data = LibriSpeechDataModule(

@@ -1,4 +1,4 @@
-"""Weights shared out between two GPUs: `W2V_TEST_GPUS=0,1 pytest -n 0 -m gpu tests/gpu/test_fsdp2_cuda.py -s`."""
+"""Weights sharded across two GPUs: `W2V_TEST_GPUS=0,1 pytest -n 0 -m gpu tests/gpu/test_fsdp2_cuda.py -s`."""
 
 import json
 
@@ -25,10 +25,10 @@ def corpus(tmp_path):
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-3), ("bf16-mixed", 2e-2)])
 def test_the_same_losses_as_with_ddp_in_less_memory(corpus, precision, tolerance, tmp_path):
-    """Layers are compiled, AdamW is one kernel; a model of 12 layers, so that there is something to share out.
+    """Layers are compiled, AdamW is one kernel; the model has 12 layers, so that there are weights to shard.
 
-    Without validation, for which each device would hold all weights. cuDNN's convolutions are in TF32, and not alike
-    each time.
+    There is no validation, because each device would hold all weights for it. cuDNN's convolutions use TF32 and are
+    not deterministic.
     """
     peak_gib = []
     for strategy in ("ddp", "fsdp2"):
@@ -36,14 +36,15 @@ def test_the_same_losses_as_with_ddp_in_less_memory(corpus, precision, tolerance
         trainer = {"accelerator": "gpu", "devices": 2, "strategy": strategy, "precision": precision}
         trainer |= {"limit_val_batches": 0}
         config = running.config(corpus, folder, NUM_STEPS, gradient_clip_val=0.5, **trainer)
-        model = [f"--model.config={json.dumps(LARGER)}", "--model.learning_rate=1e-5"]  # 1e-3 is chaos in this one
+        # With a learning rate of 1e-3 the training of this model is chaotic.
+        model = [f"--model.config={json.dumps(LARGER)}", "--model.learning_rate=1e-5"]
         with running.started([*running.FIT, config, *model], folder / "fit.log") as process:
             assert process.wait(running.LIMIT_S) == 0, running.logs(folder)
         (report,) = folder.glob("lightning_logs/*/throughput.json")
         peak_gib.append(json.loads(report.read_text())["peak_memory_gib"])
         print(f"\n{precision}, {strategy}: {peak_gib[-1]:.2f} GiB", flush=True)
         assert len(list(folder.glob("lightning_logs/*/model/model.safetensors"))) == 1
-    assert "AccumulateGrad" not in running.logs(tmp_path / "ddp")  # torch's warning where DDP has a stream of its own
+    assert "AccumulateGrad" not in running.logs(tmp_path / "ddp")  # torch's warning if DDP used a side stream
     (_, ddp), (_, fsdp2) = (witness.steps(tmp_path / strategy / "seen") for strategy in ("ddp", "fsdp2"))
     apart = max(abs(fsdp2[step] / ddp[step] - 1) for step in ddp)
     print(f"losses {apart:.0e} apart")

@@ -1,4 +1,5 @@
-"""Out of a real device's memory, which is made small: `W2V_TEST_GPUS=0 pytest -n 0 -m gpu tests/gpu/test_memory.py`."""
+"""Out-of-memory errors of a real device with limited memory:
+`W2V_TEST_GPUS=0 pytest -n 0 -m gpu tests/gpu/test_memory.py`."""
 
 import gc
 import logging
@@ -22,7 +23,7 @@ GIB = 2**30
 
 @pytest.fixture(autouse=True)
 def device_memory():
-    """All of it, and none of it held by other tests; the total in bytes."""
+    """Free the memory held by other tests, remove the limit, and yield the total in bytes."""
     assert torch.cuda.is_available(), "run with W2V_TEST_GPUS=0 on a machine with a GPU"
     torch.cuda.init()
     forget()
@@ -47,7 +48,7 @@ def forget():
 def train(corpus, folder, device_seconds, *, config=SMALL_CONFIG, callbacks=(), **options):
     torch.manual_seed(0)
     plain = dict.fromkeys(("layerdrop", "activation_dropout"), 0.0)
-    speed = Speed(compile=False)  # which would take longer than all else
+    speed = Speed(compile=False)  # compiling would take longer than everything else
     module = Wav2Vec2CTC(None, config, freeze_feature_encoder=False, learning_rate=1e-3, speed=speed, **plain)
     data = LibriSpeechDataModule(
         str(corpus), ["train"], [], batch_seconds=100, device_seconds=device_seconds, num_workers=0
@@ -61,7 +62,7 @@ def train(corpus, folder, device_seconds, *, config=SMALL_CONFIG, callbacks=(), 
 
 
 def peak_of(corpus, folder, device_seconds):
-    """Bytes that were in use at the most, and the run."""
+    """Return the peak of allocated bytes, and the run."""
     forget()
     trainer, data = train(corpus, folder, device_seconds)
     return torch.cuda.max_memory_allocated(), trainer, data
@@ -78,7 +79,7 @@ def test_a_run_out_of_memory_ends_as_one_with_smaller_batches(corpus, tmp_path, 
     _, expected, _ = peak_of(corpus, tmp_path, 50)
     limit, *_ = peak_of(corpus, tmp_path, 100)
     device_seconds = 100
-    while device_seconds == 100:  # how far is not known: with less memory, cuDNN takes algorithms that need less
+    while device_seconds == 100:  # with less memory, cuDNN chooses algorithms that need less
         limit *= 0.7
         forget()
         caplog.clear()
@@ -86,7 +87,7 @@ def test_a_run_out_of_memory_ends_as_one_with_smaller_batches(corpus, tmp_path, 
         with caplog.at_level(logging.WARNING, "w2v_lightning"):
             trainer, data = train(corpus, tmp_path, 100)
         device_seconds = data.device_seconds
-    assert device_seconds in (50, 25, 12.5)  # memory may be in pieces, and half of it not enough
+    assert device_seconds in (50, 25, 12.5)  # memory may be fragmented, so that half is not enough
     assert "Out of memory in step" in caplog.text
     assert trainer.global_step == expected.global_step
     loss, expected_loss = (float(run.callback_metrics["train_loss"]) for run in (trainer, expected))
@@ -94,8 +95,8 @@ def test_a_run_out_of_memory_ends_as_one_with_smaller_batches(corpus, tmp_path, 
     assert not list(tmp_path.glob("*.ckpt"))
 
 
-class WhatIsLeft(Callback):
-    """Of the calibration, before the module itself comes to the device."""
+class CalibrationMemory(Callback):
+    """Memory that the calibration leaves allocated, before the module itself is moved to the device."""
 
     def setup(self, trainer, pl_module, stage):
         self.allocated = torch.cuda.memory_allocated()
@@ -104,17 +105,17 @@ class WhatIsLeft(Callback):
 
 @pytest.mark.parametrize("config", [SMALL_CONFIG, {}], ids=["small", "base"])
 def test_a_calibration_finds_what_fits(corpus, tmp_path, config, caplog, device_memory):
-    """Within a minute, as promised; and the whole run then keeps within the memory. `base` is wav2vec2-base."""
+    """The calibration takes less than a minute, and the run stays within the memory. `base` is wav2vec2-base."""
     torch.cuda.set_per_process_memory_fraction((1 if config else 6) * GIB / device_memory)
-    left = WhatIsLeft()
+    calibration = CalibrationMemory()
     started = time.monotonic()
     with caplog.at_level(logging.INFO, "w2v_lightning"):
-        _, data = train(corpus, tmp_path, "auto", config=config, callbacks=[left], max_steps=5, max_epochs=-1)
+        _, data = train(corpus, tmp_path, "auto", config=config, callbacks=[calibration], max_steps=5, max_epochs=-1)
         _, again = train(corpus, tmp_path, "auto", config=config, max_steps=1, max_epochs=-1)
-    assert left.calibrated_at - started < 60
-    assert left.allocated < 128 * 2**20  # cuBLAS keeps its workspace
-    assert data.least_device_seconds <= data.device_seconds <= 100
+    assert calibration.calibrated_at - started < 60
+    assert calibration.allocated < 128 * 2**20  # cuBLAS keeps its workspace
+    assert data.min_device_seconds <= data.device_seconds <= 100
     assert "Out of memory" not in caplog.text
     assert "found in" in caplog.text
     assert again.device_seconds == data.device_seconds
-    assert "as found before" in caplog.text
+    assert "cached in" in caplog.text

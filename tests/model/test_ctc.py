@@ -6,7 +6,7 @@ from w2v_lightning.model.ctc import ctc_loss
 
 
 def brute_force_nll(log_probs_FV, labels):
-    """CTC by summing over every path; for a handful of frames."""
+    """Compute CTC by summing over every path; feasible for a few frames."""
     import itertools
 
     total = torch.tensor(float("-inf"), dtype=torch.float64)

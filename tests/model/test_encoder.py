@@ -1,4 +1,4 @@
-"""What a model hears of an utterance does not hang on its neighbours, and is what transformers makes of it alone."""
+"""Output for an utterance: independent of the other utterances, and the same as that of transformers for it alone."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from w2v_lightning.model.speed import Speed
 from w2v_lightning.text.vocabulary import Vocabulary
 
 NUM_SAMPLES = (16_000, 9_000, 4_321, 400)
-# The two published architectures with two of their layers: the rest are the same once more.
+# The two published architectures with two layers each; the other layers would be the same.
 BASE = {"num_hidden_layers": 2}
 LARGE_LV60 = {
     "num_hidden_layers": 2,
@@ -37,7 +37,7 @@ def build(architecture: str, **config):
 
 
 def speech(*num_samples: int, padded_to: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Waveforms of unequal loudness and offset (what a norm over time would mix up), padded with zeros."""
+    """Waveforms that differ in loudness and offset, which a norm over time would mix, padded with zeros."""
     torch.manual_seed(1)
     waveforms_BT = torch.zeros(len(num_samples), padded_to or max(num_samples))
     for row, (waveform_T, number) in enumerate(zip(waveforms_BT, num_samples, strict=True)):
@@ -87,7 +87,7 @@ def test_so_it_is_in_the_published_depth(architecture, num_layers):
 
 @torch.no_grad()
 def test_stock_transformers_does_not_and_hf_compat_is_like_it():
-    """Should this fail one day, transformers has been repaired."""
+    """If this fails, transformers has fixed the problem."""
     model = build("base")
     waveforms_BT, num_samples_B = speech(*NUM_SAMPLES, padded_to=32_000)
     stock_BFV = model(waveforms_BT).logits
@@ -103,8 +103,8 @@ def test_hf_compat_of_models_without_group_norm_keeps_the_attention_mask():
     waveforms_BT, num_samples_B = speech(*NUM_SAMPLES)
     attention_mask = torch.arange(waveforms_BT.shape[1]) < num_samples_B[:, None]
     stock_BFV = model(waveforms_BT, attention_mask=attention_mask).logits
-    # Behind an utterance all channels are alike: there a norm makes the FFT's errors, which a busy machine may find
-    # faster, a thousand times larger.
+    # After the end of an utterance all channels are equal, so a norm amplifies rounding errors a thousand times. Those
+    # of the FFT are larger, and on a busy machine the measurement may choose the FFT.
     speed = Speed(positional_convolution="convolution")
     compat_BFV = wav2vec2.ctc_logits(model, waveforms_BT, num_samples_B, hf_compat=True, speed=speed)
     torch.testing.assert_close(compat_BFV, stock_BFV, rtol=1e-5, atol=1e-5)
@@ -144,9 +144,9 @@ def test_a_dropped_layer_is_skipped_and_has_gradients_of_zero():
     model = build("tiny layer", num_hidden_layers=3)
     waveforms_BT, num_samples_B = speech(8_000)
     dropped = wav2vec2.ctc_logits(model, waveforms_BT, num_samples_B, dropped_layers=[1])
-    found = gradients(model, dropped=[1])
-    assert found.keys() == gradients(model).keys()
-    assert all((g == 0).all() == (".layers.1." in name) for name, g in found.items())
+    actual = gradients(model, dropped=[1])
+    assert actual.keys() == gradients(model).keys()
+    assert all((g == 0).all() == (".layers.1." in name) for name, g in actual.items())
     del model.wav2vec2.encoder.layers[1]
     torch.testing.assert_close(dropped, wav2vec2.ctc_logits(model, waveforms_BT, num_samples_B))
 

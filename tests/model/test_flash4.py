@@ -1,4 +1,4 @@
-"""What lies around flash-attn-4's kernels, over a stand-in for them; tests/gpu has the kernels."""
+"""Code around flash-attn-4's kernels, with a stand-in for them; tests/gpu tests the kernels."""
 
 import sys
 from itertools import pairwise
@@ -14,7 +14,7 @@ STARTS_B = torch.tensor([0, 7, 8, 12], dtype=torch.int32)
 
 @pytest.fixture(scope="module")
 def flash4():
-    """The module, which registers its operators once in a process."""
+    """Import the module, which can register its operators only once per process."""
     stand_in = ModuleType("flash_attn.cute.interface")
     stand_in._flash_attn_fwd, stand_in._flash_attn_bwd = forward, backward
     names = ("flash_attn", "flash_attn.cute")
@@ -34,17 +34,18 @@ def forward(query, key, value, *, return_lse, cu_seqlens_q, cu_seqlens_k, max_se
     return attention(query, key, value, cu_seqlens_q), torch.zeros(query.shape[1], len(query)), None, None, None
 
 
-def backward(query, key, value, found, gradient, lse, *, dq, dk, dv, deterministic, cu_seqlens_q, **_):
+def backward(query, key, value, actual, gradient, lse, *, dq, dk, dv, deterministic, cu_seqlens_q, **_):
     assert gradient.is_contiguous()
     assert not deterministic
-    assert found.shape == gradient.shape
+    assert actual.shape == gradient.shape
     assert lse.shape == (query.shape[1], len(query))
-    for start, end in pairwise(cu_seqlens_q.tolist()):  # autograd has no say in an operator
-        q, k, v, of_found = (x[start:end].transpose(0, 1) for x in (query, key, value, gradient))
+    for start, end in pairwise(cu_seqlens_q.tolist()):  # autograd does not record within an operator
+        q, k, v, output_gradient = (x[start:end].transpose(0, 1) for x in (query, key, value, gradient))
         share = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
-        of_share = of_found @ v.mT
-        of_score = share * (of_share - (share * of_share).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5
-        for given, computed in zip((dq, dk, dv), (of_score @ k, of_score.mT @ q, share.mT @ of_found), strict=True):
+        share_gradient = output_gradient @ v.mT
+        score_gradient = share * (share_gradient - (share * share_gradient).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5
+        gradients = (score_gradient @ k, score_gradient.mT @ q, share.mT @ output_gradient)
+        for given, computed in zip((dq, dk, dv), gradients, strict=True):
             given[start:end] = computed.transpose(0, 1)
 
 
@@ -64,8 +65,8 @@ def run(attend, projection):
         qkv_N3HD = functional.linear(hidden_NC, projection).unflatten(-1, (3, 2, 8))
         return attend(qkv_N3HD, STARTS_B, max(COUNTS)).square()
 
-    found_NHD = function(hidden_NC)
-    return found_NHD, *torch.autograd.grad(found_NHD.sum(), (hidden_NC, projection))
+    actual_NHD = function(hidden_NC)
+    return actual_NHD, *torch.autograd.grad(actual_NHD.sum(), (hidden_NC, projection))
 
 
 def test_gradients_are_those_of_attention_within_utterances(flash4):

@@ -6,8 +6,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from w2v_lightning.model.flops import forward_flops, training_flops
 
-# An odd kernel, because an even one computes a frame more than it keeps; one group, because torch counts gradients of
-# a grouped convolution as if it had one.
+# The kernel is odd, because an even one computes one more frame than it keeps. There is one group, because torch counts
+# the gradients of a grouped convolution as if it had one.
 CONFIG = Wav2Vec2Config(
     **{**TINY_CONFIG, "num_conv_pos_embeddings": 15, "num_conv_pos_embedding_groups": 1, "vocab_size": 40},
     layerdrop=0.0,
@@ -35,9 +35,9 @@ def test_forward_is_what_torch_counts():
 
 @pytest.mark.parametrize("trains_feature_encoder", [True, False])
 def test_training_is_what_torch_counts(trains_feature_encoder):
-    found = training_flops(CONFIG, [SAMPLES, SAMPLES], trains_feature_encoder=trains_feature_encoder)
+    actual = training_flops(CONFIG, [SAMPLES, SAMPLES], trains_feature_encoder=trains_feature_encoder)
     expected = counted(backward=True, trains_feature_encoder=trains_feature_encoder)
-    assert expected <= found <= 1.06 * expected  # torch leaves out the gradients of what nobody trains
+    assert expected <= actual <= 1.06 * expected  # torch does not compute gradients of frozen parts
 
 
 def test_lengths_count_one_by_one_and_padding_does_not():
@@ -54,8 +54,8 @@ def test_positional_convolution_counts_by_group():
 
 
 def test_base_is_what_its_size_says():
-    """GFLOP of an audio-second: 4.9 the feature encoder; of 50 frames, 8.5 the layers' matrices, 1.1 their attention
-    at 12 s, 0.5 the positional convolution."""
+    """GFLOP per second of audio: feature encoder 4.9; for 50 frames: layers' matrices 8.5, attention at 12 s 1.1,
+    positional convolution 0.5."""
     base = Wav2Vec2Config(layerdrop=0.0)
     per_second = training_flops(base, [16_000 * 12], trains_feature_encoder=False) / 12
     assert per_second == pytest.approx((4.9 + 3 * (8.5 + 1.1 + 0.5)) * 1e9, rel=0.01)

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, which needs no GPU; tests/gpu has them on one."""
+"""Triton kernels in Triton's interpreter, which needs no GPU; tests/gpu runs them on a GPU."""
 
 import os
 
@@ -7,12 +7,15 @@ import torch
 from torch.nn import functional
 
 from w2v_lightning.model.ctc import ctc_loss
-from w2v_lightning.model.speed import Speed
+from w2v_lightning.model.speed import HAS_TRITON_OP, Speed
 
 pytest.importorskip("triton")
 
 
-pytestmark = pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="compiled for a GPU")
+pytestmark = [
+    pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="compiled for a GPU"),
+    pytest.mark.skipif(not HAS_TRITON_OP, reason="the Triton kernels need torch 2.6"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def constants(kernels, x):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_gelu_with_dropout_and_its_gradient(kernels, dtype, tolerance):
     torch.manual_seed(0)
-    x = (2 * torch.randn(20_000)).to(dtype)  # no multiple of a block
+    x = (2 * torch.randn(20_000)).to(dtype)  # not a multiple of the block size
     y, dx, dy, seed = torch.full_like(x, 7.0), torch.full_like(x, 7.0), torch.randn_like(x), torch.tensor(12345)
     threshold, scale, is_half = constants(kernels, x)
     kernels._gelu_dropout_forward[kernels._grid(x)](x, y, seed, x.numel(), threshold, scale, is_half)
@@ -53,7 +56,7 @@ def test_no_two_elements_share_their_draw(kernels):
 
 
 def test_the_half_precision_normal_distribution_is_exact_to_1e_6(kernels):
-    """Seen through the first convolution, with a filter that hands on its input."""
+    """Test GELU through the first convolution, with a filter that passes its input through."""
     x = torch.linspace(-6, 6, 4096)[None]
     weight, shift = torch.zeros(1, 1, 256), torch.zeros(1, 256)
     weight[:] = 1.0
@@ -87,7 +90,7 @@ def test_first_convolution(kernels):
     [
         (32, [30, 25, 20, 10, 1], [12, 10, 0, 11, 1]),  # the fourth cannot be aligned
         (5, [21, 17], [3, 2]),
-        (40, [90, 90], [80, 7]),  # more labels than a tile of the gradient has
+        (40, [90, 90], [80, 7]),  # more labels than a tile of the gradient holds
     ],
 )
 def test_ctc_and_its_gradient_are_torchs_in_double_precision(tokens, frames, labels):
@@ -96,7 +99,7 @@ def test_ctc_and_its_gradient_are_torchs_in_double_precision(tokens, frames, lab
     torch.manual_seed(0)
     logits_BFV = 3 * torch.randn(len(frames), max(frames) + 3, tokens)
     labels_BU = torch.randint(1, tokens, (len(frames), max(labels) + 2))
-    labels_BU[0, 2] = labels_BU[0, 1]  # the same twice: a blank has to be between them
+    labels_BU[0, 2] = labels_BU[0, 1]  # the same label twice needs a blank in between
     counts = torch.tensor(frames), torch.tensor(labels)
     exact = logits_BFV.double().requires_grad_()
     expected = ctc_loss(exact, counts[0], labels_BU, counts[1], speed=Speed(ctc="torch"))
@@ -112,16 +115,16 @@ def test_ctc_and_its_gradient_are_torchs_in_double_precision(tokens, frames, lab
 
 @pytest.mark.slow
 def test_ctc_stays_exact_over_many_frames():
-    """With torch's in float32 on the same logits, whose logarithms grow with the frames."""
+    """Compare with torch's CTC in float32 on the same logits; its logarithms grow with the number of frames."""
     torch.manual_seed(0)
     logits_BFV, labels_BU = 3 * torch.randn(1, 700, 32), torch.randint(1, 32, (1, 200))
     counts, errors = (torch.tensor([700]), torch.tensor([200])), []
     exact = logits_BFV.double().requires_grad_()
     (expected,) = torch.autograd.grad(ctc_loss(exact, counts[0], labels_BU, counts[1]).sum(), exact)
     for way in ("fused", "torch"):
-        found = logits_BFV.clone().requires_grad_()
-        loss = ctc_loss(found, counts[0], labels_BU, counts[1], speed=Speed(ctc=way))
-        (gradient,) = torch.autograd.grad(loss.sum(), found)
+        actual = logits_BFV.clone().requires_grad_()
+        loss = ctc_loss(actual, counts[0], labels_BU, counts[1], speed=Speed(ctc=way))
+        (gradient,) = torch.autograd.grad(loss.sum(), actual)
         errors.append(((gradient - expected).norm() / expected.norm()).item())
     assert errors[0] < 2e-5
     assert errors[0] < errors[1] / 10
@@ -141,7 +144,7 @@ def test_ctc_of_logits_that_are_no_numbers_is_none_either():
 
 
 def test_the_loss_by_our_kernels_has_zeros_where_labels_cannot_be_aligned():
-    """Through `ctc_loss`, whose other tests are of torch's."""
+    """Test the kernels through `ctc_loss`, whose other tests use torch's CTC."""
     logits_BFV = torch.randn(2, 6, 5, requires_grad=True)
     labels_BU, counts = torch.tensor([[1, 1, 1, 1], [2, 3, 0, 0]]), (torch.tensor([6, 6]), torch.tensor([4, 2]))
     results = []
@@ -156,34 +159,34 @@ def test_the_loss_by_our_kernels_has_zeros_where_labels_cannot_be_aligned():
 @pytest.mark.parametrize(
     ("utterances", "frames", "channels", "groups", "taps"),
     [
-        pytest.param(2, 300, 48, 1, 128, marks=pytest.mark.slow),  # a group of wav2vec2's
-        pytest.param(3, 129, 32, 2, 129, marks=pytest.mark.slow),  # a block of one frame
+        pytest.param(2, 300, 48, 1, 128, marks=pytest.mark.slow),  # the size of a group in wav2vec2
+        pytest.param(3, 129, 32, 2, 129, marks=pytest.mark.slow),  # the last block has one frame
         (1, 256, 20, 1, 7),
     ],
 )
 def test_convolution_in_blocks_and_its_gradients(utterances, frames, channels, groups, taps):
-    """In float32, whose products are exact in the interpreter."""
+    """Use float32, because its products are exact in the interpreter."""
     from w2v_lightning.model.positional_kernels import correlation_in_blocks
 
     sizes = utterances, frames, channels, groups, taps
-    found, _, exact = blocks_and_conv1d(correlation_in_blocks, torch.float32, *sizes)
-    for ours, true in zip(found, exact, strict=True):
+    actual, _, exact = blocks_and_conv1d(correlation_in_blocks, torch.float32, *sizes)
+    for ours, true in zip(actual, exact, strict=True):
         assert ((ours - true).norm() / true.norm()).item() < 1e-6
 
 
 @pytest.mark.slow
 def test_in_half_precision_convolution_in_blocks_is_about_as_exact_as_conv1d():
-    """float16: the interpreter knows no products of bfloat16."""
+    """Use float16, because the interpreter does not support products of bfloat16."""
     from w2v_lightning.model.positional_kernels import correlation_in_blocks
 
-    found, expected, exact = blocks_and_conv1d(correlation_in_blocks, torch.float16, 2, 300, 48, 1, 128)
-    for ours, theirs, true in zip(found, expected, exact, strict=True):
+    actual, expected, exact = blocks_and_conv1d(correlation_in_blocks, torch.float16, 2, 300, 48, 1, 128)
+    for ours, theirs, true in zip(actual, expected, exact, strict=True):
         ours_off, theirs_off = (((x.double() - true).norm() / true.norm()).item() for x in (ours, theirs))
         assert ours_off < 1.3 * theirs_off
 
 
 def blocks_and_conv1d(correlation_in_blocks, dtype, utterances, frames, channels, groups, taps):
-    """Output and gradients by hidden, weight and bias, with frames of `dtype`; and of conv1d in float64."""
+    """Return output and gradients (hidden, weight, bias) with frames of `dtype`, and those of conv1d in float64."""
     torch.manual_seed(0)
     hidden_BFC = torch.randn(utterances, frames, channels).to(dtype)
     weight_CIK, bias_C = torch.randn(channels, channels // groups, taps), torch.randn(channels)

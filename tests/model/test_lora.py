@@ -91,7 +91,7 @@ def test_the_exported_folder_is_a_plain_model_that_puts_out_the_same(folder, dat
     assert exported.state_dict().keys() == AutoModelForCTC.from_pretrained(folder).state_dict().keys()
     torch.testing.assert_close(logits(exported), logits(module.model), rtol=0, atol=1e-5)
     assert (logits(exported) - logits(AutoModelForCTC.from_pretrained(folder))).abs().max() > 1e-2
-    assert any("lora_" in name for name in module.model.state_dict())  # training can go on
+    assert any("lora_" in name for name in module.model.state_dict())  # training can continue
 
 
 def test_without_lora_nothing_is_copied(folder):

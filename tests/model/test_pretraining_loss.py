@@ -29,7 +29,7 @@ NUM_SAMPLES = [16_000, 12_000, 8_000]
 
 
 class ExactStraightThrough(torch.autograd.Function):
-    """One-hot of the largest forward, softmax backward: torch's own sum leaves rounding errors in the one."""
+    """Straight-through softmax: one-hot forward, softmax backward. torch's own sum leaves rounding errors in the 1."""
 
     @staticmethod
     def forward(ctx, logits, tau):
@@ -45,7 +45,7 @@ class ExactStraightThrough(torch.autograd.Function):
 
 @pytest.fixture
 def without_noise(monkeypatch):
-    """Both quantise only by their own order of frames: with noise they would draw different codes."""
+    """Disable the noise: both models quantise frames in different orders and would draw different codes."""
     monkeypatch.setattr(functional, "gumbel_softmax", lambda logits, tau, hard: ExactStraightThrough.apply(logits, tau))
 
 
@@ -83,7 +83,7 @@ def a_batch(model, num_samples=NUM_SAMPLES, time_prob=0.65) -> Batch:
 
 
 def of_transformers(model, batch):
-    """Output of transformers' forward; it wants negatives for every frame, as positions in B x F."""
+    """Return the output of transformers' forward, which takes negatives for every frame, as positions in B x F."""
     shape = (*batch.time_mask_BF.shape, batch.negatives_MK.shape[1])
     negatives = torch.zeros(shape, dtype=torch.int64)
     negatives.view(-1, shape[-1])[batch.masked_M] = batch.masked_M[batch.negatives_MK.long()]
@@ -141,11 +141,11 @@ def test_loss_and_gradients_in_training_are_those_of_transformers():
     expected = gradients(model, theirs.loss / batch.time_mask_BF.sum())
     outcome, loss = our_loss(model, batch)
     check_equal(loss, outcome, theirs)
-    found = gradients(model, loss / outcome.num_masked)
-    assert found.keys() == expected.keys()
-    assert {"quantizer.codevectors", "quantizer.weight_proj.weight", "wav2vec2.masked_spec_embed"} <= found.keys()
+    actual = gradients(model, loss / outcome.num_masked)
+    assert actual.keys() == expected.keys()
+    assert {"quantizer.codevectors", "quantizer.weight_proj.weight", "wav2vec2.masked_spec_embed"} <= actual.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_half_precision_changes_little():
@@ -221,7 +221,8 @@ def test_temperature_falls_exponentially_to_its_end(update, expected):
 def test_negatives_are_other_masked_frames_of_the_same_utterance():
     masks = [np.arange(50) % 3 == 0, np.zeros(20, dtype=bool), np.arange(40) > 30, np.arange(9) == 4]
     masked_M, negatives_MK = contrastive_indices(masks, 50, 30, [np.random.default_rng(i) for i in range(4)])
-    expected = [50 * row + frame for row in (0, 2) for frame in np.flatnonzero(masks[row])]  # one frame alone: no task
+    # The last utterance has a single masked frame, which has no negatives.
+    expected = [50 * row + frame for row in (0, 2) for frame in np.flatnonzero(masks[row])]
     assert masked_M.tolist() == expected
     assert negatives_MK.shape == (len(expected), 30)
     utterance_M = masked_M // 50
@@ -230,7 +231,7 @@ def test_negatives_are_other_masked_frames_of_the_same_utterance():
 
 
 def test_negatives_are_uniform_over_the_others():
-    """As those of transformers: both have the same mean count of each other frame."""
+    """Compare with transformers' sampling: every other frame has the same mean count in both."""
     ours = draw_negatives(5, 20_000, np.random.default_rng(0))
     np.random.seed(0)
     theirs = _sample_negative_indices((1, 5), 20_000, np.ones((1, 5), dtype=bool))[0]

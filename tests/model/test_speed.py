@@ -1,4 +1,4 @@
-"""All ways through the model compute the same: logits and gradients, and what is set is what is taken."""
+"""All implementations compute the same logits and gradients, and an explicit setting is used."""
 
 import tomllib
 from pathlib import Path
@@ -9,7 +9,7 @@ from tiny import TINY_CONFIG
 from torch.nn import functional
 
 from w2v_lightning.errors import InputError
-from w2v_lightning.model import features, positional, wav2vec2
+from w2v_lightning.model import features, positional, speed, wav2vec2
 from w2v_lightning.model.features import convolution, moments, normalised_weights
 from w2v_lightning.model.layers import Packing
 from w2v_lightning.model.positional import correlation, fastest_way, fft_length
@@ -25,7 +25,7 @@ GROUP = TINY_CONFIG | {"feat_extract_norm": "group"}
 GROUP_BIAS = GROUP | {"conv_bias": True, "num_conv_pos_embeddings": 15}
 PRE_NORM = TINY_CONFIG | {"do_stable_layer_norm": True, "conv_bias": True}
 CONFIGS = {"group": GROUP, "group with bias": GROUP_BIAS, "layer": TINY_CONFIG, "pre-norm": PRE_NORM}
-# Few enough that the norm's statistics hang on each frame, and DC, which a covariance must not see.
+# Few samples, so that every frame matters for the statistics of the norm, and an offset that a covariance must ignore.
 NUM_SAMPLES = (8_000, 7_210, 5_333)
 
 
@@ -34,7 +34,7 @@ def build(config, dtype=torch.float32, **options):
     model = wav2vec2.from_scratch({**config, **NO_DROPOUT, "apply_spec_augment": False, **options}, Vocabulary())
     for name, parameter in model.named_parameters():
         if "feature_extractor" in name and parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, mean=1.0)  # else norms begin as 1 and 0, which hides mistakes
+            torch.nn.init.normal_(parameter, mean=1.0)  # by default norms start as 1 and 0, which hides mistakes
     return model.train().to(dtype)
 
 
@@ -52,11 +52,11 @@ def logits_and_gradients(model, forward, num_samples=NUM_SAMPLES):
     return {"logits": logits_BFV[is_real_BF].detach(), **gradients}
 
 
-def assert_same(found, expected, tolerance):
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected, tolerance):
+    assert actual.keys() == expected.keys()
     whole = torch.cat([values.flatten() for values in expected.values()]).norm()
     for name, values in expected.items():
-        assert (found[name] - values).norm() < tolerance * max(values.norm(), 1e-3 * whole), name
+        assert (actual[name] - values).norm() < tolerance * max(values.norm(), 1e-3 * whole), name
 
 
 @pytest.mark.parametrize("speed", [Speed(), Speed("channels_last"), Speed(positional_convolution="fft")])
@@ -64,9 +64,9 @@ def assert_same(found, expected, tolerance):
 def test_in_float64_every_way_computes_the_same(config, speed):
     model = build(config, torch.float64)
     expected = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=STOCK))
-    found = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=speed))
+    actual = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=speed))
     # The group norm of STOCK is computed in float32.
-    assert_same(found, expected, 1e-4 if config["feat_extract_norm"] == "group" else 1e-9)
+    assert_same(actual, expected, 1e-4 if config["feat_extract_norm"] == "group" else 1e-9)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -75,23 +75,23 @@ def test_in_float32_logits_and_gradients_are_those_of_transformers(config):
     expected = logits_and_gradients(model, lambda waveforms_BT, _: model(waveforms_BT).logits, [8_000])
     for way in ("fft", "convolution"):
         speed = Speed(positional_convolution=way)
-        found = logits_and_gradients(model, lambda *x, s=speed: wav2vec2.ctc_logits(model, *x, speed=s), [8_000])
-        assert_same(found, expected, 1e-4)
+        actual = logits_and_gradients(model, lambda *x, s=speed: wav2vec2.ctc_logits(model, *x, speed=s), [8_000])
+        assert_same(actual, expected, 1e-4)
 
 
 def test_a_trained_bias_before_the_group_norm_gets_a_gradient_though_it_is_zero():
-    """DDP waits for it."""
+    """DDP waits for the gradient of this bias."""
     model = build(GROUP_BIAS)
-    found = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x))
-    assert found["wav2vec2.feature_extractor.conv_layers.0.conv.bias"].abs().max() < 1e-6
+    actual = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x))
+    assert actual["wav2vec2.feature_extractor.conv_layers.0.conv.bias"].abs().max() < 1e-6
 
 
 @pytest.mark.slow
 def test_compiled_layers_compute_the_same():
     model = build(GROUP)
     expected = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=Speed(compile=False)))
-    found = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=Speed(compile=True)))
-    assert_same(found, expected, 1e-4)
+    actual = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=Speed(compile=True)))
+    assert_same(actual, expected, 1e-4)
 
 
 def test_in_bfloat16_no_way_is_less_exact_than_transformers_modules():
@@ -100,8 +100,8 @@ def test_in_bfloat16_no_way_is_less_exact_than_transformers_modules():
 
     def error(speed):
         with torch.autocast("cpu", torch.bfloat16):
-            found = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=speed))
-        return [((found[name] - values).norm() / values.norm()).item() for name, values in exact.items()]
+            actual = logits_and_gradients(model, lambda *x: wav2vec2.ctc_logits(model, *x, speed=speed))
+        return [((actual[name] - values).norm() / values.norm()).item() for name, values in exact.items()]
 
     stock, ours = error(STOCK), error(Speed(positional_convolution="fft"))
     assert ours[0] < stock[0]
@@ -110,13 +110,13 @@ def test_in_bfloat16_no_way_is_less_exact_than_transformers_modules():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_in_half_precision_are_transformed_in_float32(dtype):
-    """There is no FFT of bfloat16, and none of float16 on a CPU."""
+    """FFTs do not support bfloat16, nor float16 on a CPU."""
     torch.manual_seed(0)
     conv, hidden_BFC = torch.nn.Conv1d(32, 32, 16, padding=8, groups=4), torch.randn(2, 50, 32)
     expected = positional.positional(conv, hidden_BFC, "convolution")
-    found = positional.positional(conv.to(dtype), hidden_BFC.to(dtype), "fft")
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+    actual = positional.positional(conv.to(dtype), hidden_BFC.to(dtype), "fft")
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.float(), expected, rtol=0.02, atol=0.02)
 
 
 # ---- the pieces -----------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_moments_are_those_of_the_real_windows():
 
 
 def test_a_filter_that_hears_a_millionth_of_the_waveform_is_normalised_exactly():
-    """Its variance follows from a covariance whose entries are a million times as large."""
+    """The variance of its output follows from a covariance whose entries are a million times larger."""
     torch.manual_seed(0)
     layer = build(GROUP).wav2vec2.feature_extractor.conv_layers[0]
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_rows_of_the_feature_encoder_may_be_longer_and_several(config, monkeypat
     assert_same(logits_and_gradients(model, wav2vec2_features(model)), expected, 1e-9)
     rows, in_a_row = [], features._in_a_row
     monkeypatch.setattr(features, "_in_a_row", lambda *x: rows.append(x) or in_a_row(*x))
-    monkeypatch.setattr(features, "MOST_ELEMENTS", 30_000)
+    monkeypatch.setattr(features, "MAX_ROW_ELEMENTS", 30_000)
     assert_same(logits_and_gradients(model, wav2vec2_features(model)), expected, 1e-9)
     assert len(rows) == 3
 
@@ -180,8 +180,8 @@ def test_an_utterance_in_a_row_finds_its_own_frames_whatever_the_geometry(kernel
         expected = logits_and_gradients(model, lambda x, _: model.wav2vec2.feature_extractor(x).mT, num_samples)
         assert_same(logits_and_gradients(model, wav2vec2_features(model), num_samples), expected, 1e-9)
     waveforms_BT = torch.zeros(2, 77, dtype=torch.float64)
-    found_BFC = features.conv_features(model.wav2vec2, waveforms_BT, torch.tensor([77, 60]))
-    assert found_BFC.shape == model.wav2vec2.feature_extractor(waveforms_BT).mT.shape
+    actual_BFC = features.conv_features(model.wav2vec2, waveforms_BT, torch.tensor([77, 60]))
+    assert actual_BFC.shape == model.wav2vec2.feature_extractor(waveforms_BT).mT.shape
 
 
 @pytest.mark.parametrize("taps", [1, 4, 5, 128])
@@ -190,8 +190,8 @@ def test_correlation_is_the_grouped_convolution(taps, num_frames):
     torch.manual_seed(0)
     hidden_BFC, weight_CIK = torch.randn(2, num_frames, 6).double(), torch.randn(6, 3, taps).double()
     expected_BCF = functional.conv1d(hidden_BFC.transpose(1, 2), weight_CIK, padding=taps // 2, groups=2)
-    found_BFC = correlation(hidden_BFC, weight_CIK, 2, offset=taps // 2)
-    torch.testing.assert_close(found_BFC, expected_BCF[..., :num_frames].transpose(1, 2))
+    actual_BFC = correlation(hidden_BFC, weight_CIK, 2, offset=taps // 2)
+    torch.testing.assert_close(actual_BFC, expected_BCF[..., :num_frames].transpose(1, 2))
 
 
 def test_fft_lengths_are_few_and_long_enough():
@@ -245,7 +245,7 @@ def test_it_can_be_measured_where_nothing_is_trained(dtype):
 def test_packed_frames_come_back_where_they_were():
     hidden_BFC = torch.randn(3, 7, 2)
     num_frames_B = torch.tensor([7, 1, 4])
-    packing = Packing.of(num_frames_B, num_frames_B, 7)
+    packing = Packing.from_counts(num_frames_B, num_frames_B, 7)
     packed_NC = packing.pack(hidden_BFC)
     assert packing.bounds.starts_B.tolist() == [0, 7, 8, 12]
     assert packing.bounds.longest == 7
@@ -254,21 +254,31 @@ def test_packed_frames_come_back_where_they_were():
     is_real_BF1 = (torch.arange(7) < num_frames_B[:, None])[..., None]
     assert torch.equal(again_BFC, hidden_BFC * is_real_BF1)
     num_frames_B = torch.tensor([7, 7, 7])
-    assert Packing.of(num_frames_B, num_frames_B, 7).positions_N is None
+    assert Packing.from_counts(num_frames_B, num_frames_B, 7).positions_N is None
 
 
+@pytest.mark.skipif(speed.varlen_attn is None, reason="torch before 2.10 has no packed attention on any device")
 def test_what_a_device_cannot_do_is_refused_and_auto_goes_round_it():
     model = build(TINY_CONFIG)
     x = torch.randn(1, 8_000), torch.tensor([8_000])
     wav2vec2.ctc_logits(model, *x)
     with pytest.raises(InputError, match=r"model\.speed\.attention=packed: flash attention needs a GPU"):
         wav2vec2.ctc_logits(model, *x, speed=Speed(attention="packed"))
-    with pytest.raises(InputError, match=r"model\.speed\.positional_convolution=blocks: its kernels need a GPU"):
+    with pytest.raises(InputError, match=r"model\.speed\.positional_convolution=blocks: its kernels require a GPU"):
         wav2vec2.ctc_logits(model, *x, speed=Speed(positional_convolution="blocks"))
-    with pytest.raises(
-        InputError, match=r"model\.speed\.positional_convolution: 'fast' is not known; choose from auto"
-    ):
+    with pytest.raises(InputError, match=r"model\.speed\.positional_convolution: 'fast' is unknown; choose from auto"):
         Speed(positional_convolution="fast")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("feature_encoder", "fused"), ("positional_convolution", "blocks"), ("feed_forward", "fused"), ("ctc", "fused")],
+)
+def test_kernels_are_refused_where_torch_is_too_old_for_them(monkeypatch, name, value):
+    monkeypatch.setattr(speed, "HAS_TRITON_OP", False)
+    Speed()
+    with pytest.raises(InputError, match=rf"model\.speed\.{name}={value}: its kernels need torch 2\.6"):
+        Speed(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -276,9 +286,9 @@ def test_what_a_device_cannot_do_is_refused_and_auto_goes_round_it():
     [
         (FLASH4, (9, 0), 64, None),
         (None, (9, 0), 64, "flash-attn-4 is not installed, pip install 'w2v-lightning"),
-        ("4.0.1", (9, 0), 64, f"flash-attn-4 {FLASH4} is needed.* found 4.0.1"),
-        (FLASH4, (8, 0), 64, "it is for Hopper GPUs"),
-        (FLASH4, (9, 0), 80, "it is for heads of 64 channels, found 80"),
+        ("4.0.1", (9, 0), 64, f"flash-attn-4 {FLASH4} is required.* found 4.0.1"),
+        (FLASH4, (8, 0), 64, "flash-attn-4 needs a Hopper GPU"),
+        (FLASH4, (9, 0), 80, "flash-attn-4 is supported for heads of 64 channels, found 80"),
     ],
 )
 def test_flash4_is_taken_where_it_has_been_tried(monkeypatch, request, installed, capability, head_size, obstacle):
@@ -287,14 +297,14 @@ def test_flash4_is_taken_where_it_has_been_tried(monkeypatch, request, installed
     monkeypatch.setattr("w2v_lightning.model.speed.installed_version", lambda name: installed)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     device = torch.device("cuda")
-    assert Speed().takes_flash4(device, head_size, FLASH4_FRAMES) == (obstacle is None)
-    assert not Speed().takes_flash4(device, head_size, FLASH4_FRAMES - 1)
-    assert not Speed(attention="packed").takes_flash4(device, head_size, FLASH4_FRAMES)
+    assert Speed().uses_flash4(device, head_size, FLASH4_FRAMES) == (obstacle is None)
+    assert not Speed().uses_flash4(device, head_size, FLASH4_FRAMES - 1)
+    assert not Speed(attention="packed").uses_flash4(device, head_size, FLASH4_FRAMES)
     if obstacle:
         with pytest.raises(InputError, match=rf"model\.speed\.attention=flash4: {obstacle}"):
-            Speed(attention="flash4").takes_flash4(device, head_size, 1)
+            Speed(attention="flash4").uses_flash4(device, head_size, 1)
     else:
-        assert Speed(attention="flash4").takes_flash4(device, head_size, 1)
+        assert Speed(attention="flash4").uses_flash4(device, head_size, 1)
 
 
 def test_the_extra_installs_the_flash4_that_is_taken():

@@ -9,7 +9,7 @@ from tiny import TINY_CONFIG
 from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining
 
 from w2v_lightning.errors import InputError
-from w2v_lightning.model import wav2vec2
+from w2v_lightning.model import pretraining, wav2vec2
 from w2v_lightning.text.vocabulary import Vocabulary
 
 NO_DROPOUT = dict.fromkeys(
@@ -39,7 +39,8 @@ def test_masks_do_what_those_of_transformers_do(model):
     num_frames = int(model._get_feat_extract_output_lengths(num_samples_B)[0])
     time_mask_BF = torch.rand(2, num_frames) < 0.5
     ours = wav2vec2.ctc_logits(model, waveforms_BT, num_samples_B, time_mask_BF)
-    theirs = model(waveforms_BT, mask_time_indices=time_mask_BF).logits
+    # Wav2Vec2ForCTC of transformers 5.2 ignores the mask; the model in it does not.
+    theirs = model.lm_head(model.wav2vec2(waveforms_BT, mask_time_indices=time_mask_BF).last_hidden_state)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     channel_mask_BC = torch.rand(2, model.config.hidden_size) < 0.5
     with_channels = wav2vec2.ctc_logits(model, waveforms_BT, num_samples_B, time_mask_BF, channel_mask_BC)
@@ -120,7 +121,7 @@ def test_a_pretrained_encoder_gets_a_new_head_and_keeps_its_weights(tmp_path):
     assert model.config.mask_time_prob == 0.3
     assert model.lm_head.out_features == len(vocabulary)
     theirs, ours = encoder.wav2vec2.state_dict(), model.wav2vec2.state_dict()
-    assert theirs.keys() == ours.keys()  # the parametrised position convolution among them
+    assert theirs.keys() == ours.keys()  # including the parametrised positional convolution
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
 
@@ -136,7 +137,7 @@ def test_a_vocabulary_that_does_not_fit_the_model_is_refused(folder, token_file)
     if token_file == "vocab_short":
         table = json.loads(vocabulary_file.read_text())
         vocabulary_file.write_text(json.dumps({token: i for token, i in table.items() if i < 20}))
-        expected = "names 20 tokens, but the model puts out 32"
+        expected = "the tokenizer has 20 tokens, but the CTC head has 32"
     elif token_file == "vocab_missing":
         vocabulary_file.unlink()
         expected = "no vocab.json"
@@ -158,10 +159,10 @@ def test_missing_weights_are_refused(model, folder):
 
 
 def test_what_is_no_wav2vec2_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="neither a model folder here nor"):
+    with pytest.raises(InputError, match="neither a local model folder nor available on the Hugging Face Hub"):
         wav2vec2.from_pretrained(str(tmp_path / "nothing"), {})
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(InputError, match="is a bert model, wav2vec2 is needed"):
+    with pytest.raises(InputError, match="is a bert model; a wav2vec2 model is required"):
         wav2vec2.from_pretrained(str(tmp_path), {})
 
 
@@ -182,6 +183,15 @@ def test_a_checkpoint_runs_no_code(folder, tmp_path, monkeypatch):
     with pytest.raises((InputError, pickle.UnpicklingError)):
         wav2vec2.from_pretrained(str(folder), {})
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("load", [wav2vec2.from_pretrained, pretraining.from_pretrained])
+def test_pickled_weights_that_transformers_refuses_to_load_are_named(folder, monkeypatch, load):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    monkeypatch.setattr("transformers.utils.import_utils.is_torch_greater_or_equal", lambda version: version != "2.6")
+    with pytest.raises(InputError, match=r"model\.pretrained: .* has its weights in pytorch_model\.bin.*docs/smddp"):
+        load(str(folder), {})
 
 
 def test_input_spec_says_what_the_model_needs(model):

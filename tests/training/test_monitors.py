@@ -1,4 +1,4 @@
-"""What a callback monitors is logged, or refused before training starts."""
+"""A monitored metric is logged, or rejected before training starts."""
 
 import pytest
 import yaml
@@ -47,7 +47,7 @@ def test_anothers_callback_may_log_other_names_but_not_our_scores_of_other_split
 
 
 class Names(Callback):
-    """All that can be monitored after a validation."""
+    """Return the names of all metrics that can be monitored after a validation."""
 
     def on_validation_end(self, trainer, pl_module):
         self.names = set(trainer.callback_metrics)
@@ -113,7 +113,7 @@ def test_the_recipes_monitor_is_refused_before_any_data_are_read_where_its_split
     assert status == 2
     assert error.splitlines()[-1].startswith(
         "error: checkpoint.monitor: nothing is logged as 'val_wer/dev-other'. Did you mean val_wer/dev? With these"
-        " data.val_splits there are val_wer, val_cer, val_loss, val_wer/dev, val_cer/dev, "
+        " data.val_splits the metrics are val_wer, val_cer, val_loss, val_wer/dev, val_cer/dev, "
     )
 
 
@@ -137,7 +137,7 @@ def test_the_only_split_is_monitored_and_shown_once(corpus, tmp_path, capsys):
 @pytest.mark.parametrize("option", ["--data.val_splits=[]", "--trainer.limit_val_batches=0"])
 def test_a_run_that_validates_nothing_is_not_warned_of_its_monitor(option, corpus, tmp_path, capsys, monkeypatch):
     told = []
-    monkeypatch.setattr(model_checkpoint.warning_cache, "warn", told.append)  # it says the same but once a process
+    monkeypatch.setattr(model_checkpoint.warning_cache, "warn", told.append)  # it warns only once per process
     status, error = fit(corpus, tmp_path, capsys, option)
     assert status == 0, error
     assert not told

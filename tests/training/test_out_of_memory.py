@@ -1,4 +1,4 @@
-"""A run that gets out of memory ends as one that had smaller batches from the start.
+"""A run that is out of memory ends like a run that had smaller batches from the start.
 
 Memory is that of a module which raises where a micro-batch is larger than its device.
 """
@@ -40,7 +40,7 @@ def root(tmp_path_factory):
 
 
 class Device(Wav2Vec2CTC):
-    """On a device that holds `fits_s` padded seconds, from the global step `from_step` on."""
+    """Module on a simulated device that holds `fits_s` padded seconds, from the global step `from_step` on."""
 
     fits_s, fits_in_validation_s, from_step, only_with = float("inf"), float("inf"), 0, None
 
@@ -51,12 +51,12 @@ class Device(Wav2Vec2CTC):
         loss = super().training_step(batch, batch_idx)
         if is_due and padded_s > self.fits_s:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        self.heard.append((self.current_epoch, batch.global_step, batch.micro_batch, tuple(batch.ids)))
+        self.seen.append((self.current_epoch, batch.global_step, batch.micro_batch, tuple(batch.ids)))
         return loss
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         padded_s = batch.waveforms_BT.numel() / SAMPLE_RATE
-        is_due = self.global_step >= self.from_step and batch_idx == 1  # when the first is scored already
+        is_due = self.global_step >= self.from_step and batch_idx == 1  # after the first batch has been scored
         if is_due and padded_s > self.fits_in_validation_s:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         super().validation_step(batch, batch_idx, dataloader_idx)
@@ -81,7 +81,7 @@ def module_of(**device):
     module = Device(None, TINY_CONFIG, freeze_feature_encoder=False, learning_rate=1e-3, **plain).double()
     for name, value in device.items():
         setattr(module, name, value)
-    module.heard, module.started, module.scored, module.steps, module.losses = [], [], [], [], {}
+    module.seen, module.started, module.scored, module.steps, module.losses = [], [], [], [], {}
     return module
 
 
@@ -98,37 +98,37 @@ def run(root, folder, module, *, device_seconds=9.0, train=out_of_memory.fit, ca
 
 @pytest.fixture(scope="module")
 def smaller(root, tmp_path_factory):
-    """The run that had smaller batches from the start."""
+    """Run with the smaller batches from the start."""
     module = module_of()
     run(root, tmp_path_factory.mktemp("smaller"), module, device_seconds=4.5)
     return module
 
 
-def steps_of(heard):
-    """The utterances of each (epoch, step) as completed: a step that failed is heard again from its beginning."""
-    found = {}
-    for epoch, step, micro_batch, ids in heard:
+def steps_of(seen):
+    """Return the utterances of each completed (epoch, step); a failed step is repeated from its beginning."""
+    actual = {}
+    for epoch, step, micro_batch, ids in seen:
         if micro_batch == 0:
-            found[epoch, step] = []
-        found[epoch, step] += ids
-    return {place: sorted(set(ids)) for place, ids in found.items()}
+            actual[epoch, step] = []
+        actual[epoch, step] += ids
+    return {place: sorted(set(ids)) for place, ids in actual.items()}
 
 
 def check_same_end(module, expected):
-    for (name, found), (_, wanted) in zip(module.named_parameters(), expected.named_parameters(), strict=True):
-        if "k_proj.bias" not in name:  # the softmax does not see it: its gradient is rounding alone
-            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8, msg=name)
+    for (name, actual), (_, wanted) in zip(module.named_parameters(), expected.named_parameters(), strict=True):
+        if "k_proj.bias" not in name:  # the softmax ignores this bias: its gradient is only rounding errors
+            torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-8, msg=name)
     assert module.losses == pytest.approx(expected.losses, rel=1e-6)
-    assert steps_of(module.heard) == steps_of(expected.heard)
+    assert steps_of(module.seen) == steps_of(expected.seen)
     assert module.steps == expected.steps
 
 
-# The batches of 9 s are one micro-batch a step, those of 4.5 s two or three, those of 2.25 s more.
+# With 9 s there is one micro-batch per step, with 4.5 s two or three, with 2.25 s more.
 @pytest.mark.parametrize(
     ("device", "ends_with"),
     [
         ({"fits_s": 4.6}, 4.5),  # in the very first step
-        ({"fits_s": 4.6, "from_step": 2}, 4.5),  # in mid-epoch
+        ({"fits_s": 4.6, "from_step": 2}, 4.5),  # within an epoch
         ({"fits_s": 4.6, "from_step": 5}, 4.5),
         ({"fits_s": 2.5}, 2.25),  # twice in a row
     ],
@@ -149,7 +149,7 @@ def test_ends_as_if_the_batches_had_been_smaller_from_the_start(root, smaller, d
 
 
 def test_what_half_a_step_has_left_behind_is_forgotten(root, smaller, tmp_path):
-    """Gradients and logged sums of its first micro-batches."""
+    """Gradients and logged sums of the failed step's first micro-batches are dropped."""
     module = module_of(fits_s=2.5, only_with=1, from_step=2)
     _, data = run(root, tmp_path, module, device_seconds=4.5)
     assert data.device_seconds == 2.25
@@ -159,7 +159,7 @@ def test_what_half_a_step_has_left_behind_is_forgotten(root, smaller, tmp_path):
 
 @pytest.mark.parametrize("from_step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 1, 6))])
 def test_a_validation_is_done_again_as_a_whole(root, smaller, from_step, tmp_path):
-    """Before training; within an epoch, which its second half then goes on with; at the end of an epoch, of the run."""
+    """Fail in validations before training, within an epoch, at the end of an epoch, and at the end of the run."""
     validated = {"num_sanity_val_steps": -1, "val_check_interval": 0.2}  # after each of the 5 steps
     expected, module = module_of(), module_of(fits_in_validation_s=4.6, from_step=from_step)
     run(root, tmp_path / "expected", expected, device_seconds=4.5, **validated)
@@ -187,7 +187,9 @@ def test_within_the_optimisers_update_it_stops(root, tmp_path, monkeypatch):
 
 def test_where_the_longest_utterance_leaves_nothing_to_halve_it_stops(root, tmp_path, caplog):
     module = module_of(fits_s=0.1)
-    with pytest.raises(InputError, match=r"leaves nothing to halve.*data\.max_seconds.*gradient_checkpointing"):
+    with pytest.raises(
+        InputError, match=r"cannot be smaller than its longest utterance.*data\.max_seconds.*gradient_checkpointing"
+    ):
         run(root, tmp_path, module)
     assert not list(tmp_path.glob("**/*.ckpt"))
     assert module.global_step == 0
@@ -205,7 +207,7 @@ def test_other_errors_stay_what_they_are(root, tmp_path):
 
 @pytest.mark.parametrize("from_step", [0, 2, 5])
 def test_loggers_and_best_checkpoints_go_on(root, from_step, tmp_path):
-    """One log without a step missing or twice, and the best of the whole run is kept."""
+    """The log has every step exactly once, and the best checkpoint of the whole run is kept."""
     logger = CSVLogger(tmp_path, name="", version="")
     best = ModelCheckpoint(tmp_path / "best", monitor="val_loss", save_last=True)
     module = module_of(fits_s=4.6, from_step=from_step)
@@ -232,7 +234,7 @@ def test_an_average_of_the_weights_goes_on(root, tmp_path):
 
 
 def test_on_the_command_line_an_automatic_run_gets_through(root, tmp_path, monkeypatch, caplog):
-    """One folder of logs, one model, one line that says what happened."""
+    """There are one log folder, one model and one warning about the retry."""
     training_step = Wav2Vec2CTC.training_step
 
     def limited(module, batch, batch_idx):
@@ -251,11 +253,12 @@ def test_on_the_command_line_an_automatic_run_gets_through(root, tmp_path, monke
     with caplog.at_level(logging.INFO, "w2v_lightning"):
         assert main(["fit", "--config", str(tmp_path / "auto.yaml")]) == 0
     messages = [r.message for r in caplog.records]
-    assert sum("with data.device_seconds=9. It is done again" in message for message in messages) == 1
+    retry = "with data.device_seconds=9. Retrying this step with data.device_seconds=4.5"
+    assert sum(retry in message for message in messages) == 1
     assert sum(message.startswith("data.device_seconds: 9 s on") for message in messages) == 1
     (version,) = (tmp_path / "runs" / "lightning_logs").iterdir()
     assert (version / "model" / "model.safetensors").exists()
-    best, last = files.found_in(str(tmp_path / "runs" / "checkpoints"))
+    best, last = files.list_checkpoints(str(tmp_path / "runs" / "checkpoints"))
     assert best.endswith("/best.ckpt")
     assert files.global_step(last) == 10
 
@@ -264,10 +267,11 @@ SCRIPT = """
 import sys, torch
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Trainer
-from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC, recovery
+from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.errors import InputError
+from w2v_lightning.training import out_of_memory
 
-_ChildProcessObserver.__init__.__defaults__ = (0.01,)  # looks at the processes at all times, not just every 5 s
+_ChildProcessObserver.__init__.__defaults__ = (0.01,)  # checks the processes all the time, not only every 5 s
 root, out, rank, config = sys.argv[1], sys.argv[2], int(sys.argv[3]), eval(sys.argv[4])
 
 class Device(Wav2Vec2CTC):
@@ -281,7 +285,7 @@ if __name__ == "__main__":
     trainer = Trainer(max_steps=4, accelerator="cpu", devices=2, strategy="ddp", default_root_dir=out, logger=False,
                       enable_progress_bar=False, enable_checkpointing=False, limit_val_batches=0)
     try:
-        recovery.fit(trainer, Device(None, config, freeze_feature_encoder=False), data)
+        out_of_memory.fit(trainer, Device(None, config, freeze_feature_encoder=False), data)
     except InputError as error:
         sys.exit(f"error: {error}")
 """
@@ -293,9 +297,9 @@ def test_one_of_several_processes_ends_all_with_the_remedy(root, rank, tmp_path)
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     command = [sys.executable, script, root, tmp_path, rank, TINY_CONFIG]
-    # Both processes hold the pipe: it is closed, and this returns, when both have ended.
+    # Both processes hold the pipe, so this returns when both have ended.
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode != 0
-    assert f"on device {rank} of 2" in done.stderr
+    assert f"on rank {rank} of 2: the other ranks cannot continue without it" in done.stderr
     assert "Set data.device_seconds=2.25" in done.stderr
     assert "--ckpt_path" in done.stderr

@@ -1,4 +1,4 @@
-"""Which folder a run's outputs go to, whatever its logger, and that no run takes another's."""
+"""Output folder of a run with any logger; no two runs share a folder."""
 
 import shutil
 from pathlib import Path
@@ -19,14 +19,14 @@ from w2v_lightning.training.run_folder import output_folder
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """default_root_dir; outputs in the current directory would show."""
+    """Return default_root_dir; outputs in the current directory would be detected."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "runs"
 
 
 def begun(root, logger):
-    """A trainer whose run is known to the service, as it is before any callback is asked."""
+    """Return a trainer whose run is known to the service, as before the first callback."""
     trainer = Trainer(logger=logger, default_root_dir=root, accelerator="cpu")
     for each in trainer.loggers:
         _ = each.experiment
@@ -66,7 +66,7 @@ def test_without_a_version_runs_are_numbered(logger, root):
         folder = output_folder(trainer)
         assert folder == root / "lightning_logs" / f"version_{number}"
         folder.mkdir(parents=True)
-        assert output_folder(trainer) == folder  # a run keeps its number
+        assert output_folder(trainer) == folder  # the run keeps its number
 
 
 def test_other_ranks_are_told(root):
@@ -112,7 +112,7 @@ def test_all_outputs_lie_together_and_a_second_run_leaves_the_firsts(logger, con
     assert not list(Path.cwd().iterdir())
     printed = capsys.readouterr().out
     assert all(f"model        {run / 'model'}" in printed for run in runs)
-    again = runs[0] / "config.yaml"  # whole: it can be trained from
+    again = runs[0] / "config.yaml"  # complete, so that a run can start from it
     shutil.rmtree(root / "checkpoints")
     assert main(["fit", "--config", str(again)]) == 0
 

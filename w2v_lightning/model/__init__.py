@@ -1,1 +1,1 @@
-"""The network: transformers' Wav2Vec2ForCTC built or loaded, run, scored with CTC, and saved again."""
+"""The network: building, loading, running and saving transformers' wav2vec2 models, and their losses."""

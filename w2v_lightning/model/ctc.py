@@ -1,6 +1,7 @@
-"""The CTC loss, in float32 whatever the precision of the rest. B utterances, F frames, V tokens, U labels."""
+"""CTC loss, in float32 whatever the precision of the rest. B utterances, F frames, V tokens, U labels."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,17 +20,21 @@ def ctc_loss(
     blank_id: int = 0,
     speed: Speed = Speed(),
 ) -> Tensor:
-    """Negative log-likelihood of each utterance's labels, in nats; shape (B,), float32 (float64 where the logits are).
+    """Return each utterance's negative log-likelihood in nats; shape (B,), float32 (float64 if the logits are float64).
 
-    Frames and labels beyond an utterance's own count play no part. An utterance that cannot be aligned (more labels
-    than frames) gets loss and gradient zero and leaves the others alone.
+    Frames and labels beyond an utterance's own count are ignored. An utterance that cannot be aligned (more labels than
+    frames) has loss and gradient zero and does not affect the others.
 
-    The log-softmax and the loss run outside autocast: in half precision they overflow. cuDNN's CTC is left out, which
-    has had bugs with empty and with long label sequences (pytorch#53557, #21680).
+    The log-softmax and the loss run outside autocast, because they overflow in half precision. cuDNN's CTC is disabled,
+    because it had bugs with empty and with long label sequences (pytorch#53557, #21680).
 
     Args:
-        num_frames_B: int64, on the CPU; so is `num_labels_B`.
-        speed: whether our kernels compute it; auto: torch does where there are too many tokens or labels for them.
+        logits_BFV: logits of the CTC head.
+        num_frames_B: frames of each utterance; int64, on the CPU.
+        labels_BU: token ids of each utterance, padded with anything.
+        num_labels_B: labels of each utterance; int64, on the CPU.
+        blank_id: token id of the CTC blank.
+        speed: choice between our kernels and torch; auto uses torch where the kernels do not fit the sizes.
     """
     with (
         record_function("CTC"),
@@ -52,22 +57,25 @@ def ctc_loss(
 
 
 class _Fused(torch.autograd.Function):
-    """The gradient is computed with the loss: it is a thousandth of what it is computed from."""
+    """CTC by our kernels. The gradient is computed with the loss: it is a thousandth of the size of its inputs."""
 
     @staticmethod
     def forward(
-        ctx, logits_BFV: Tensor, num_frames_B: Tensor, labels_BU: Tensor, num_labels_B: Tensor, blank_id: int
+        ctx: Any, logits_BFV: Tensor, num_frames_B: Tensor, labels_BU: Tensor, num_labels_B: Tensor, blank_id: int
     ) -> Tensor:
-        from w2v_lightning.model.ctc_kernels import ctc  # where there is Triton
+        from w2v_lightning.model.ctc_kernels import ctc  # needs Triton
 
-        counts = (to_device(counts_B, logits_BFV.device) for counts_B in (num_frames_B, num_labels_B))
+        num_frames_B = to_device(num_frames_B, logits_BFV.device)
+        num_labels_B = to_device(num_labels_B, logits_BFV.device)
         log_probs_BFV = logits_BFV.log_softmax(dim=-1).contiguous()
-        losses_B, gradient_BFV = ctc(log_probs_BFV, labels_BU, *counts, blank_id, ctx.needs_input_grad[0])
+        losses_B, gradient_BFV = ctc(
+            log_probs_BFV, labels_BU, num_frames_B, num_labels_B, blank_id, ctx.needs_input_grad[0]
+        )
         ctx.save_for_backward(gradient_BFV)
         return losses_B.masked_fill(losses_B == math.inf, 0.0).to(logits_BFV.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient_B: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient_BFV,) = ctx.saved_tensors
         return gradient_BFV * gradient_B[:, None, None], None, None, None, None

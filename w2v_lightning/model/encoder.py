@@ -1,31 +1,37 @@
-"""transformers' wav2vec2, its modules called by us: blind to padding, with layers dropped on a schedule, and fast.
+"""Forward pass of transformers' wav2vec2 with its own modules: independent of padding, with layer drop, and fast.
 
-Weights, their names and the modules are transformers'; nothing is put in their place. What differs from its forward:
+Modules, weights and their names are transformers'. The forward pass differs from transformers' in these points:
 
-- The group norm of the base architecture sees real frames only. In transformers it sees the padding too, and an
-  attention mask does not change that: an utterance's logits move with its neighbours' length (pytorch/audio#3094).
+- The group norm of the base architecture sees only real frames. In transformers it sees the padding too, even with an
+  attention mask: an utterance's logits depend on the length of its neighbours (pytorch/audio#3094).
 - The transformer never attends to padding; transformers' feature extractor gives the base models no attention mask.
-- Which layers are dropped is told by the caller, and a dropped layer's parameters get gradients of zero, so that DDP
-  need not search for unused parameters, and gradient checkpointing goes with both (transformers#11452, #30113).
-- Each costly part goes the fastest way that computes the same: features.py, positional.py, layers.py, as `Speed` says.
+- The caller chooses the dropped layers. Their parameters get gradients of zero, so that DDP need not search for unused
+  parameters, and gradient checkpointing works with both (transformers#11452, #30113).
+- Each costly part uses the fastest implementation that computes the same: features.py, positional.py, layers.py, as
+  `Speed` says.
 
-So an utterance alone gives what transformers gives, and a batch gives what its utterances give alone.
+An utterance alone gives the same output as in transformers, and in a batch each utterance gives the same as alone.
 
-Shapes: B utterances, F frames, C channels, N frames of all utterances, packed.
+Shapes: B utterances, F frames, C channels, N frames of all utterances, packed. X stands
+for (N,) or (B, F).
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import Wav2Vec2Model
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Encoder, Wav2Vec2EncoderStableLayerNorm
 
 from w2v_lightning.model.features import layer_norm
 from w2v_lightning.model.layers import Bounds, Packing
 from w2v_lightning.model.positional import positional
 from w2v_lightning.model.sharding import gathered_layer
 from w2v_lightning.model.speed import Speed, to_device
+
+Encoder = Wav2Vec2Encoder | Wav2Vec2EncoderStableLayerNorm
 
 
 def projected(
@@ -35,14 +41,14 @@ def projected(
     channel_mask_BC: Tensor | None,
     speed: Speed = Speed(),
 ) -> tuple[Tensor, Tensor]:
-    """Projected features with masks that were drawn elsewhere, and the normalised features; both (B, F, C).
+    """Return the projected features with masks applied, and the normalised features before projection; both (B, F, C).
 
     Args:
         wav2vec2: transformers' model without head.
-        features_BFC: what the convolutions over the waveform made.
+        features_BFC: output of the convolutions over the waveform.
         time_mask_BF: bool, True where a frame is replaced by the mask embedding.
         channel_mask_BC: bool, True where a channel is zeroed.
-        speed: how it is computed.
+        speed: choice of the implementation.
     """
     function = speed.compiled(_projected, features_BFC.device)
     return function(wav2vec2, features_BFC, time_mask_BF, channel_mask_BC)
@@ -67,15 +73,14 @@ def contextualise(
     dropped_layers: Collection[int] = (),
     speed: Speed = Speed(),
 ) -> Tensor:
-    """Output (B, F, C) of the transformer for projected, perhaps masked, features.
+    """Return the transformer's output (B, F, C) for projected, perhaps masked, features.
 
     Args:
         wav2vec2: transformers' model without head.
-        hidden_BFC: what `projected` made.
-        num_frames_B: int64, frames of each utterance without its padding, on the CPU; None: there is no padding, or it
-            is to be seen.
+        hidden_BFC: first output of `projected`.
+        num_frames_B: int64, frames of each utterance without its padding, on the CPU; None: treat all frames as real.
         dropped_layers: layers that are skipped in this pass.
-        speed: how it is computed.
+        speed: choice of the implementation.
     """
     encoder = wav2vec2.encoder
     is_pre_norm = wav2vec2.config.do_stable_layer_norm
@@ -85,7 +90,7 @@ def contextualise(
     counts_B, mask_B11F = to_device(num_frames_B, hidden_BFC.device), None
     if bool((num_frames_B < num_frames).any()):
         is_real_BF = torch.arange(num_frames, device=hidden_BFC.device) < counts_B[:, None]
-        # Behind an utterance the positional convolution finds zeros, as behind one that is alone.
+        # The positional convolution must see zeros after an utterance, as for an utterance alone.
         hidden_BFC = hidden_BFC.masked_fill(~is_real_BF[..., None], 0.0)
         mask_B11F = is_real_BF[:, None, None]
     with record_function("positional convolution"):
@@ -93,7 +98,7 @@ def contextualise(
     add = speed.compiled(_with_positions, hidden_BFC.device)
     hidden_BFC = add(encoder, hidden_BFC, positions_BFC)
     if speed.packs(hidden_BFC.device, hidden_BFC.dtype, encoder):
-        packing = Packing.of(num_frames_B, counts_B, num_frames)
+        packing = Packing.from_counts(num_frames_B, counts_B, num_frames)
         hidden_NC = _layers(encoder, packing.pack(hidden_BFC), packing.bounds, dropped_layers, speed)
         hidden_BFC = packing.unpack(hidden_NC)
     else:
@@ -101,14 +106,14 @@ def contextualise(
     return layer_norm(encoder.layer_norm, hidden_BFC) if is_pre_norm else hidden_BFC
 
 
-def _with_positions(encoder: nn.Module, hidden_BFC: Tensor, positions_BFC: Tensor) -> Tensor:
+def _with_positions(encoder: Encoder, hidden_BFC: Tensor, positions_BFC: Tensor) -> Tensor:
     hidden_BFC = hidden_BFC + encoder.pos_conv_embed.activation(positions_BFC)
     is_pre_norm = encoder.config.do_stable_layer_norm
     return encoder.dropout(hidden_BFC if is_pre_norm else layer_norm(encoder.layer_norm, hidden_BFC))
 
 
 def _layers(
-    encoder: nn.Module, hidden_XC: Tensor, bounds: Bounds, dropped_layers: Collection[int], speed: Speed
+    encoder: Encoder, hidden_XC: Tensor, bounds: Bounds, dropped_layers: Collection[int], speed: Speed
 ) -> Tensor:
     for number, layer in enumerate(encoder.layers):
         if number in dropped_layers:
@@ -119,16 +124,16 @@ def _layers(
 
 
 def with_zero_gradients(values: Tensor, module: nn.Module) -> Tensor:
-    """`values` as they are, and gradients of zero for the trained parameters of `module`."""
+    """Return `values` unchanged; backward gives the trained parameters of `module` gradients of zero."""
     return _ZeroGradients.apply(values, *(p for p in module.parameters() if p.requires_grad))
 
 
 class _ZeroGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(*parameters)
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         return gradient, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)

@@ -1,93 +1,110 @@
-"""The convolutions over the waveform, with a frame's channels side by side in memory.
+"""Convolutions over the waveform, with the channels of a frame adjacent in memory ("channels last").
 
-Tensor cores want them so; a waveform with one channel they cannot use at all. So the first convolution is a product of
-its windows of samples with its weights. The group norm that follows it in the base models is made part of those
-weights: it is linear once its mean and variance are known, and these follow from the covariance of the windows (10 x
-10), without computing the output first, which is the largest tensor of the whole model.
+Tensor cores need this layout, and cannot use a waveform with one channel at all. The first convolution is therefore a
+product of windows of samples with its weights. The group norm after it in the base models is folded into those weights:
+it is linear once mean and variance are known, and these follow from the covariance of the windows (10 x 10), without
+computing the output first, which is the largest tensor of the whole model.
 
-The frames of all utterances follow each other in one row, as if they were one utterance: cuDNN plans a convolution anew
-for each new shape, for milliseconds of the host's time each, and a row's length can be rounded to one of a few. Each
-utterance has a multiple of what the later convolutions stride over, so that its frames begin where they would begin
-alone; what reaches over its end is none of its own frames.
+The frames of all utterances are concatenated in one row, as if they were one utterance: cuDNN plans a convolution for
+each new shape, which takes milliseconds of host time, and a row's length can be rounded to one of a few. The number of
+frames of each utterance is padded to a multiple of the later convolutions' total stride, so that its frames begin where
+they would begin alone; frames that reach beyond its end are not part of it.
 
 Shapes: B utterances, T samples, F frames, C channels, K samples in a window of the first convolution, N frames of all
 utterances, in a row.
 """
 
 import math
+from collections.abc import Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2Model
 from transformers.activations import GELUActivation
+from transformers.models.wav2vec2.modeling_wav2vec2 import (
+    Wav2Vec2FeatureEncoder,
+    Wav2Vec2GroupNormConvLayer,
+    Wav2Vec2LayerNormConvLayer,
+    Wav2Vec2NoLayerNormConvLayer,
+)
 
-from w2v_lightning.data.batch import one_of_few
+from w2v_lightning.data.batch import round_to_few_sizes
 from w2v_lightning.model.speed import Speed, to_device
+
+ConvLayer = Wav2Vec2GroupNormConvLayer | Wav2Vec2LayerNormConvLayer | Wav2Vec2NoLayerNormConvLayer
+Number = TypeVar("Number", int, Tensor)
 
 ALIGNMENT = 8  # half-precision matrix products are fast where sizes are multiples of it
 KERNEL_CHANNELS = 256  # our kernel's widest tile
 CHUNK_FRAMES = 256  # windows in one product of a covariance: enough of them at once to fill a GPU
-MOST_ELEMENTS = 2_000_000_000  # of a row: cuDNN is fastest where 32 bits can count them
-LENGTHS_AN_OCTAVE = 32  # of a row, on a GPU: 1.2 % is computed in vain
+MAX_ROW_ELEMENTS = 2_000_000_000  # cuDNN is fastest where 32 bits can index them
+LENGTHS_PER_OCTAVE = 32  # row lengths on a GPU between a length and its double: rounding up costs 1.2 %
 
 
 def conv_features(
     wav2vec2: Wav2Vec2Model, waveforms_BT: Tensor, num_samples_B: Tensor, speed: Speed = Speed()
 ) -> Tensor:
-    """Output (B, F, C) of the convolutions over the waveform; frames beyond an utterance's own are arbitrary.
+    """Return the output (B, F, C) of the convolutions over the waveform; frames beyond an utterance are arbitrary.
 
     Args:
         wav2vec2: transformers' model without head.
         waveforms_BT: float32, padded with anything.
-        num_samples_B: int64, of each utterance without its padding, on the CPU.
-        speed: how it is computed.
+        num_samples_B: int64, samples of each utterance without its padding, on the CPU.
+        speed: choice of the implementation.
     """
     num_samples_B = to_device(num_samples_B, waveforms_BT.device)
-    layers = wav2vec2.feature_extractor.conv_layers
+    layers = cast(Sequence[ConvLayer], wav2vec2.feature_extractor.conv_layers)  # a ModuleList of these
     if speed.feature_way(waveforms_BT.device) == "transformers":
         return _by_transformers_modules(wav2vec2.feature_extractor, waveforms_BT, num_samples_B)
     num_elements = waveforms_BT.numel() // layers[0].conv.stride[0] * layers[0].conv.out_channels
-    num_rows = 1 + num_elements // MOST_ELEMENTS
+    num_rows = 1 + num_elements // MAX_ROW_ELEMENTS
     rows = zip(waveforms_BT.chunk(num_rows), num_samples_B.chunk(num_rows), strict=True)
     return torch.cat([_in_a_row(layers, *row, speed) for row in rows])
 
 
-def _by_transformers_modules(extractor: nn.Module, waveforms_BT: Tensor, num_samples_B: Tensor) -> Tensor:
-    first, *others = extractor.conv_layers
-    if not _has_group_norm(first):
+def _by_transformers_modules(extractor: Wav2Vec2FeatureEncoder, waveforms_BT: Tensor, num_samples_B: Tensor) -> Tensor:
+    first, *rest = cast(Sequence[ConvLayer], extractor.conv_layers)
+    if not isinstance(first, Wav2Vec2GroupNormConvLayer):
         return extractor(waveforms_BT).transpose(1, 2)  # each frame is normalised by itself
     num_frames_B = _num_windows(first.conv, num_samples_B)
     hidden_BCF = first.activation(masked_group_norm(first.layer_norm, first.conv(waveforms_BT[:, None]), num_frames_B))
-    for layer in others:
+    for layer in rest:
         hidden_BCF = layer(hidden_BCF)
     return hidden_BCF.transpose(1, 2)
 
 
-def _in_a_row(layers: nn.ModuleList, waveforms_BT: Tensor, num_samples_B: Tensor, speed: Speed) -> Tensor:
-    """Output (B, F, C) of the layers."""
-    first, *others = layers
+def _in_a_row(layers: Sequence[ConvLayer], waveforms_BT: Tensor, num_samples_B: Tensor, speed: Speed) -> Tensor:
+    """Return the output (B, F, C) of the layers."""
+    first, *rest = layers
     num_utterances, num_samples = waveforms_BT.shape
     num_frames = num_samples
     for layer in layers:
         num_frames = _num_windows(layer.conv, num_frames)
-    stride = math.prod(layer.conv.stride[0] for layer in others)
-    room = math.ceil(_num_windows(first.conv, num_samples) / stride)  # frames, those that reach over the end included
+    stride = math.prod(layer.conv.stride[0] for layer in rest)
+    room = math.ceil(
+        _num_windows(first.conv, num_samples) / stride
+    )  # frames, including those that reach beyond the end
     num_padded = (room * stride - 1) * first.conv.stride[0] + first.conv.kernel_size[0]
     waveforms_BT = functional.pad(waveforms_BT, (0, num_padded - num_samples))
-    first_layer = _first_group_norm_layer if _has_group_norm(first) else _first_layer_norm_layer
-    hidden_1NC = first_layer(first, waveforms_BT, num_samples_B, speed)[None]
-    for layer in others:
+    if isinstance(first, Wav2Vec2GroupNormConvLayer):
+        hidden_1NC = _first_group_norm_layer(first, waveforms_BT, num_samples_B, speed)[None]
+    else:
+        hidden_1NC = _first_layer_norm_layer(first, waveforms_BT)[None]
+    for layer in rest:
         hidden_1NC = _norm_and_activation(layer, convolution(layer.conv, hidden_1NC))
-    missing = num_utterances * room - hidden_1NC.shape[1]  # of the last one's, or too many: negative
+    missing = (
+        num_utterances * room - hidden_1NC.shape[1]
+    )  # frames of the last utterance; negative if there are too many
     hidden_NC = functional.pad(hidden_1NC[0], (0, 0, 0, missing))
     return hidden_NC.unflatten(0, (num_utterances, room))[:, :num_frames]
 
 
 def convolution(conv: nn.Conv1d, hidden_BFC: Tensor) -> Tensor:
-    """`conv` of frames whose channels lie side by side; so do those of its output (B, F, C).
+    """Return the output (B, F, C) of `conv` for frames whose channels are adjacent in memory, in the same layout.
 
-    cuDNN has such kernels for images only: the utterance is one of height 1.
+    cuDNN has such kernels only for images, so the utterance is passed as an image of height 1.
     """
     image_BC1F = hidden_BFC[:, None].permute(0, 3, 1, 2)
     image_BC1F = functional.conv2d(image_BC1F, conv.weight[:, :, None], conv.bias, stride=(1, conv.stride[0]))
@@ -95,24 +112,22 @@ def convolution(conv: nn.Conv1d, hidden_BFC: Tensor) -> Tensor:
 
 
 def row_length(num_frames: int, device: torch.device) -> int:
-    """Frames of a row that has to hold so many."""
-    return one_of_few(num_frames, LENGTHS_AN_OCTAVE) if device.type == "cuda" else num_frames
+    """Return the length in frames of a row that holds `num_frames`."""
+    return round_to_few_sizes(num_frames, LENGTHS_PER_OCTAVE) if device.type == "cuda" else num_frames
 
 
-def _has_group_norm(layer: nn.Module) -> bool:
-    return isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm)
-
-
-def _first_layer_norm_layer(layer: nn.Module, waveforms_BT: Tensor, _num_samples_B: Tensor, _speed: Speed) -> Tensor:
-    """Its output (N, C)."""
+def _first_layer_norm_layer(layer: ConvLayer, waveforms_BT: Tensor) -> Tensor:
+    """Return the layer's output (N, C)."""
     windows_NK = _windows(layer.conv, waveforms_BT).flatten(0, 1)
     num_spare = row_length(len(windows_NK), windows_NK.device) - len(windows_NK)
     windows_NK = functional.pad(windows_NK, (0, 0, 0, num_spare))
     return _norm_and_activation(layer, _product(windows_NK, *_window_weights(layer.conv)))
 
 
-def _first_group_norm_layer(layer: nn.Module, waveforms_BT: Tensor, num_samples_B: Tensor, speed: Speed) -> Tensor:
-    """Its output (N, C)."""
+def _first_group_norm_layer(
+    layer: Wav2Vec2GroupNormConvLayer, waveforms_BT: Tensor, num_samples_B: Tensor, speed: Speed
+) -> Tensor:
+    """Return the layer's output (N, C)."""
     windows_BFK = _windows(layer.conv, waveforms_BT)
     num_frames_B = _num_windows(layer.conv, num_samples_B)
     get_weights = speed.compiled(normalised_weights, waveforms_BT.device)
@@ -127,8 +142,10 @@ def _first_group_norm_layer(layer: nn.Module, waveforms_BT: Tensor, num_samples_
     return layer.activation(_product(windows_BFK, weight_BKC, shift_BC)).flatten(0, 1)
 
 
-def normalised_weights(layer: nn.Module, windows_BFK: Tensor, num_frames_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (B, K, C) and bias (B, C) that make of the windows what the first convolution and its group norm do.
+def normalised_weights(
+    layer: Wav2Vec2GroupNormConvLayer, windows_BFK: Tensor, num_frames_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return weights (B, K, C) and bias (B, C) that combine the first convolution and its group norm.
 
     The norm is over each utterance's real frames, one group per channel. With W the weights, b the bias, m and S mean
     and covariance of the windows, the convolution's output has the mean m W + b and, channel by channel, the variance
@@ -146,10 +163,10 @@ def normalised_weights(layer: nn.Module, windows_BFK: Tensor, num_frames_B: Tens
 
 @torch.no_grad()
 def moments(windows_BFK: Tensor, num_frames_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, K) and covariance (B, K, K) of each utterance's first `num_frames_B` windows, in float64.
+    """Return mean (B, K) and covariance (B, K, K) of each utterance's first `num_frames_B` windows, in float64.
 
     Speech has little energy at high frequencies: a filter's variance may be a millionth of the waveform's, which in
-    float32 would drown in the rounding of its covariance.
+    float32 would be lost in the rounding errors of the covariance.
     """
     frames_F = torch.arange(windows_BFK.shape[1], device=windows_BFK.device)
     is_real_BF1 = (frames_F < num_frames_B[:, None])[..., None]
@@ -165,7 +182,7 @@ def moments(windows_BFK: Tensor, num_frames_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def masked_group_norm(norm: nn.GroupNorm, hidden_BCF: Tensor, num_frames_B: Tensor) -> Tensor:
-    """`norm` over each utterance's first `num_frames_B` frames, one group per channel; computed in float32."""
+    """Apply `norm` over each utterance's first `num_frames_B` frames, one group per channel; computed in float32."""
     num_B11 = num_frames_B[:, None, None]
     is_padding_B1F = torch.arange(hidden_BCF.shape[2], device=hidden_BCF.device) >= num_B11
     with torch.autocast(hidden_BCF.device.type, enabled=False):
@@ -181,12 +198,12 @@ def _windows(conv: nn.Conv1d, waveforms_BT: Tensor) -> Tensor:
     return waveforms_BT.unfold(1, conv.kernel_size[0], conv.stride[0])
 
 
-def _num_windows(conv: nn.Conv1d, num_samples: int | Tensor) -> int | Tensor:
+def _num_windows(conv: nn.Conv1d, num_samples: Number) -> Number:
     return (num_samples - conv.kernel_size[0]) // conv.stride[0] + 1
 
 
 def _dtype(values: Tensor) -> torch.dtype:
-    """What a convolution of `values` would put out."""
+    """Return the output type of a convolution of `values`."""
     device_type = values.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else values.dtype
 
@@ -196,18 +213,18 @@ def is_gelu(activation: nn.Module) -> bool:
 
 
 def _window_weights(conv: nn.Conv1d) -> tuple[Tensor, Tensor]:
-    """Weights (K, C) and bias (C,) of a convolution over one channel."""
+    """Return weights (K, C) and bias (C,) of a convolution over one channel."""
     weight_KC = conv.weight[:, 0].T
     return weight_KC, conv.bias if conv.bias is not None else weight_KC.new_zeros(weight_KC.shape[1])
 
 
 def _product(windows_XK: Tensor, weight_KC: Tensor, bias_C: Tensor) -> Tensor:
-    """Windows times weights, which may be each utterance's own, plus bias; (N, C), or (B, F, C).
+    """Return windows times weights, which may differ between utterances, plus bias; (N, C), or (B, F, C).
 
-    The bias is the weight of one more sample that is always 1: added to the output, it would be read and written again.
+    The bias is the weight of an additional sample that is always 1: an addition would read and write the output again.
 
-    In half precision both factors are split into what they round to and the rest. A filter for high frequencies takes
-    differences of nearly equal samples, and the norm that follows makes them large again, their rounding included.
+    In half precision both factors are split into their rounded value and the remainder. A filter for high frequencies
+    takes differences of nearly equal samples, and the following norm amplifies them together with their rounding error.
     """
     windows_XK = functional.pad(windows_XK, (0, 1), value=1.0)
     weight_KC = torch.cat([weight_KC, bias_C[..., None, :]], dim=-2)
@@ -225,14 +242,14 @@ def _split(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return rounded, (values - rounded.to(values.dtype)).to(dtype)
 
 
-def _norm_and_activation(layer: nn.Module, hidden_BFC: Tensor) -> Tensor:
-    """What follows a convolution in `layer`: in the large models a norm over the channels."""
+def _norm_and_activation(layer: ConvLayer, hidden_BFC: Tensor) -> Tensor:
+    """Apply the rest of `layer` after its convolution; in the large models this includes a norm over the channels."""
     if (norm := getattr(layer, "layer_norm", None)) is not None:
         hidden_BFC = layer_norm(norm, hidden_BFC)
     return layer.activation(hidden_BFC)
 
 
 def layer_norm(norm: nn.LayerNorm, hidden_XC: Tensor) -> Tensor:
-    """`norm` over the channels, computed in the precision of its weights, put out in that of its input."""
+    """Apply `norm` over the channels, in the precision of its weights; the output has the type of the input."""
     with torch.autocast(hidden_XC.device.type, enabled=False):
         return norm(hidden_XC.to(norm.weight.dtype)).to(hidden_XC.dtype)

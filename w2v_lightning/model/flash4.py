@@ -1,9 +1,11 @@
 """Attention of packed utterances by FlashAttention-4, whose kernels are made for Hopper GPUs.
 
-Imported only where flash-attn-4 is installed. torch's own flash attention has kernels for the generation before.
+Imported only if flash-attn-4 is installed. The kernels of torch's own flash attention are for the previous generation.
 
 Shapes: N frames of all utterances, H heads of D channels, B utterances.
 """
+
+from typing import Any
 
 import torch
 from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
@@ -13,10 +15,10 @@ from torch import Tensor
 @torch.library.custom_op("w2v_lightning::flash4", mutates_args=())
 def _flash4(qkv_N3HD: Tensor, starts_B: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     query_NHD, key_NHD, value_NHD = qkv_N3HD.unbind(1)
-    found_NHD, log_sums_HN, *_ = _flash_attn_fwd(
+    output_NHD, log_sums_HN, *_ = _flash_attn_fwd(
         query_NHD, key_NHD, value_NHD, return_lse=True, **_bounds(starts_B, longest)
     )
-    return found_NHD, log_sums_HN
+    return output_NHD, log_sums_HN
 
 
 @_flash4.register_fake
@@ -27,14 +29,15 @@ def _(qkv_N3HD: Tensor, starts_B: Tensor, longest: int) -> tuple[Tensor, Tensor]
 
 @torch.library.custom_op("w2v_lightning::flash4_backward", mutates_args=())
 def _flash4_gradient(
-    gradient_NHD: Tensor, qkv_N3HD: Tensor, found_NHD: Tensor, log_sums_HN: Tensor, starts_B: Tensor, longest: int
+    gradient_NHD: Tensor, qkv_N3HD: Tensor, output_NHD: Tensor, log_sums_HN: Tensor, starts_B: Tensor, longest: int
 ) -> Tensor:
-    """Of queries, keys and values side by side, as they came: three tensors would have to be put together."""
+    """Return the gradient in the layout of `qkv_N3HD`, so that three tensors need not be concatenated."""
     gradient_N3HD = torch.empty_like(qkv_N3HD)
-    of_query_NHD, of_key_NHD, of_value_NHD = gradient_N3HD.unbind(1)
+    query_gradient_NHD, key_gradient_NHD, value_gradient_NHD = gradient_N3HD.unbind(1)
     _flash_attn_bwd(
-        *qkv_N3HD.unbind(1), found_NHD, gradient_NHD.contiguous(), log_sums_HN, dq=of_query_NHD, dk=of_key_NHD,
-        dv=of_value_NHD, deterministic=torch.are_deterministic_algorithms_enabled(), **_bounds(starts_B, longest),
+        *qkv_N3HD.unbind(1), output_NHD, gradient_NHD.contiguous(), log_sums_HN, dq=query_gradient_NHD,
+        dk=key_gradient_NHD, dv=value_gradient_NHD, deterministic=torch.are_deterministic_algorithms_enabled(),
+        **_bounds(starts_B, longest),
     )  # fmt: skip
     return gradient_N3HD
 
@@ -48,12 +51,12 @@ def _bounds(starts_B: Tensor, longest: int) -> dict[str, Tensor | int]:
     return {"cu_seqlens_q": starts_B, "cu_seqlens_k": starts_B, "max_seqlen_q": longest, "max_seqlen_k": longest}
 
 
-def _setup_context(ctx, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
     qkv_N3HD, starts_B, ctx.longest = inputs
     ctx.save_for_backward(qkv_N3HD, *output, starts_B)
 
 
-def _backward(ctx, gradient_NHD: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, gradient_NHD: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
     return _flash4_gradient(gradient_NHD, *ctx.saved_tensors, ctx.longest), None, None
 
 
@@ -61,12 +64,12 @@ _flash4.register_autograd(_backward, setup_context=_setup_context)
 
 
 def flash4(qkv_N3HD: Tensor, starts_B: Tensor, longest: int) -> Tensor:
-    """What each frame found among its utterance's (N, H, D).
+    """Return the attention output (N, H, D), where each frame attends to the frames of its utterance.
 
     Args:
         qkv_N3HD: queries, keys and values, in half precision.
-        starts_B: int32, where utterances begin, and the end of the last (B + 1).
-        longest: frames of the longest.
+        starts_B: int32, first frame of each utterance, and the end of the last (B + 1).
+        longest: number of frames of the longest utterance.
     """
-    found_NHD, _ = _flash4(qkv_N3HD, starts_B, longest)
-    return found_NHD
+    output_NHD, _ = _flash4(qkv_N3HD, starts_B, longest)
+    return output_NHD

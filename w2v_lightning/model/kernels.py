@@ -1,9 +1,13 @@
-"""Two Triton kernels, for what torch.compile does slowly: GELU with its dropout, and the first convolution.
+"""Two Triton kernels where torch.compile is slow: GELU with dropout, and the first convolution.
 
-Imported only where there are Triton and a GPU. As the compiler writes the first, it is bound by the arithmetic of its
-random numbers, of which it throws three in four away; as it writes the second, the largest tensor of the model is
-written, read and written again.
+Imported only if there are Triton and a GPU. The compiler's version of the first is limited by the arithmetic of its
+random numbers, and it discards three quarters of them; its version of the second writes, reads and again writes the
+largest tensor of the model.
+
+Kernels have no type annotations: Triton interprets those of their parameters.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -11,18 +15,18 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from triton import language as tl
 
-PARTS = tl.constexpr(8)  # elements that one call of Philox, with its 128 random bits, decides on
-PART = tl.constexpr(1024)  # as many neighbours as fill the widest loads of 128 threads
+PARTS = tl.constexpr(8)  # elements masked with the 128 random bits of one Philox call
+PART = tl.constexpr(1024)  # adjacent elements; they fill the widest loads of 128 threads
 BLOCK = 8 * 1024
-ROUNDS = tl.constexpr(7)  # of Philox: the fewest that pass all of TestU01's BigCrush (Salmon et al. 2011)
-DRAWS = 1 << 16  # values of 16 random bits
+ROUNDS = tl.constexpr(7)  # Philox rounds: the fewest that pass all of TestU01's BigCrush (Salmon et al. 2011)
+DRAWS = 1 << 16  # number of values of 16 random bits
 
 
 @triton.jit
-def _normal(x, IS_HALF: tl.constexpr):
-    """Distribution function of the standard normal, and e^(-x^2 / 2).
+def _normal(x, IS_HALF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the distribution function of the standard normal, and e^(-x^2 / 2).
 
-    In half precision by Abramowitz and Stegun 7.1.26, exact to 1.5e-7: one exponential serves both.
+    In half precision by Abramowitz and Stegun 7.1.26, exact to 1.5e-7, which needs one exponential for both.
     """
     bell = tl.exp(-0.5 * x * x)
     if IS_HALF:
@@ -35,13 +39,15 @@ def _normal(x, IS_HALF: tl.constexpr):
 
 
 @triton.jit
-def _draw(draws, part):
-    """16 of the 128 bits."""
+def _draw(draws, part):  # type: ignore[no-untyped-def]
+    """Return 16 of the 128 random bits."""
     return (draws[part // 2].to(tl.uint32, bitcast=True) >> (16 * (part % 2))) & 0xFFFF
 
 
 @triton.jit
-def _gelu_dropout_forward(x, y, seed, size, threshold, scale, IS_HALF: tl.constexpr):
+def _gelu_dropout_forward(  # type: ignore[no-untyped-def]
+    x, y, seed, size, threshold, scale, IS_HALF: tl.constexpr
+):  # fmt: skip
     block = tl.program_id(0).to(tl.int64)
     first = block * (PARTS * PART)
     num_left = tl.minimum(size - first, PARTS * PART).to(tl.int32)  # counted from `first` in 32 bits, which is cheaper
@@ -55,8 +61,10 @@ def _gelu_dropout_forward(x, y, seed, size, threshold, scale, IS_HALF: tl.conste
 
 
 @triton.jit
-def _gelu_dropout_backward(x, dy, dx, seed, size, threshold, scale, IS_HALF: tl.constexpr):
-    """Draws the same once more: nothing but the input is kept."""
+def _gelu_dropout_backward(  # type: ignore[no-untyped-def]
+    x, dy, dx, seed, size, threshold, scale, IS_HALF: tl.constexpr
+):  # fmt: skip
+    """Gradient of GELU with dropout. It draws the same mask again, so that only the input is stored."""
     block = tl.program_id(0).to(tl.int64)
     first = block * (PARTS * PART)
     num_left = tl.minimum(size - first, PARTS * PART).to(tl.int32)
@@ -72,9 +80,9 @@ def _gelu_dropout_backward(x, dy, dx, seed, size, threshold, scale, IS_HALF: tl.
 
 
 def gelu_dropout(x: Tensor, probability: float) -> Tensor:
-    """`dropout(gelu(x), probability)`, the mask drawn by way of a seed from torch's generator of the device.
+    """Return `dropout(gelu(x), probability)`, with the probability rounded to a multiple of 2^-16.
 
-    The probability is rounded to a multiple of 2^-16.
+    The mask is drawn with a seed from torch's generator of the device.
     """
     seed = torch.randint(1 << 62, (), device=x.device)
     return _gelu_dropout(x, seed, probability)
@@ -101,18 +109,20 @@ def _grid(x: Tensor) -> tuple[int]:
 
 
 def _constants(x: Tensor, probability: float) -> tuple[int, float, bool]:
-    """What a draw must reach for an element to be kept, the factor on what is kept: the inverse of just that; and the
-    precision."""
+    """Return the smallest draw that keeps an element, the factor on kept elements, and whether `x` is half precision.
+
+    The factor is the inverse of the exact share of kept elements.
+    """
     threshold = round(probability * DRAWS)
     return threshold, DRAWS / (DRAWS - threshold), x.dtype.itemsize == 2
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
     x, seed, ctx.probability = inputs
     ctx.save_for_backward(x, seed)
 
 
-def _backward(ctx, dy: Tensor) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
     x, seed = ctx.saved_tensors
     return _gelu_dropout_gradient(x, dy, seed, ctx.probability), None, None
 
@@ -128,11 +138,11 @@ _gelu_dropout.register_autograd(_backward, setup_context=_setup_context)
     key=["num_channels"],
 )
 @triton.jit
-def _first_convolution(
+def _first_convolution(  # type: ignore[no-untyped-def]
     x, weight, shift, y, num_samples, num_frames, num_channels, STRIDE: tl.constexpr, TAPS: tl.constexpr,
     TAPS_PADDED: tl.constexpr, PRECISION: tl.constexpr, FRAMES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one utterance: windows of samples times weights on tensor cores, plus the shift, GELU."""
+    """Compute a tile of one utterance: windows of samples times weights on tensor cores, plus shift, then GELU."""
     utterance = tl.program_id(1).to(tl.int64)
     frame = tl.program_id(0) * FRAMES + tl.arange(0, FRAMES)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
@@ -155,12 +165,12 @@ def _first_convolution(
 def first_convolution(
     waveforms_BT: Tensor, weight_BKC: Tensor, shift_BC: Tensor, stride: int, dtype: torch.dtype, length: int
 ) -> Tensor:
-    """GELU of a strided convolution over one channel, with weights and shift of each utterance's own.
+    """Return GELU of a strided convolution over one channel, with separate weights and shift for each utterance.
 
-    Computed more exactly than `dtype`, which it is put out in. Without gradient.
+    Computed more exactly than `dtype`, the type of the output. It has no gradient.
 
     Returns:
-        (`length`, C): the frames of one utterance after those of the other, and zeros behind them.
+        (`length`, C): the frames of all utterances, one utterance after the other, followed by zeros.
     """
     num_utterances, num_samples = waveforms_BT.shape
     taps, channels = weight_BKC.shape[1:]

@@ -1,4 +1,4 @@
-"""The transformer layers, over frames that lie packed one utterance behind the other, or padded.
+"""Transformer layers, over frames that are packed (one utterance after the other, without padding) or padded.
 
 Shapes: B utterances, F frames, C channels, N frames of all utterances together, H heads of D channels, 3: query, key
 and value. X stands for (N,) or (B, F).
@@ -11,27 +11,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers.models.wav2vec2 import modeling_wav2vec2
+from transformers.models.wav2vec2.modeling_wav2vec2 import (
+    Wav2Vec2Attention,
+    Wav2Vec2EncoderLayer,
+    Wav2Vec2EncoderLayerStableLayerNorm,
+    Wav2Vec2FeedForward,
+)
 
 from w2v_lightning.model.features import is_gelu, layer_norm
 from w2v_lightning.model.speed import Speed, varlen_attn
 
-# From queries, keys and values (N, 3, H, D), where utterances begin, and the frames of the longest; to (N, H, D).
+EncoderLayer = Wav2Vec2EncoderLayer | Wav2Vec2EncoderLayerStableLayerNorm
+
+# Arguments: queries, keys and values (N, 3, H, D), starts of the utterances, frames of the longest. Returns (N, H, D).
 PackedAttention = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class Bounds(NamedTuple):
-    """Which frames an utterance may attend to: those of its own."""
+    """Boundaries of the utterances, which attend only to their own frames: a mask if padded, starts if packed."""
 
-    mask_B11F: Tensor | None = None  # bool, of padded frames; None: all
-    starts_B: Tensor | None = None  # int32, of packed frames: where each utterance begins, and the end of the last
-    longest: int = 0  # frames of the longest utterance, of packed frames
+    mask_B11F: Tensor | None = None  # bool, True for real frames of a padded batch; None: all are real
+    starts_B: Tensor | None = None  # int32, first packed frame of each utterance, and the end of the last
+    longest: int = 0  # number of frames of the longest packed utterance
 
 
-def transformer_layer(layer: nn.Module, hidden_XC: Tensor, bounds: Bounds, speed: Speed) -> Tensor:
-    """The output of one of transformers' Wav2Vec2EncoderLayer or ...StableLayerNorm; (X, C)."""
+def transformer_layer(layer: EncoderLayer, hidden_XC: Tensor, bounds: Bounds, speed: Speed) -> Tensor:
+    """Return the output (X, C) of a transformers Wav2Vec2EncoderLayer or Wav2Vec2EncoderLayerStableLayerNorm."""
     device = hidden_XC.device
-    # Compiled once for all layers: they differ in their weights only.
+    # The function is compiled once for all layers, which differ only in their weights.
     function = speed.compiled(layer_output, device)
     attend = None if bounds.starts_B is None else _packed_attention(layer.attention, hidden_XC, speed)
     arguments = (layer, hidden_XC, *bounds, attend, speed.fuses_dropout(device))
@@ -41,7 +48,7 @@ def transformer_layer(layer: nn.Module, hidden_XC: Tensor, bounds: Bounds, speed
 
 
 def layer_output(
-    layer: nn.Module,
+    layer: EncoderLayer,
     hidden_XC: Tensor,
     mask_B11F: Tensor | None,
     starts_B: Tensor | None,
@@ -49,17 +56,19 @@ def layer_output(
     attend: PackedAttention | None,
     fuses_dropout: bool,
 ) -> Tensor:
-    is_pre_norm = isinstance(layer, modeling_wav2vec2.Wav2Vec2EncoderLayerStableLayerNorm)
-    heard_XC = layer_norm(layer.layer_norm, hidden_XC) if is_pre_norm else hidden_XC
-    qkv_X3HD = heads(layer.attention, heard_XC)
+    is_pre_norm = isinstance(layer, Wav2Vec2EncoderLayerStableLayerNorm)
+    input_XC = layer_norm(layer.layer_norm, hidden_XC) if is_pre_norm else hidden_XC
+    qkv_X3HD = heads(layer.attention, input_XC)
     if attend is None:
-        found_XHD = _padded_attention(layer.attention, *qkv_X3HD.unbind(-3), mask_B11F)
+        query_XHD, key_XHD, value_XHD = qkv_X3HD.unbind(-3)
+        attended_XHD = _padded_attention(layer.attention, query_XHD, key_XHD, value_XHD, mask_B11F)
     else:
-        found_XHD = attend(qkv_X3HD, starts_B, longest)
-    hidden_XC = hidden_XC + layer.dropout(layer.attention.out_proj(found_XHD.flatten(-2)))
+        assert starts_B is not None
+        attended_XHD = attend(qkv_X3HD, starts_B, longest)
+    hidden_XC = hidden_XC + layer.dropout(layer.attention.out_proj(attended_XHD.flatten(-2)))
     if is_pre_norm:
-        heard_XC = layer_norm(layer.final_layer_norm, hidden_XC)
-        hidden_XC = hidden_XC + feed_forward(layer.feed_forward, heard_XC, fuses_dropout)
+        input_XC = layer_norm(layer.final_layer_norm, hidden_XC)
+        hidden_XC = hidden_XC + feed_forward(layer.feed_forward, input_XC, fuses_dropout)
     else:
         hidden_XC = layer_norm(layer.layer_norm, hidden_XC)
         hidden_XC = hidden_XC + feed_forward(layer.feed_forward, hidden_XC, fuses_dropout)
@@ -68,8 +77,8 @@ def layer_output(
     return hidden_XC if adapter is None else hidden_XC + adapter(hidden_XC)
 
 
-def feed_forward(block: nn.Module, hidden_XC: Tensor, fuses_dropout: bool) -> Tensor:
-    """The output of transformers' Wav2Vec2FeedForward."""
+def feed_forward(block: Wav2Vec2FeedForward, hidden_XC: Tensor, fuses_dropout: bool) -> Tensor:
+    """Return the output of transformers' Wav2Vec2FeedForward."""
     inner_dropout = block.intermediate_dropout
     if not (fuses_dropout and inner_dropout.training and inner_dropout.p > 0 and is_gelu(block.intermediate_act_fn)):
         return block(hidden_XC)
@@ -79,8 +88,8 @@ def feed_forward(block: nn.Module, hidden_XC: Tensor, fuses_dropout: bool) -> Te
     return block.output_dropout(block.output_dense(inner_XC))
 
 
-def heads(attention: nn.Module, hidden_XC: Tensor) -> Tensor:
-    """Queries, keys and values (X, 3, H, D); in one matrix product, unless something (LoRA) wraps the projections."""
+def heads(attention: Wav2Vec2Attention, hidden_XC: Tensor) -> Tensor:
+    """Return queries, keys and values (X, 3, H, D), by one matrix product unless LoRA wraps the projections."""
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     if all(type(projection) is nn.Linear for projection in projections):
         weight = torch.cat([projection.weight for projection in projections])
@@ -91,42 +100,54 @@ def heads(attention: nn.Module, hidden_XC: Tensor) -> Tensor:
     return outputs_XC.unflatten(-1, (3, attention.num_heads, attention.head_dim))
 
 
-def _packed_attention(attention: nn.Module, hidden_NC: Tensor, speed: Speed) -> PackedAttention:
-    if not speed.takes_flash4(hidden_NC.device, attention.head_dim, len(hidden_NC)):
+def _packed_attention(attention: Wav2Vec2Attention, hidden_NC: Tensor, speed: Speed) -> PackedAttention:
+    if not speed.uses_flash4(hidden_NC.device, attention.head_dim, len(hidden_NC)):
         return _flash
-    from w2v_lightning.model.flash4 import flash4  # where flash-attn-4 is installed
+    from w2v_lightning.model.flash4 import flash4  # needs flash-attn-4
 
     return flash4
 
 
 def _flash(qkv_N3HD: Tensor, starts_B: Tensor, longest: int) -> Tensor:
-    return varlen_attn(*qkv_N3HD.unbind(1), starts_B, starts_B, longest, longest)
+    assert varlen_attn is not None  # Speed.packs has checked it
+    query_NHD, key_NHD, value_NHD = qkv_N3HD.unbind(1)
+    output_NHD = varlen_attn(query_NHD, key_NHD, value_NHD, starts_B, starts_B, longest, longest)
+    assert isinstance(output_NHD, Tensor)  # a tuple only if the sums of the softmax are requested
+    return output_NHD
 
 
 def _padded_attention(
-    attention: nn.Module, query_BFHD: Tensor, key_BFHD: Tensor, value_BFHD: Tensor, mask_B11F: Tensor | None
+    attention: Wav2Vec2Attention, query_BFHD: Tensor, key_BFHD: Tensor, value_BFHD: Tensor, mask_B11F: Tensor | None
 ) -> Tensor:
-    found_BHFD = functional.scaled_dot_product_attention(
-        *(x_BFHD.transpose(1, 2) for x_BFHD in (query_BFHD, key_BFHD, value_BFHD)),
+    attended_BHFD = functional.scaled_dot_product_attention(
+        query_BFHD.transpose(1, 2),
+        key_BFHD.transpose(1, 2),
+        value_BFHD.transpose(1, 2),
         attn_mask=mask_B11F,
         dropout_p=attention.dropout if attention.training else 0.0,
     )
-    return found_BHFD.transpose(1, 2)
+    return attended_BHFD.transpose(1, 2)
 
 
 class Packing(NamedTuple):
-    """Where the frames of a padded batch lie when the padding is left out."""
+    """Mapping between a padded batch and its packed frames, without padding."""
 
     bounds: Bounds
-    positions_N: Tensor | None  # of each packed frame in the padded batch, flattened; None: there is no padding
+    positions_N: Tensor | None  # index of each packed frame in the flattened padded batch; None without padding
     shape: tuple[int, int]  # B, F of the padded batch
 
     @classmethod
-    def of(cls, num_frames_B: Tensor, counts_B: Tensor, longest: int) -> "Packing":
-        """For utterances of `num_frames_B` frames (int64, on the CPU; `counts_B`: on the device) padded to `longest`.
+    def from_counts(cls, num_frames_B: Tensor, counts_B: Tensor, longest: int) -> "Packing":
+        """Create the packing of utterances of `num_frames_B` frames that are padded to `longest`.
 
-        Sizes come from the CPU, so that nobody waits for the device; the rest is made there. On the CPU torch would
-        spread it over all cores, and wait for each of them, while loader processes keep them busy.
+        Sizes are computed from the counts on the CPU, so that the host does not wait for the device; the indices are
+        computed on the device. On the CPU torch would use all cores and wait for each of them, while loader workers
+        keep them busy.
+
+        Args:
+            num_frames_B: int64, on the CPU.
+            counts_B: the same counts on the device.
+            longest: number of frames of the padded batch.
         """
         starts_B = functional.pad(counts_B.cumsum(0), (1, 0))
         bounds = Bounds(starts_B=starts_B.int(), longest=int(num_frames_B.max()))
@@ -143,7 +164,7 @@ class Packing(NamedTuple):
         return hidden_NC if self.positions_N is None else hidden_NC.index_select(0, self.positions_N)
 
     def unpack(self, hidden_NC: Tensor) -> Tensor:
-        """Zeros where there was padding."""
+        """Return the padded batch, with zeros in the padding."""
         if self.positions_N is not None:
             padded_NC = hidden_NC.new_zeros(self.shape[0] * self.shape[1], hidden_NC.shape[1])
             hidden_NC = padded_NC.index_copy(0, self.positions_N, hidden_NC)

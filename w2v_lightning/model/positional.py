@@ -1,8 +1,8 @@
-"""The positional convolution of the transformer's input, by Fourier transforms where that is faster.
+"""Positional convolution of the transformer's input, by Fourier transforms where that is faster.
 
-Its kernel is 128 frames long and its channels come in 16 groups, for which cuDNN has no kernel that uses tensor cores:
-a product of spectra does the same in a fraction of the time. The spectra are those of whole utterances, in float32 by
-FFT, or, in bfloat16 on a GPU, those of blocks of frames, by kernels of ours (positional_kernels.py).
+Its kernel has 128 frames and its channels form 16 groups, for which cuDNN has no kernel that uses tensor cores: a
+product of spectra computes the same in a fraction of the time. The spectra are those of whole utterances, in float32 by
+FFT, or, in bfloat16 on a GPU, those of blocks of frames, by our own kernels (positional_kernels.py).
 
 Shapes: B utterances, F frames, C channels, G groups of I input and O output channels, K taps, S frequencies.
 """
@@ -12,72 +12,76 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _WeightNorm
 
+from w2v_lightning.compat.torch import WeightNorm
 from w2v_lightning.data.manifest import cache_root
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.speed import has_triton
 from w2v_lightning.runtime.files import atomic_text_file
 
-MAX_TAPS = 129  # that blocks of half their transforms' length leave room for
-MAX_GROUP_CHANNELS = 128  # of a tile
+MAX_TAPS = 129  # limit of blocks that have half the length of their transforms
+MAX_GROUP_CHANNELS = 128  # largest tile
 
-# What a measurement runs on: the longest that most corpora have, and enough of them to fill a GPU.
+# Input of a measurement: utterances as long as the longest of most corpora, and enough of them to fill a GPU.
 TRIAL_FRAMES = 768
 TRIAL_FRAMES_OF_ALL = {"cuda": 20_000, "cpu": 768}
 TRIALS = 3
 
 
 def positional(conv: nn.Conv1d, hidden_BFC: Tensor, way: str = "auto") -> Tensor:
-    """The first F frames (B, F, C) of the convolution in transformers' Wav2Vec2PositionalConvEmbedding.
+    """Return the first F frames (B, F, C) of the convolution in transformers' Wav2Vec2PositionalConvEmbedding.
 
     Args:
         conv: that convolution, padded by half its taps.
-        hidden_BFC: zero behind each utterance.
+        hidden_BFC: its input, zero after the end of each utterance.
         way: "blocks", "fft" or "convolution"; "auto" is the fastest on this device.
 
     Raises:
-        InputError: there are no blocks here.
+        InputError: "blocks" is not supported here.
     """
-    device = hidden_BFC.device
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else conv.bias.dtype
+    device, bias_C, padding = hidden_BFC.device, conv.bias, conv.padding[0]
+    assert bias_C is not None
+    assert isinstance(padding, int)  # not one of torch's names, such as "same"
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else bias_C.dtype
     if way == "auto":
         way = fastest_way(conv, device, dtype)
     if way == "convolution":
         return conv(hidden_BFC.transpose(1, 2))[..., : hidden_BFC.shape[1]].transpose(1, 2)
-    weight_CIK, offset = weight(conv), conv.padding[0]
+    weight_CIK = weight(conv)
     with torch.autocast(device.type, enabled=False):
         if way == "fft":
-            full = torch.promote_types(weight_CIK.dtype, torch.float32)  # there is no FFT of bfloat16
-            found_BFC = correlation(hidden_BFC.to(full), weight_CIK.to(full), conv.groups, offset)
-            return (found_BFC + conv.bias).to(hidden_BFC.dtype)
+            full = torch.promote_types(weight_CIK.dtype, torch.float32)  # torch has no FFT of bfloat16
+            output_BFC = correlation(hidden_BFC.to(full), weight_CIK.to(full), conv.groups, padding)
+            return (output_BFC + bias_C).to(hidden_BFC.dtype)
         if obstacle := _obstacle_to_blocks(conv, device, dtype):
             raise InputError(f"model.speed.positional_convolution=blocks: {obstacle}; set it to auto.")
         from w2v_lightning.model.positional_kernels import correlation_in_blocks  # needs Triton
 
-        return correlation_in_blocks(hidden_BFC.to(dtype), weight_CIK.float(), conv.bias, conv.groups, offset)
+        return correlation_in_blocks(hidden_BFC.to(dtype), weight_CIK.float(), bias_C, conv.groups, padding)
 
 
-def weight(conv: nn.Module) -> Tensor:
-    """The weight (C, I, K), made of its two parts where it is a weight norm by tap: torch's kernel for that is slow."""
+def weight(conv: nn.Conv1d) -> Tensor:
+    """Return the weight (C, I, K). With a weight norm per tap it is computed here, because torch's kernel is slow."""
     if not parametrize.is_parametrized(conv, "weight"):
         return conv.weight
-    parts = conv.parametrizations.weight
-    if len(parts) != 1 or not isinstance(parts[0], _WeightNorm):
+    parts = cast(nn.ModuleDict, conv.parametrizations)["weight"]
+    assert isinstance(parts, parametrize.ParametrizationList)
+    if len(parts) != 1 or not isinstance(parts[0], WeightNorm):
         return conv.weight
-    length_11K, direction_CIK = parts.original0, parts.original1
+    length_11K, direction_CIK = cast(Tensor, parts.original0), cast(Tensor, parts.original1)
     return direction_CIK * (length_11K / torch.linalg.vector_norm(direction_CIK, dim=(0, 1), keepdim=True))
 
 
 def correlation(hidden_BFC: Tensor, weight_CIK: Tensor, groups: int, offset: int) -> Tensor:
-    """Grouped correlation y[t] = sum over k of weight[k] x[t + k - offset] for the F frames of x; (B, F, C).
+    """Return the grouped correlation y[t] = sum over k of weight[k] x[t + k - offset] for the F frames of x; (B, F, C).
 
-    What conv1d with a padding of `offset` computes, less the frame too many that an even kernel gives.
+    conv1d with a padding of `offset` computes the same, plus one more frame if the number of taps is even.
     """
     num_frames, taps = hidden_BFC.shape[1], weight_CIK.shape[2]
     length = fft_length(num_frames + taps - 1)
@@ -92,28 +96,31 @@ def correlation(hidden_BFC: Tensor, weight_CIK: Tensor, groups: int, offset: int
 
 @cache
 def fft_length(least: int) -> int:
-    """The smallest 2^a or 3 x 2^a from `least` on: few lengths, for each has to be planned."""
+    """Return the smallest 2^a or 3 x 2^a that is at least `least`: few lengths, because each has to be planned."""
     length = 1 << (least - 1).bit_length()
     return length * 3 // 4 if length * 3 // 4 >= least else length
 
 
 def _obstacle_to_blocks(conv: nn.Conv1d, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why our kernels cannot compute it here."""
+    """Return why our kernels cannot compute it here; None if they can."""
     if not has_triton(device):
-        return "its kernels need a GPU of compute capability 8.0 or later, Triton and a C compiler"
+        return "its kernels require a GPU of compute capability 8.0 or later, Triton and a C compiler"
     if dtype != torch.bfloat16:
-        return f"spectra are kept in bfloat16, found {dtype}"
+        return f"its kernels require bfloat16, found {dtype}"
     if conv.kernel_size[0] > MAX_TAPS:
-        return f"at most {MAX_TAPS} taps have room, found {conv.kernel_size[0]}"
+        return f"its kernels support at most {MAX_TAPS} taps, found {conv.kernel_size[0]}"
     if conv.in_channels // conv.groups > MAX_GROUP_CHANNELS:
-        return f"at most {MAX_GROUP_CHANNELS} channels a group have room, found {conv.in_channels // conv.groups}"
+        return (
+            f"its kernels support at most {MAX_GROUP_CHANNELS} channels per group, found"
+            f" {conv.in_channels // conv.groups}"
+        )
     return None
 
 
 def fastest_way(conv: nn.Conv1d, device: torch.device, dtype: torch.dtype) -> str:
-    """Of those that are there on this device; measured once, then read from the cache folder.
+    """Return the fastest way that is available on this device; measured once, then read from the cache folder.
 
-    So a run that is resumed computes as it did before.
+    A resumed run therefore computes in the same way as before.
     """
     if device.type not in TRIAL_FRAMES_OF_ALL:
         return "convolution"
@@ -133,14 +140,14 @@ def _remembered_way(
     if known.get(key) in ways:
         return known[key]
     seconds = {way: _seconds(way, device, dtype, shape) for way in ways}
-    way = min(seconds, key=seconds.get)
+    way = min(seconds, key=lambda way: seconds[way])
     with atomic_text_file(path) as file:
         json.dump({**known, key: way}, file, indent=1)
     return way
 
 
 def _read(path: Path) -> dict[str, str]:
-    """What was measured before; nothing where the file is missing or damaged."""
+    """Return the earlier measurements; an empty dict if the file is missing or damaged."""
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -149,15 +156,15 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _seconds(way: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
-    """The fastest of some trials, forward and backward, after one to warm up."""
+    """Return the time of the fastest trial, forward and backward, after one trial for warm-up."""
     channels, groups, taps = shape
     num = max(1, TRIAL_FRAMES_OF_ALL[device.type] // TRIAL_FRAMES)
     devices = [device] if device.type == "cuda" else []
-    # What is remembered is for training, also where scoring comes first.
+    # Measure training, even if the first use is in scoring.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         is_half = dtype.itemsize == 2
-        options = {"device": device, "dtype": torch.float32 if is_half else dtype}
-        conv = nn.Conv1d(channels, channels, taps, padding=taps // 2, groups=groups, **options)
+        conv_dtype = torch.float32 if is_half else dtype
+        conv = nn.Conv1d(channels, channels, taps, padding=taps // 2, groups=groups, device=device, dtype=conv_dtype)
         hidden_BFC = torch.randn(num, TRIAL_FRAMES, channels, device=device, dtype=dtype, requires_grad=True)
 
         def trial() -> None:
@@ -168,7 +175,7 @@ def _seconds(way: str, device: torch.device, dtype: torch.dtype, shape: tuple[in
 
 
 def _timed(function: Callable[[], None], device: torch.device) -> float:
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     synchronize()
     start = time.perf_counter()
     function()

@@ -1,21 +1,24 @@
-"""The positional convolution as matrix products: blocks of 128 frames, each by a Fourier transform of 256.
+"""Positional convolution as matrix products: blocks of 128 frames, each by a Fourier transform of length 256.
 
-Overlap-save: 256 frames of input give the 128 of output that see nothing else. Transforms of so few frames are a matrix
-product on tensor cores, and so is, at each frequency, that of a group's channels with its weights. So three Triton
-kernels take the place of the transforms, products and transposes of long spectra: into spectra, by the weights, back.
-The gradient is the same the other way round, and a fourth sums up that of the weights.
+Overlap-save: 256 frames of input give the 128 frames of output that depend on nothing else. Transforms of this length
+are matrix products on tensor cores, as is the product of a group's channels with its weights at each frequency. Three
+Triton kernels therefore replace the transforms, products and transposes of long spectra: into spectra, times the
+weights, back. The gradient uses them in reverse, and a fourth kernel sums the gradient of the weights.
 
-Spectra are rounded to the precision of the frames, the transforms' matrices and the weights are two numbers of it, one
-for what is left of the other: exact to 2^-17 in bfloat16. Nothing is summed by atomics.
+Spectra are rounded to the precision of the frames. Each element of the transforms' matrices and of the weights is the
+sum of two numbers of that precision, the rounded value and the remainder: exact to 2^-17 in bfloat16. Sums do not
+use atomics.
 
 Shapes: B utterances, F frames, N blocks of all utterances, C channels, G groups of I input and O output channels, K
-taps, R = 256 numbers of a real spectrum: 128 real parts, then as many imaginary ones. The first of these, which is
-zero, gives its place to the highest frequency, which is real.
+taps, R = 256 numbers of a real spectrum: 128 real parts, then 128 imaginary parts. The first imaginary part is always
+zero, so its slot holds the highest frequency instead, which is real.
+
+Kernels have no type annotations: Triton interprets those of their parameters.
 """
 
 import math
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,9 +28,9 @@ from triton import language as tl
 
 BLOCK = tl.constexpr(128)
 LENGTH = tl.constexpr(256)
-PARTS = tl.constexpr(2)  # numbers for one of a matrix
+PARTS = tl.constexpr(2)  # numbers whose sum is one element of a matrix
 
-# Tiles and their warps, the fastest of some on an H200.
+# Tile sizes and numbers of warps: the fastest of those tried on an H200.
 TO_CHANNELS, TO_FRAMES, TO_WARPS = 128, 32, 8
 FROM_CHANNELS, FROM_NUMBERS, FROM_WARPS = 128, 32, 8
 PRODUCT_BLOCKS, PRODUCT_WARPS = 64, 4
@@ -35,11 +38,11 @@ SUM_BLOCKS, SUM_WARPS = 64, 4
 
 
 @triton.jit(do_not_specialize=["num_frames", "num_blocks", "offset"])
-def _to_spectra(
+def _to_spectra(  # type: ignore[no-untyped-def]
     x, transform, spectra, num_frames, num_channels, num_blocks, offset, WINDOW: tl.constexpr, CHANNELS: tl.constexpr,
     FRAMES: tl.constexpr,
 ):  # fmt: skip
-    """Of one block, whose WINDOW frames begin `offset` before it."""
+    """Compute the spectrum of one block, whose WINDOW frames begin `offset` frames before it."""
     block = tl.program_id(0).to(tl.int64)
     utterance, first = block // num_blocks, block % num_blocks * BLOCK - offset
     channel, number = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, LENGTH)
@@ -59,11 +62,11 @@ def _to_spectra(
 
 
 @triton.jit(do_not_specialize=["num_frames", "num_blocks", "all_blocks", "offset"])
-def _from_spectra(
+def _from_spectra(  # type: ignore[no-untyped-def]
     spectra, transform, bias, y, num_frames, num_channels, num_blocks, all_blocks, offset, REACH: tl.constexpr,
     HAS_BIAS: tl.constexpr, CHANNELS: tl.constexpr, NUMBERS: tl.constexpr,
 ):  # fmt: skip
-    """A block of frames that begin `offset` before it, from the spectra of as many blocks as reach there, added up."""
+    """Compute a block of frames, which begins `offset` frames early, as the sum over the REACH blocks that reach it."""
     tile = tl.program_id(0).to(tl.int64)
     utterance, place = tile // (num_blocks + REACH - 1), tile % (num_blocks + REACH - 1)
     channel, at = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, BLOCK)
@@ -77,8 +80,8 @@ def _from_spectra(
             row = (number.to(tl.int64) * all_blocks + utterance * num_blocks + block) * num_channels
             spectrum = tl.load(spectra + row[:, None] + channel[None, :], mask=is_there, other=0.0)
             for part in tl.static_range(PARTS):
-                of_part = transform + (part * REACH + before) * BLOCK * LENGTH
-                matrix = tl.load(of_part + at[:, None] * LENGTH + number[None, :])
+                part_base = transform + (part * REACH + before) * BLOCK * LENGTH
+                matrix = tl.load(part_base + at[:, None] * LENGTH + number[None, :])
                 values = tl.dot(matrix, spectrum, values)
     if HAS_BIAS:
         values += tl.load(bias + channel, mask=channel < num_channels, other=0.0)[None, :]
@@ -89,12 +92,14 @@ def _from_spectra(
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
-def _spectra_product(
+def _spectra_product(  # type: ignore[no-untyped-def]
     inputs, weights, outputs, num_blocks, ADJOINT: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Spectra of a tile of blocks and a group times the conjugate of its weights (I, O); ADJOINT: that, transposed, of
-    their gradient."""
+    """Multiply the spectra of a tile of blocks and a group by the conjugate of the group's weights (I, O).
+
+    ADJOINT multiplies the gradient by the weights, transposed, instead.
+    """
     group, frequency = tl.program_id(0), tl.program_id(2)
     num_channels = tl.num_programs(0) * SIZE
     block, channel = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS), tl.arange(0, PADDED)
@@ -106,7 +111,7 @@ def _spectra_product(
     real = tl.load(inputs + at_real, mask=is_value, other=0.0)
     imaginary = tl.load(inputs + at_imaginary, mask=is_value, other=0.0)
 
-    is_first = frequency == 0  # two real numbers instead of a complex one
+    is_first = frequency == 0  # this row holds two real numbers instead of a complex one
     matrix = SIZE * SIZE
     frequency_pitch = tl.num_programs(0) * matrix
     at_weight = channel[:, None] * SIZE + channel[None, :]
@@ -116,13 +121,13 @@ def _spectra_product(
     out_real = tl.zeros((BLOCKS, PADDED), tl.float32)
     out_imaginary = tl.zeros((BLOCKS, PADDED), tl.float32)
     for part in tl.static_range(PARTS):
-        of_part = weights + part * LENGTH * frequency_pitch + group * matrix
-        of_real = of_part + frequency * frequency_pitch
-        of_imaginary = of_part + (half + frequency) * frequency_pitch
-        straight = tl.load(of_real + at_weight, mask=is_weight, other=0.0)
-        crossed = tl.load(of_imaginary + at_weight, mask=is_weight & (frequency > 0), other=0.0)
-        of_second = tl.where(is_first, half, frequency)
-        second = tl.load(of_part + of_second * frequency_pitch + at_weight, mask=is_weight, other=0.0)
+        part_base = weights + part * LENGTH * frequency_pitch + group * matrix
+        real_base = part_base + frequency * frequency_pitch
+        imaginary_base = part_base + (half + frequency) * frequency_pitch
+        straight = tl.load(real_base + at_weight, mask=is_weight, other=0.0)
+        crossed = tl.load(imaginary_base + at_weight, mask=is_weight & (frequency > 0), other=0.0)
+        second_frequency = tl.where(is_first, half, frequency)
+        second = tl.load(part_base + second_frequency * frequency_pitch + at_weight, mask=is_weight, other=0.0)
         if ADJOINT:
             crossed = -crossed
         out_real = tl.dot(real, straight, out_real)
@@ -134,10 +139,10 @@ def _spectra_product(
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
-def _spectra_sum(
+def _spectra_sum(  # type: ignore[no-untyped-def]
     inputs, gradients, sums, num_blocks, SIZE: tl.constexpr, PADDED: tl.constexpr, BLOCKS: tl.constexpr
 ):  # fmt: skip
-    """Gradient of a group's weights at a frequency, from the spectra of all blocks."""
+    """Compute the gradient of a group's weights at one frequency, from the spectra of all blocks."""
     group, frequency = tl.program_id(0), tl.program_id(1)
     num_channels = tl.num_programs(0) * SIZE
     channel = tl.arange(0, PADDED)
@@ -170,11 +175,14 @@ def _spectra_sum(
 
 
 def correlation_in_blocks(hidden_BFC: Tensor, weight_CIK: Tensor, bias_C: Tensor, groups: int, offset: int) -> Tensor:
-    """Grouped correlation y[t] = sum over k of weight[k] x[t + k - offset] for the F frames of x, and the bias added.
+    """Return the grouped correlation y[t] = bias + sum over k of weight[k] x[t + k - offset] for the F frames of x.
 
     Args:
-        hidden_BFC: in half precision, on a GPU.
-        weight_CIK: in float32; at most 129 taps.
+        hidden_BFC: the frames x, in half precision, on a GPU.
+        weight_CIK: weights in float32, at most 129 taps.
+        bias_C: bias of each channel.
+        groups: number of groups of channels.
+        offset: shift between input and weights, in frames.
 
     Returns:
         (B, F, C), in the precision of `hidden_BFC`.
@@ -187,8 +195,8 @@ def correlation_in_blocks(hidden_BFC: Tensor, weight_CIK: Tensor, bias_C: Tensor
 
 class _Correlation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_BFC: Tensor, weight_RGIO: Tensor, bias_C: Tensor, offset: int) -> Tensor:
-        transforms = _Transforms.of(hidden_BFC.device, hidden_BFC.dtype)
+    def forward(ctx: Any, hidden_BFC: Tensor, weight_RGIO: Tensor, bias_C: Tensor, offset: int) -> Tensor:
+        transforms = _Transforms.create(hidden_BFC.device, hidden_BFC.dtype)
         weight_PRGIO = _parts(weight_RGIO, hidden_BFC.dtype)
         inputs_RNC = _spectra(hidden_BFC, transforms.to_spectrum, offset)
         ctx.save_for_backward(inputs_RNC if ctx.needs_input_grad[1] else None, weight_PRGIO)
@@ -197,23 +205,23 @@ class _Correlation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient_BFC: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient_BFC: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         inputs_RNC, weight_PRGIO = ctx.saved_tensors
-        transforms = _Transforms.of(gradient_BFC.device, gradient_BFC.dtype)
+        transforms = _Transforms.create(gradient_BFC.device, gradient_BFC.dtype)
         outputs_RNC = _spectra(gradient_BFC, transforms.to_frames_adjoint, 0)
-        of_hidden_BFC = of_weight_RGIO = of_bias_C = None
+        hidden_gradient_BFC = weight_gradient_RGIO = bias_gradient_C = None
         if ctx.needs_input_grad[0]:
             adjoint_RNC = _by_weights(outputs_RNC, weight_PRGIO, adjoint=True)
-            of_hidden_BFC = _frames(adjoint_RNC, transforms.to_spectrum_adjoint, gradient_BFC.shape, ctx.offset)
+            hidden_gradient_BFC = _frames(adjoint_RNC, transforms.to_spectrum_adjoint, gradient_BFC.shape, ctx.offset)
         if ctx.needs_input_grad[1]:
-            of_weight_RGIO = _sums(inputs_RNC, outputs_RNC, weight_PRGIO)
+            weight_gradient_RGIO = _sums(inputs_RNC, outputs_RNC, weight_PRGIO)
         if ctx.needs_input_grad[2]:
-            of_bias_C = gradient_BFC.sum((0, 1), dtype=torch.float32)
-        return of_hidden_BFC, of_weight_RGIO, of_bias_C, None
+            bias_gradient_C = gradient_BFC.sum((0, 1), dtype=torch.float32)
+        return hidden_gradient_BFC, weight_gradient_RGIO, bias_gradient_C, None
 
 
 class _Transforms(NamedTuple):
-    """Matrices as sums of two of half precision, (2, output, input); the adjoints are those of their gradients."""
+    """Transform matrices as sums of two in half precision, (2, output, input); the adjoints are for gradients."""
 
     to_spectrum: Tensor
     to_frames: Tensor
@@ -222,26 +230,26 @@ class _Transforms(NamedTuple):
 
     @staticmethod
     @cache
-    def of(device: torch.device, dtype: torch.dtype) -> "_Transforms":
+    def create(device: torch.device, dtype: torch.dtype) -> "_Transforms":
         matrices = _matrices(device)
         return _Transforms(*(_parts(matrix, dtype) for matrix in (*matrices, *(matrix.T for matrix in matrices))))
 
 
 @cache
 def _matrices(device: torch.device) -> tuple[Tensor, Tensor]:
-    """To a spectrum from 256 frames (R, 256), and from a spectrum to the first 128 of them (128, R); float32."""
-    with torch.inference_mode(False):  # training needs them too
+    """Return the matrices from 256 frames to a spectrum (R, 256) and back to the first 128 frames (128, R); float32."""
+    with torch.inference_mode(False):  # training uses the cached matrices too
         frequency_R = torch.arange(LENGTH.value) % (LENGTH.value // 2)
         angle_RL = 2 * math.pi / LENGTH.value * (frequency_R[:, None] * torch.arange(LENGTH.value)).double()
         to_spectrum = torch.cat([angle_RL[: LENGTH.value // 2].cos(), -angle_RL[LENGTH.value // 2 :].sin()])
         to_spectrum[LENGTH.value // 2] = 1 - 2 * (torch.arange(LENGTH.value) % 2)
-        is_once_R = frequency_R == 0  # other frequencies stand for their negative ones too
+        is_once_R = frequency_R == 0  # the other frequencies also represent their negatives
         to_frames = (to_spectrum * torch.where(is_once_R, 1.0, 2.0)[:, None] / LENGTH.value).T[: BLOCK.value]
         return to_spectrum.to(device, torch.float32), to_frames.to(device, torch.float32)
 
 
 def _parts(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` as a sum of two of `dtype`, (2, ...)."""
+    """Return two tensors of type `dtype` whose sum is `x`, stacked: (2, ...)."""
     parts = x.new_empty(PARTS.value, *x.shape, dtype=dtype)
     parts[0].copy_(x)
     torch.sub(x, parts[0], out=parts[1])
@@ -253,7 +261,7 @@ def _blocks(num_frames: int) -> int:
 
 
 def _spectra(frames_BFC: Tensor, transform_PRL: Tensor, offset: int) -> Tensor:
-    """Spectra (R, N, C) of the blocks."""
+    """Return the spectra (R, N, C) of the blocks."""
     frames_BFC = frames_BFC.contiguous()
     num_utterances, num_frames, num_channels = frames_BFC.shape
     num_blocks = _blocks(num_frames)
@@ -268,7 +276,7 @@ def _spectra(frames_BFC: Tensor, transform_PRL: Tensor, offset: int) -> Tensor:
 def _frames(
     spectra_RNC: Tensor, transform_PLR: Tensor, shape: torch.Size, offset: int, bias_C: Tensor | None = None
 ) -> Tensor:
-    """Frames (B, F, C), of that `shape`; each block's begin `offset` before it."""
+    """Return the frames (B, F, C) of that `shape`; those of each block begin `offset` frames before it."""
     num_utterances, num_frames, num_channels = shape
     num_blocks, reach = _blocks(num_frames), transform_PLR.shape[1] // BLOCK.value
     frames_BFC = spectra_RNC.new_empty(shape)
@@ -292,7 +300,7 @@ def _by_weights(spectra_RNC: Tensor, weight_PRGIO: Tensor, adjoint: bool = False
 
 
 def _sums(inputs_RNC: Tensor, outputs_RNC: Tensor, weight_PRGIO: Tensor) -> Tensor:
-    """Gradient (R, G, I, O) of the weights, in float32."""
+    """Return the gradient (R, G, I, O) of the weights, in float32."""
     _, _, groups, size, _ = weight_PRGIO.shape
     sums_RGIO = weight_PRGIO.new_empty(weight_PRGIO.shape[1:], dtype=torch.float32)
     _spectra_sum[groups, LENGTH.value // 2](

@@ -1,21 +1,24 @@
-"""Wav2Vec2ForPreTraining: built or loaded, run on masks and negatives that were drawn elsewhere, scored, saved.
+"""Wav2Vec2ForPreTraining: building, loading, running with given masks and negatives, losses, saving.
 
-The losses are those of wav2vec 2.0 (arXiv 2006.11477, section 3.2) as transformers' Wav2Vec2ForPreTraining computes
-them, for the masked frames alone: it quantises every frame of the padded batch and copies a vector for each negative,
-which costs many times the memory.
+The losses are those of wav2vec 2.0 (arXiv 2006.11477, section 3.2), as in transformers' Wav2Vec2ForPreTraining, but
+computed only for the masked frames: transformers quantises every frame of the padded batch and copies a vector for each
+negative, which needs many times the memory.
 
 Shapes: B utterances, T samples, F frames, C channels, M masked frames of the batch, K negatives of each, S = 1 + K
-candidates, G codebooks of V codes, D dimensions of what is compared.
+candidates, G codebooks of V codes, D dimensions of the compared
+vectors.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2GumbelVectorQuantizer
 
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError
@@ -25,47 +28,49 @@ from w2v_lightning.model.features import conv_features
 from w2v_lightning.model.speed import Speed, to_device
 
 
-def from_scratch(config: Mapping[str, object]) -> Wav2Vec2ForPreTraining:
-    """A new model with random weights; `config` holds what differs from transformers' Wav2Vec2Config."""
+def from_scratch(config: Mapping[str, Any]) -> Wav2Vec2ForPreTraining:
+    """Return a model with random weights; `config` holds changes to transformers' Wav2Vec2Config."""
     wav2vec2.check_config_keys(config)
     return Wav2Vec2ForPreTraining(Wav2Vec2Config(**config))
 
 
-def from_pretrained(name_or_folder: str, config: Mapping[str, object]) -> tuple[Wav2Vec2ForPreTraining, bool]:
-    """A pre-trained model from the Hugging Face hub or a local folder, and whether its input is normalised.
+def from_pretrained(name_or_folder: str, config: Mapping[str, Any]) -> tuple[Wav2Vec2ForPreTraining, bool]:
+    """Load a pre-trained model from the Hugging Face Hub or a local folder; return it and whether it normalises input.
 
     Raises:
-        InputError: nothing there, not a wav2vec2 model, or one without the codebooks of pre-training.
+        InputError: the model does not exist, is not a wav2vec2 model, or lacks the codebooks of pre-training.
     """
     wav2vec2.check_config_keys(config)
     stored = wav2vec2.stored_config(name_or_folder)
-    model, loading = Wav2Vec2ForPreTraining.from_pretrained(
-        name_or_folder,
-        config=Wav2Vec2Config.from_dict({**stored.to_dict(), **config}),
-        dtype=torch.float32,
-        output_loading_info=True,
-    )
-    if lost := sorted(loading["missing_keys"]):
+    with wav2vec2.safetensors_needed(name_or_folder):
+        loaded: Any = Wav2Vec2ForPreTraining.from_pretrained(  # returns a pair because of output_loading_info
+            name_or_folder,
+            config=Wav2Vec2Config.from_dict({**stored.to_dict(), **config}),
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
         raise InputError(
-            f"model.pretrained: {name_or_folder} lacks {len(lost)} weights of a model in pre-training, {lost[0]} first;"
-            " leave it out to begin from random weights."
+            f"model.pretrained: {name_or_folder} lacks {len(missing)} weights of a model in pre-training, such as"
+            f" {missing[0]}; set it to null to start from random weights."
         )
     return model, wav2vec2.stored_normalise(name_or_folder)
 
 
 def gumbel_temperature(update: int, start: float, end: float, decay: float) -> float:
-    """Of the softmax that chooses codes, at each optimiser update 0, 1, 2 ...: start x decay^update, `end` at least."""
+    """Return the temperature of the Gumbel softmax at an optimiser update: start x decay^update, at least `end`."""
     return max(start * decay**update, end)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How well a batch's masked frames were told from their negatives: sums over the masked frames, on the device."""
+    """Sums over a batch's masked frames: how well they were distinguished from their negatives. On the device."""
 
     contrastive_loss: Tensor  # nats
-    diversity_loss: Tensor  # 0 where all codes are used equally, nearly 1 a frame where always the same one is
-    feature_penalty: Tensor  # mean square of the utterance's convolutional features, for each of its masked frames
-    num_correct: Tensor  # frames whose own code scores above those of all negatives
+    diversity_loss: Tensor  # per frame: 0 if all codes are used equally, nearly 1 if only one code is used
+    feature_penalty: Tensor  # mean square of the utterance's convolutional features, added once per masked frame
+    num_correct: Tensor  # number of frames whose own code scores higher than the codes of all negatives
     num_masked: Tensor
     code_counts_GV: Tensor
 
@@ -74,7 +79,7 @@ class Outcome:
         return self.contrastive_loss, self.diversity_loss, self.feature_penalty
 
     def sums(self) -> Tensor:
-        """All of it in one vector, to add up over micro-batches and ranks: five numbers, then G x V counts."""
+        """Return everything in one vector, to sum over micro-batches and ranks: five numbers, then G x V counts."""
         numbers = torch.stack([number.float() for number in (*self.losses, self.num_correct, self.num_masked)])
         return torch.cat([numbers, self.code_counts_GV.flatten()]).detach()
 
@@ -87,16 +92,19 @@ def run(
     dropped_layers: Collection[int] = (),
     speed: Speed = Speed(),
 ) -> Outcome:
-    """Mask the batch as it says, and tell each masked frame's code from those of its negatives.
+    """Mask the batch with its masks, and compare each masked frame's code with those of its negatives.
 
     Args:
         model: transformers' model; in training mode codes are drawn with Gumbel noise at `model.quantizer.temperature`.
-        batch: with `time_mask_BF`, `masked_M` and `negatives_MK`.
-        feature_grad_mult: factor on the gradient that reaches the convolutions.
+        batch: batch with `time_mask_BF`, `masked_M` and `negatives_MK`.
+        feature_grad_mult: factor on the gradient of the convolutions.
         dropped_layers: transformer layers that are skipped in this pass.
-        speed: how it is computed.
+        speed: choice of the implementation.
     """
     core = model.wav2vec2
+    assert batch.time_mask_BF is not None  # the data module draws all three, because InputSpec asks for negatives
+    assert batch.masked_M is not None
+    assert batch.negatives_MK is not None
     waveforms_BT = batch.input_values()
     conv_BFC = scale_gradient(conv_features(core, waveforms_BT, batch.num_samples_B, speed), feature_grad_mult)
     hidden_BFC, features_BFC = projected(core, conv_BFC, batch.time_mask_BF, batch.channel_mask_BC, speed)
@@ -112,15 +120,15 @@ def run(
 def score(
     model: Wav2Vec2ForPreTraining, predicted_MD: Tensor, features_MC: Tensor, negatives_MK: Tensor, penalty: Tensor
 ) -> Outcome:
-    """Quantise the true features of the masked frames and compare what the transformer predicted for them."""
+    """Quantise the true features of the masked frames and compare them with the transformer's predictions."""
     vectors_MD, choice_MGV, probs_MGV = quantise(model.quantizer, features_MC)
     codes_MG = choice_MGV.detach().argmax(dim=-1)
     same_code_MK = (codes_MG[negatives_MK] == codes_MG[:, None]).all(dim=-1)
     cosine_MS = candidate_cosine(predicted_MD, model.project_q(vectors_MD), negatives_MK)
-    # A negative with the positive's own code is none, and would pull against it.
-    is_none_MS = functional.pad(same_code_MK, (1, 0))
-    logits_MS = (cosine_MS / model.config.contrastive_logits_temperature).masked_fill(is_none_MS, -torch.inf)
-    # Where every negative has the frame's code there was no task: with a single code left, accuracy is 0 and not 1.
+    # A negative with the same code as the positive is excluded: it would pull in the opposite direction.
+    is_excluded_MS = functional.pad(same_code_MK, (1, 0))
+    logits_MS = (cosine_MS / model.config.contrastive_logits_temperature).masked_fill(is_excluded_MS, -torch.inf)
+    # A frame all of whose negatives are excluded is not correct: with a single code in use, accuracy is 0 and not 1.
     is_correct_M = (logits_MS.argmax(dim=1) == 0) & ~same_code_MK.all(dim=1)
     num_masked = len(features_MC)
     return Outcome(
@@ -133,11 +141,11 @@ def score(
     )
 
 
-def quantise(quantizer: nn.Module, features_MC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Code vectors (M, D), the choice of codes (M, G, V) as zeros and ones, and its probabilities (M, G, V).
+def quantise(quantizer: Wav2Vec2GumbelVectorQuantizer, features_MC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return code vectors (M, D), the choice of codes (M, G, V) as zeros and ones, and probabilities (M, G, V).
 
-    In training the choice is drawn with Gumbel noise from torch's generator and passes the gradient straight through;
-    else it is the most probable code, and its probabilities are the choice itself, as in transformers.
+    In training the choice is drawn with Gumbel noise from torch's generator and passes the gradient straight through.
+    Otherwise it is the most probable code, and the probabilities are the choice itself, as in transformers.
     """
     logits_MGV = quantizer.weight_proj(features_MC).float().unflatten(1, (quantizer.num_groups, quantizer.num_vars))
     if quantizer.training:
@@ -151,32 +159,32 @@ def quantise(quantizer: nn.Module, features_MC: Tensor) -> tuple[Tensor, Tensor,
 
 
 def candidate_cosine(predicted_MD: Tensor, targets_MD: Tensor, negatives_MK: Tensor) -> Tensor:
-    """Cosine (M, S) of each prediction with its own target, first, and with those of its negatives; float32."""
+    """Return the cosine (M, S) of each prediction with its own target (first) and its negatives' targets; float32."""
     own_M = torch.arange(len(predicted_MD), device=negatives_MK.device)
     candidates_MS = torch.cat([own_M[:, None], negatives_MK], dim=1)
     with torch.autocast(predicted_MD.device.type, enabled=False):
-        # All pairs of the batch are fewer numbers than K target vectors for each frame, up to M = K x D = 25,600.
+        # All M x M pairs are fewer numbers than K target vectors for each frame, up to M = K x D = 25,600.
         predicted_MD, targets_MD = (functional.normalize(x_MD.float(), dim=1) for x_MD in (predicted_MD, targets_MD))
         cosine_MM = predicted_MD @ targets_MD.T
     return cosine_MM.gather(1, candidates_MS)
 
 
 def perplexity(probs_GV: Tensor) -> Tensor:
-    """How many codes of each codebook (G,) are in use: V where all are equally, 1 where always the same one is."""
+    """Return the effective number of codes in use per codebook (G,): V if all are used equally, 1 if only one is."""
     return (-torch.xlogy(probs_GV, probs_GV).sum(dim=-1)).exp()
 
 
 def unused_share(probs_MGV: Tensor) -> Tensor:
-    """The diversity loss of one frame: (G V - sum of perplexities) / G V, over all frames of the micro-batch."""
+    """Return the diversity loss per frame: (G V - sum of perplexities) / G V, over all frames of the micro-batch."""
     mean_GV = probs_MGV.sum(dim=0) / max(1, len(probs_MGV))
     return 1 - perplexity(mean_GV).sum() / mean_GV.numel()
 
 
 def feature_penalty(conv_BFC: Tensor, num_frames_B: Tensor, num_masked_B: Tensor) -> Tensor:
-    """Mean square of each utterance's features over its real frames, summed with the number of its masked frames.
+    """Return the mean square of each utterance's features over its real frames, times its masked frames, summed.
 
-    fairseq's `features_pen`, there a mean over all frames of a batch of equal lengths: the same for those, and here
-    independent of how utterances are batched.
+    fairseq's `features_pen` is a mean over all frames of a batch of equal lengths. For such a batch this is the same,
+    and in general it does not depend on how utterances are batched.
     """
     is_padding_BF = torch.arange(conv_BFC.shape[1], device=conv_BFC.device) >= num_frames_B[:, None]
     square_BF = conv_BFC.float().square().mean(dim=2).masked_fill(is_padding_BF, 0.0)
@@ -184,14 +192,14 @@ def feature_penalty(conv_BFC: Tensor, num_frames_B: Tensor, num_masked_B: Tensor
 
 
 def scale_gradient(values: Tensor, factor: float) -> Tensor:
-    """`values` themselves, with `factor` on the gradient that passes through them."""
+    """Return `values` unchanged; backward multiplies their gradient by `factor`."""
     if values.requires_grad and factor != 1.0:
         values.register_hook(lambda gradient: gradient * factor)
     return values
 
 
 def save_pretrained(folder: Path, model: Wav2Vec2ForPreTraining, normalise: bool) -> None:
-    """Write a Hugging Face folder that Wav2Vec2ForPreTraining loads; it appears complete or not at all."""
+    """Write a Hugging Face folder that Wav2Vec2ForPreTraining loads; the folder appears complete or not at all."""
     with wav2vec2.complete_or_absent(folder) as temporary:
         model.save_pretrained(temporary)
         wav2vec2.feature_extractor(normalise).save_pretrained(temporary)

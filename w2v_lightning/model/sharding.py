@@ -1,47 +1,51 @@
-"""Weights shared out among the devices (FSDP2): each holds a part of them, and all of a layer's only to compute it.
+"""Weights sharded across devices (FSDP2): each device holds a part, and a layer's whole weights only to compute it.
 
-torch gathers a module's weights in hooks around its forward. Ours is computed by functions in the LightningModule's
-forward: what belongs to no transformer layer is gathered as that begins, and kept until its backward pass is over. For
-the layers, the function is made a method that is hooked likewise.
+torch gathers a module's weights in hooks around its forward method. Our forward pass consists of functions called by
+the LightningModule's forward: weights outside the transformer layers are gathered when that begins, and kept until the
+end of the backward pass. For each layer, the function becomes a method that is hooked in the same way.
 """
 
 from collections.abc import Sequence
 from types import MethodType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from w2v_lightning.model.layers import Bounds, transformer_layer
+from w2v_lightning.compat import torch as compat
+from w2v_lightning.compat.torch import FSDPModule, fully_shard, register_fsdp_forward_method
+from w2v_lightning.model.layers import Bounds, EncoderLayer, transformer_layer
 from w2v_lightning.model.speed import Speed
 
 
 def shard(module: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh) -> None:
-    """Share out the parameters of `module`, in place, among the devices of `mesh`; a second time does nothing.
+    """Shard the parameters of `module`, in place, across the devices of `mesh`; a second call does nothing.
 
-    Each of its transformer `layers` is gathered by itself. What all devices hold before must be the same.
+    Each of its transformer `layers` is gathered separately. All devices must hold the same weights before.
     """
     if isinstance(module, FSDPModule):
         return
     for layer in layers:
         fully_shard(layer, mesh=mesh)
-        layer.gathered = MethodType(transformer_layer, layer)
+        layer.gathered = MethodType(transformer_layer, layer)  # type: ignore[assignment]  # torch's stub of __setattr__
         register_fsdp_forward_method(layer, "gathered")
     fully_shard(module, mesh=mesh)
-    module.gather_layers = MethodType(_gather_layers, module)
+    module.gather_layers = MethodType(_gather_layers, module)  # type: ignore[assignment]
     register_fsdp_forward_method(module, "gather_layers")
 
 
 def gather(module: nn.Module) -> None:
-    """All weights to all devices, until `scatter`: then a step exchanges nothing, and ranks may make different numbers.
+    """Gather all weights on all devices, until `scatter`.
 
-    All ranks must ask.
+    Steps in between have no collective operations, so ranks may have different numbers of them. This is itself a
+    collective operation: call it on all ranks.
     """
+    assert isinstance(module, FSDPModule)
     module.set_reshard_after_forward(False)
-    with torch.inference_mode(False), torch.no_grad():  # weights that a later training step uses, too
-        module.gather_layers()
+    with torch.inference_mode(False), torch.no_grad():  # a later training step uses the same weights
+        module.gather_layers()  # type: ignore[operator]  # set by `shard`
 
 
 def _gather_layers(module: nn.Module) -> None:
@@ -50,7 +54,8 @@ def _gather_layers(module: nn.Module) -> None:
 
 
 def scatter(module: nn.Module) -> None:
-    """Each device has its part only, as before `gather`."""
+    """Keep only each device's own part of the weights, as before `gather`."""
+    assert isinstance(module, FSDPModule)
     for layer in _sharded_layers(module):
         layer.set_reshard_after_forward(True)
         layer.reshard()
@@ -62,18 +67,18 @@ def _sharded_layers(module: nn.Module) -> list[FSDPModule]:
 
 
 def gathered_layer(layer: nn.Module, hidden_XC: Tensor, bounds: Bounds, speed: Speed) -> Tensor:
-    """`transformer_layer`, of a layer whose weights may be shared out."""
+    """Run `transformer_layer` on a layer whose weights may be sharded."""
     if isinstance(layer, FSDPModule):
-        return layer.gathered(hidden_XC, bounds, speed)
-    return transformer_layer(layer, hidden_XC, bounds, speed)
+        return layer.gathered(hidden_XC, bounds, speed)  # type: ignore[operator]  # set by `shard`
+    return transformer_layer(cast(EncoderLayer, layer), hidden_XC, bounds, speed)
 
 
 def is_finite(module: nn.Module) -> bool:
-    """Whether no weight is NaN or infinite. Waits for the device; where they are shared out, all ranks must ask."""
+    """Return True if all weights are finite. Waits for the device; if weights are sharded, call it on all ranks."""
     return bool(total_norm([parameter.detach() for parameter in module.parameters()]).isfinite())
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients, or weights, together. Where they are shared out, all ranks must ask."""
-    norm = torch.nn.utils.get_total_norm(tensors)
+    """Return the norm of all gradients, or weights, together. If they are sharded, call it on all ranks."""
+    norm = compat.total_norm(tensors)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,4 +1,4 @@
-"""Wav2Vec2ForCTC: build it, load it, run it, save it. The weights stay those of transformers, in both directions."""
+"""Wav2Vec2ForCTC: building, loading, running, saving. Weights are compatible with transformers in both directions."""
 
 import difflib
 import logging
@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from transformers import (
     Wav2Vec2ForCTC,
     Wav2Vec2Processor,
 )
-from transformers.utils import cached_file
 
+from w2v_lightning.compat import transformers as compat
 from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec, SpecAugment
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.encoder import contextualise, projected
@@ -30,73 +31,80 @@ from w2v_lightning.text.vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 
 
-def from_scratch(config: Mapping[str, object], vocabulary: Vocabulary) -> Wav2Vec2ForCTC:
-    """A new model with random weights; `config` holds what differs from transformers' Wav2Vec2Config."""
+def from_scratch(config: Mapping[str, Any], vocabulary: Vocabulary) -> Wav2Vec2ForCTC:
+    """Return a model with random weights; `config` holds changes to transformers' Wav2Vec2Config."""
     check_config_keys(config)
     return Wav2Vec2ForCTC(Wav2Vec2Config(**{**_head_config(vocabulary), **config}))
 
 
 def from_pretrained(
-    name_or_folder: str, config: Mapping[str, object], vocabulary: Vocabulary | None = None
+    name_or_folder: str, config: Mapping[str, Any], vocabulary: Vocabulary | None = None
 ) -> tuple[Wav2Vec2ForCTC, Vocabulary, bool]:
-    """A model from the Hugging Face hub or a local folder, its vocabulary, and whether its input is normalised.
+    """Load a model from the Hugging Face Hub or a local folder; return it, its vocabulary, and if it normalises input.
 
-    A checkpoint without a CTC head (pre-trained only) gets a new one; so does one whose head is for other tokens than
-    those of `vocabulary`. Without any vocabulary, it is the default one.
+    A model without a CTC head (pre-trained only), or with one for other tokens than those of `vocabulary`, gets a new
+    head. The vocabulary is `vocabulary`, otherwise that of the model, otherwise the default one.
 
     Raises:
-        InputError: nothing there, not a wav2vec2 model, weights missing, or a vocabulary that does not fit its head.
+        InputError: the model does not exist, is not a wav2vec2 model or lacks weights, or its vocabulary does not fit
+            its head.
     """
     check_config_keys(config)
     stored = stored_config(name_or_folder)
-    keeps_head = _has_head(stored) and _is_of_head(vocabulary, name_or_folder, stored)
+    keeps_head = _has_head(stored) and _fits_head(vocabulary, name_or_folder, stored)
     if keeps_head:
         vocabulary = _stored_vocabulary(name_or_folder, stored.vocab_size)
         _check_vocabulary_fits(name_or_folder, stored, vocabulary)
     vocabulary = vocabulary or _stored_vocabulary(name_or_folder) or Vocabulary()
-    # dtype is given because the default takes that of the file: weights stored in half precision would train in it.
-    model, loading = Wav2Vec2ForCTC.from_pretrained(
-        name_or_folder,
-        config=Wav2Vec2Config.from_dict({**stored.to_dict(), **_head_config(vocabulary), **config}),
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=not keeps_head,
-    )
-    of_other_shape = {key for key, *_ in loading["mismatched_keys"]}
-    _check_nothing_missing(name_or_folder, {*loading["missing_keys"], *of_other_shape}, keeps_head)
+    # The default dtype is that of the file: weights stored in half precision would be trained in half precision.
+    with safetensors_needed(name_or_folder):
+        loaded: Any = Wav2Vec2ForCTC.from_pretrained(  # returns a pair because of output_loading_info
+            name_or_folder,
+            config=Wav2Vec2Config.from_dict({**stored.to_dict(), **_head_config(vocabulary), **config}),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=not keeps_head,
+        )
+    model: Wav2Vec2ForCTC
+    loading: dict[str, Any]
+    model, loading = loaded
+    mismatched = {key for key, *_ in loading["mismatched_keys"]}
+    _check_nothing_missing(name_or_folder, {*loading["missing_keys"], *mismatched}, keeps_head)
     if not keeps_head:
         old = f"has a CTC head for {stored.vocab_size} tokens" if _has_head(stored) else "is a pre-trained encoder"
-        log.info("%s %s: its CTC head is new, for the vocabulary's %d tokens.", name_or_folder, old, len(vocabulary))
+        log.info(
+            "%s %s: adding a new CTC head for the %d tokens of the vocabulary.", name_or_folder, old, len(vocabulary)
+        )
         _renew_head(model)
     return model, vocabulary, stored_normalise(name_or_folder)
 
 
 def check_head(option: str, name_or_folder: str, remedy: str, vocabulary: Vocabulary | None = None) -> None:
-    """Before a model is heard or scored that nobody trains first: a new head would put out random letters.
+    """Check that a model can be used without training: a new head would produce random text.
 
     Raises:
-        InputError: the checkpoint has no CTC head, or one for other tokens than those of `vocabulary`.
+        InputError: the model has no CTC head, or one for other tokens than those of `vocabulary`.
     """
     stored = stored_config(name_or_folder)
     if not _has_head(stored):
-        what = f"{name_or_folder} is an encoder without a CTC head ({', '.join(stored.architectures or ['bare'])})"
-    elif not _is_of_head(vocabulary, name_or_folder, stored):
-        what = f"the CTC head of {name_or_folder} is for other tokens than model.vocabulary"
+        problem = f"{name_or_folder} is an encoder without a CTC head ({', '.join(stored.architectures or ['bare'])})"
+    elif not _fits_head(vocabulary, name_or_folder, stored):
+        problem = f"the CTC head of {name_or_folder} is for other tokens than model.vocabulary"
     else:
         return
-    raise InputError(f"{option}: {what}, so it would put out random letters; {remedy}.")
+    raise InputError(f"{option}: {problem}, so the output would be random text; {remedy}.")
 
 
 def freeze(model: Wav2Vec2ForCTC, feature_encoder: bool) -> None:
-    """Take out of training what will not be trained, so that no parameter waits for a gradient that never comes."""
+    """Freeze the parameters that will get no gradient."""
     if feature_encoder:
         model.freeze_feature_encoder()
     if model.config.mask_time_prob == 0 and hasattr(model.wav2vec2, "masked_spec_embed"):
-        model.wav2vec2.masked_spec_embed.requires_grad_(False)  # DDP would wait for it
+        model.wav2vec2.masked_spec_embed.requires_grad_(False)  # DDP would wait for its gradient
 
 
 def input_spec(config: Wav2Vec2Config, vocabulary: Vocabulary, normalise: bool) -> InputSpec:
-    """What a loader must know to feed this model."""
+    """Return what the data module must know about the input of this model."""
     return InputSpec(
         vocabulary=vocabulary,
         conv_kernel=tuple(config.conv_kernel),
@@ -125,21 +133,23 @@ def ctc_logits(
     is_frozen: bool = False,
     speed: Speed = Speed(),
 ) -> Tensor:
-    """Logits (B, F, V) of `model`, with masks that were drawn elsewhere; an utterance's do not hang on its neighbours.
+    """Return the logits (B, F, V) of `model` with the given masks; those of an utterance do not depend on the others.
 
-    For one utterance the same as `Wav2Vec2ForCTC.forward`, which can only draw its masks itself, on the CPU, in every
-    step, and whose base models see the padding (`model/encoder.py`).
+    For a single utterance they are the same as those of `Wav2Vec2ForCTC.forward`, which draws its masks itself, on the
+    CPU in every step, and whose base models see the padding (`model/encoder.py`).
 
     Args:
         model: transformers' model.
         waveforms_BT: float32, padded with 0.
-        num_samples_B: int64, of each utterance without its padding, on the CPU.
+        num_samples_B: int64, samples of each utterance without its padding, on the CPU.
         time_mask_BF, channel_mask_BC: bool, True where a frame is replaced by the mask embedding, a channel zeroed.
         dropped_layers: transformer layers that are skipped in this pass.
-        hf_compat: what transformers computes for a padded batch, for models with group norm without an attention mask.
-        is_frozen: only the head gets gradients.
-        speed: how it is computed.
+        hf_compat: True for the output of transformers for a padded batch; without an attention mask, its models with
+            group norm see the padding.
+        is_frozen: True if only the head gets gradients.
+        speed: choice of the implementation.
     """
+    num_frames_B: Tensor | None
     wav2vec2, config = model.wav2vec2, model.config
     with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
         num_frames_B = _frames(config).num_frames(num_samples_B)
@@ -154,33 +164,37 @@ def ctc_logits(
 
 
 def _frames(config: Wav2Vec2Config) -> InputSpec:
-    """The geometry of the convolutions."""
+    """Return the geometry of the convolutions."""
     return InputSpec(conv_kernel=tuple(config.conv_kernel), conv_stride=tuple(config.conv_stride))
 
 
 def save_pretrained(folder: Path, model: Wav2Vec2ForCTC, vocabulary: Vocabulary, normalise: bool) -> None:
-    """Write a Hugging Face folder that AutoModelForCTC and AutoProcessor load. A new one is complete or absent;
-    what else an old one has stays."""
+    """Write a Hugging Face folder that AutoModelForCTC and AutoProcessor load.
+
+    A new folder appears complete or not at all; other files in an existing folder are kept.
+    """
     with complete_or_absent(folder) as temporary:
         model.save_pretrained(temporary)
         vocabulary.save(temporary)
         processor = Wav2Vec2Processor(feature_extractor(normalise), AutoTokenizer.from_pretrained(temporary))
         processor.save_pretrained(temporary)
-        processor.feature_extractor.save_pretrained(temporary)  # transformers 4 looks for them in their own file
-        vocabulary.save(temporary)  # the processor has written it otherwise
+        processor.feature_extractor.save_pretrained(temporary)  # transformers 4 needs them in a separate file
+        vocabulary.save(temporary)  # again, because the processor has rewritten it in its own form
 
 
 @contextmanager
 def complete_or_absent(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which then takes the place of `folder`. Where that has other files as well, which are not
-    ours to delete, its files are replaced one by one, config.json last."""
-    folder = folder.resolve()  # a link stays one
+    """Provide a temporary folder to write into, which replaces `folder` at the end.
+
+    If `folder` has other files, which are not ours to delete, its files are replaced one by one, config.json last.
+    """
+    folder = folder.resolve()  # keeps a symbolic link
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         complete = Path(temporary, "model")
         complete.mkdir()
         yield complete
-        mode = complete.stat().st_mode & 0o666  # as the umask has it; safetensors gives its file to its owner alone
+        mode = complete.stat().st_mode & 0o666  # the umask's; safetensors makes its file readable only by the owner
         for part in complete.iterdir():
             part.chmod(mode)
         names = sorted((part.name for part in complete.iterdir()), key="config.json".__eq__)
@@ -194,22 +208,22 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
 
 
 def feature_extractor(normalise: bool) -> Wav2Vec2FeatureExtractor:
-    """With an attention mask, as the model was trained: padding then stays out of a batch's transformer."""
+    """Return a feature extractor with an attention mask: the transformer ignores padding, as in training."""
     return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=normalise, return_attention_mask=True)
 
 
 def _renew_head(model: Wav2Vec2ForCTC) -> None:
-    """Random weights also where the old head happened to have as many tokens and was loaded."""
+    """Initialise the head again: an old head with the same number of tokens has been loaded."""
     model.lm_head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
-    model._init_weights(model.lm_head)
+    compat.initialise(model, model.lm_head)
 
 
 def _has_head(stored: Wav2Vec2Config) -> bool:
     return "Wav2Vec2ForCTC" in (stored.architectures or [])
 
 
-def _is_of_head(vocabulary: Vocabulary | None, name_or_folder: str, stored: Wav2Vec2Config) -> bool:
-    """Whether a CTC head is for the tokens of `vocabulary`; there may be silent ones more or less of them."""
+def _fits_head(vocabulary: Vocabulary | None, name_or_folder: str, stored: Wav2Vec2Config) -> bool:
+    """Return True if the CTC head is for the tokens of `vocabulary`; the number of unused tokens may differ."""
     return vocabulary is None or vocabulary in (
         _stored_vocabulary(name_or_folder, stored.vocab_size),
         _stored_vocabulary(name_or_folder),
@@ -218,6 +232,21 @@ def _is_of_head(vocabulary: Vocabulary | None, name_or_folder: str, stored: Wav2
 
 def _head_config(vocabulary: Vocabulary) -> dict[str, object]:
     return {"vocab_size": len(vocabulary), "pad_token_id": vocabulary.blank_id, "ctc_zero_infinity": True}
+
+
+@contextmanager
+def safetensors_needed(name_or_folder: str) -> Iterator[None]:
+    """Turn transformers' refusal to unpickle weights with torch before 2.6 (CVE-2025-32434) into an InputError."""
+    try:
+        yield
+    except ValueError as error:
+        if "torch.load" not in str(error):
+            raise
+        raise InputError(
+            f"model.pretrained: {name_or_folder} has its weights in pytorch_model.bin, which transformers does not load"
+            f" with torch {torch.__version__}; give a model with model.safetensors (docs/smddp.md), or use torch 2.6 or"
+            " later."
+        ) from error
 
 
 def check_config_keys(config: Mapping[str, object]) -> None:
@@ -235,17 +264,18 @@ def stored_config(name_or_folder: str) -> Wav2Vec2Config:
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise InputError(
-            f"model.pretrained: {name_or_folder!r} is neither a model folder here nor to be had from the Hugging Face"
-            f" hub ({first_line})."
+            f"model.pretrained: {name_or_folder!r} is neither a local model folder nor available on the Hugging Face"
+            f" Hub ({first_line})."
         ) from error
     if not isinstance(stored, Wav2Vec2Config):
-        raise InputError(f"model.pretrained: {name_or_folder!r} is a {stored.model_type} model, wav2vec2 is needed.")
+        raise InputError(
+            f"model.pretrained: {name_or_folder!r} is a {stored.model_type} model; a wav2vec2 model is required."
+        )
     return stored
 
 
 def _stored_file(name_or_folder: str, filename: str) -> Path | None:
-    path = cached_file(name_or_folder, filename, _raise_exceptions_for_missing_entries=False)
-    return Path(path) if path else None
+    return compat.stored_file(name_or_folder, filename)
 
 
 def _stored_vocabulary(name_or_folder: str, num_outputs: int | None = None) -> Vocabulary | None:
@@ -253,7 +283,7 @@ def _stored_vocabulary(name_or_folder: str, num_outputs: int | None = None) -> V
     if path is None:
         return None
     for name in ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
-        _stored_file(name_or_folder, name)  # from the hub, it comes to lie beside vocab.json
+        _stored_file(name_or_folder, name)  # a download from the Hub puts it beside vocab.json
     return Vocabulary.load(path.parent, num_outputs)
 
 
@@ -266,21 +296,24 @@ def stored_normalise(name_or_folder: str) -> bool:
 
 def _check_vocabulary_fits(name: str, stored: Wav2Vec2Config, vocabulary: Vocabulary | None) -> None:
     if vocabulary is None:
-        raise InputError(f"model.pretrained: {name} has a CTC head but no vocab.json that names its tokens; add it.")
+        raise InputError(f"model.pretrained: {name} has a CTC head but no vocab.json with its tokens; add that file.")
     if len(vocabulary) != stored.vocab_size:
         raise InputError(
-            f"model.pretrained: {name}: its tokenizer names {len(vocabulary)} tokens, but the model puts out"
-            f" {stored.vocab_size}; put back the vocab.json that the model was trained with."
+            f"model.pretrained: {name}: the tokenizer has {len(vocabulary)} tokens, but the CTC head has"
+            f" {stored.vocab_size}; restore the vocab.json that the model was trained with."
         )
     if vocabulary.blank_id != stored.pad_token_id:
         raise InputError(
-            f"model.pretrained: {name}: the CTC blank {vocabulary.blank!r} is token {vocabulary.blank_id} of"
-            f" its tokenizer, but pad_token_id in config.json is {stored.pad_token_id}; make them agree."
+            f"model.pretrained: {name}: the CTC blank {vocabulary.blank!r} is token {vocabulary.blank_id} of the"
+            f" tokenizer, but pad_token_id in config.json is {stored.pad_token_id}; make them equal."
         )
 
 
 def _check_nothing_missing(name: str, missing: Iterable[str], has_head: bool) -> None:
     optional = ("masked_spec_embed",) if has_head else ("masked_spec_embed", "lm_head")
-    lost = sorted(key for key in missing if not any(part in key for part in optional))
-    if lost:
-        raise InputError(f"model.pretrained: {name} lacks {len(lost)} weights of a wav2vec2 model, {lost[0]} first.")
+    required = sorted(key for key in missing if not any(part in key for part in optional))
+    if required:
+        raise InputError(
+            f"model.pretrained: {name} lacks {len(required)} weights of a wav2vec2 model, such as {required[0]}; use a"
+            " complete checkpoint."
+        )

@@ -1,1 +1,1 @@
-"""Parts of training that both modules share: base module, run folder, out-of-memory recovery, monitors."""
+"""Parts of training that both modules share: options, base module, run folder, out-of-memory recovery, monitors."""

@@ -1,63 +1,89 @@
-"""What fine-tuning and pre-training share: scoring by split, layer drop by step, resuming on another machine."""
+"""Base class of both modules: scoring by split, layer drop by step, resuming on another machine."""
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from transformers import Wav2Vec2ForCTC, Wav2Vec2ForPreTraining
 
+from w2v_lightning.compat.torch import allow_clipping
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.data.draw import draw_dropped_layers, dropout_seed
 from w2v_lightning.model.sharding import shard
+from w2v_lightning.model.speed import Speed
 from w2v_lightning.optim import parameter_groups
 from w2v_lightning.training.monitors import check_monitors
+from w2v_lightning.training.options import TrainingOptions
 
 
 class PlannedModule(LightningModule):
-    """A LightningModule around a transformers model in `self.model`, fed by LibriSpeechDataModule.
+    """LightningModule around a transformers model in `self.model`, fed by LibriSpeechDataModule.
 
-    A subclass scores with `_start_scoring`, `_score` and `_log_scores`.
+    A subclass sets `model`, `options` and `speed`, and scores with `_start_scoring`, `_score` and `_log_scores`.
     """
 
+    model: Wav2Vec2ForCTC | Wav2Vec2ForPreTraining
+    options: TrainingOptions
+    speed: Speed
+
     def logged_names(self, val_splits: Sequence[str]) -> list[str]:
-        """What training logs, of which a checkpoint may be chosen by any."""
+        """Return the names of the metrics that training logs; `checkpoint.monitor` may be any of them."""
         raise NotImplementedError
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a module as Lightning does, but with `weights_only=True`, which is torch's default only from 2.6 on.
+
+        Raises:
+            pickle.UnpicklingError: the file holds more than tensors and plain values, which could run code.
+        """
+        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            check_monitors(self.trainer, self, getattr(self.trainer.datamodule, "val_splits", ()))
+            check_monitors(self.trainer, self, getattr(self._datamodule, "val_splits", ()))
 
     def configure_model(self) -> None:
-        """Under a strategy that shares out weights, such as `fsdp2`, this is done here; else nothing is."""
+        """Shard the weights under a strategy that shards, such as `fsdp2`; otherwise do nothing."""
         if self.device_mesh is not None:
             shard(self, self.model.wav2vec2.encoder.layers, self.device_mesh["data_parallel"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint from another number of devices: its data module makes Lightning's counts fit this one."""
-        if self._trainer is not None and hasattr(self.trainer.datamodule, "align_progress"):
-            self.trainer.datamodule.align_progress(checkpoint)
+        """Let the data module adapt Lightning's counts of batches to this number of devices."""
+        if self._trainer is not None and hasattr(self._datamodule, "align_progress"):
+            self._datamodule.align_progress(checkpoint)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Without waiting: the loader pins batches. Lightning would wait for each."""
+        """Copy without waiting, because the loader pins batches; Lightning would wait for each."""
         return batch.to(device, non_blocking=True)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout, and what else a step may draw, belongs to (seed, global step, rank, micro-batch).
+        """Seed dropout, and anything else that a step may draw, from (seed, global step, rank, micro-batch).
 
-        No checkpoint needs to hold what generators have come to; in the middle of a step that would say nothing.
+        Checkpoints therefore need not hold the generators' states, which would also be wrong in the middle of a step.
         """
-        seed = dropout_seed(self.hparams.seed, self.trainer.global_step, self.global_rank, batch.micro_batch)
+        seed = dropout_seed(self.options.seed, self.trainer.global_step, self.global_rank, batch.micro_batch)
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
 
     def on_validation_epoch_start(self) -> None:
-        self._start_scoring(len(self.trainer.val_dataloaders))
+        self._start_scoring(len(self._val_loaders))
 
     def on_test_epoch_start(self) -> None:
-        self._start_scoring(len(self.trainer.test_dataloaders))
+        self._start_scoring(len(self._test_loaders))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._score(batch, dataloader_idx)
@@ -66,10 +92,14 @@ class PlannedModule(LightningModule):
         self._score(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_scores("val", self.trainer.val_dataloaders)
+        self._log_scores("val", self._val_loaders)
 
     def on_test_epoch_end(self) -> None:
-        self._log_scores("test", self.trainer.test_dataloaders)
+        self._log_scores("test", self._test_loaders)
+
+    def train_all_layers(self) -> None:
+        """Train every layer in every update; for a copy that measures memory or time."""
+        self.model.config.layerdrop = 0.0
 
     def _start_scoring(self, num_loaders: int) -> None:
         raise NotImplementedError
@@ -80,23 +110,44 @@ class PlannedModule(LightningModule):
     def _log_scores(self, stage: str, loaders: Sequence[Any]) -> None:
         raise NotImplementedError
 
-    def _adamw(self, factor: Callable[[int], float], layer_lr_decay: float = 1.0) -> dict[str, Any]:
-        """AdamW with the options of the hyper-parameters; `factor` is on the learning rate at each update."""
-        options = self.hparams
+    def _adamw(self, factor: Callable[[int], float], layer_lr_decay: float = 1.0) -> OptimizerLRSchedulerConfig:
+        """Return AdamW as the options say; `factor` multiplies the learning rate at each update."""
+        options = self.options
+        beta1, beta2 = options.adam_betas
         optimizer = torch.optim.AdamW(
             parameter_groups(self.model, options.weight_decay, options.learning_rate, layer_lr_decay),
-            betas=tuple(options.adam_betas),
+            betas=(beta1, beta2),
             eps=options.adam_eps,
             fused=self.speed.fuses_optimizer(self.device),
         )
-        # Lightning does not clip for an optimiser that would unscale gradients itself, as a fused one can.
-        optimizer._step_supports_amp_scaling = False
+        # Lightning does not clip for an optimiser that could unscale gradients itself, as a fused one can.
+        allow_clipping(optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _dropped_layers(self) -> list[int]:
-        """Layer drop, drawn for (seed, global step): the same on every rank and in every micro-batch of a step."""
+        """Return the layers to drop, drawn for (seed, global step): the same on all ranks and in all micro-batches."""
         if not self.training or self._trainer is None:
             return []
-        config, seed = self.model.config, self.hparams.seed
+        config, seed = self.model.config, self.options.seed
         return draw_dropped_layers(seed, self.trainer.global_step, config.num_hidden_layers, config.layerdrop)
+
+    @property
+    def _datamodule(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's data connector
+
+    @property
+    def _log_every_n_steps(self) -> int:
+        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's logger connector
+
+    @property
+    def _val_loaders(self) -> Sequence[Any]:
+        loaders = self.trainer.val_dataloaders
+        assert loaders is not None  # Lightning sets them up before an epoch starts
+        return loaders
+
+    @property
+    def _test_loaders(self) -> Sequence[Any]:
+        loaders = self.trainer.test_dataloaders
+        assert loaders is not None
+        return loaders

@@ -1,7 +1,7 @@
-"""Out of memory in training: the same global step once more, in smaller micro-batches.
+"""Recovery from out-of-memory errors in training: the same global step is repeated in smaller micro-batches.
 
-A step belongs to the experiment, `device_seconds` to the machine (data/plan.py). So a run for which memory did not
-suffice goes on from its last complete step with half of it, and learns what it would have learned.
+A step belongs to the experiment, `device_seconds` to the machine (data/plan.py). A run that is out of memory therefore
+resumes from its last complete step with half of `device_seconds`, and the result of the training does not change.
 """
 
 import gc
@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.memory import garbage_collection_cuda
 from torch import Tensor
+from torch.optim import Optimizer
 
+from w2v_lightning.compat.lightning import SubprocessScriptLauncher, non_persistent_buffers, set_logged_step
 from w2v_lightning.data.batch import SAMPLE_RATE, Batch
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.data.trial import is_out_of_memory
@@ -22,8 +23,8 @@ from w2v_lightning.errors import InputError, listed
 
 log = logging.getLogger(__name__)
 
-OTHER_REMEDIES = "model.gradient_checkpointing=true, a lower trainer.precision or a smaller model need less memory"
-ALLOCATOR_HINT = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment wastes less of it"
+OTHER_REMEDIES = "model.gradient_checkpointing=true, a lower trainer.precision or a smaller model needs less memory"
+ALLOCATOR_HINT = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment wastes less memory"
 
 
 def fit(
@@ -33,21 +34,22 @@ def fit(
     ckpt_path: str | None = None,
     **options: Any,
 ) -> None:
-    """`trainer.fit`, but where a device runs out of memory, the run halves `data.device_seconds` and goes on.
+    """Call `trainer.fit`; when a device is out of memory, halve `data.device_seconds` and resume.
 
-    The global step in which it happened is done again as a whole, from the weights before it: without dropout, the run
-    ends with the weights of one that had the smaller `device_seconds` from the start. Each time is logged.
+    The failed global step is repeated as a whole, from the weights before it. Without dropout, the run ends with the
+    weights of a run that had the smaller `device_seconds` from the start. Every retry is logged.
 
     Args:
         trainer, module, datamodule, ckpt_path, options: as for `trainer.fit`.
 
     Raises:
-        InputError: memory ran out where going on is impossible: on one of several devices, within the optimiser's
-            update, or because the longest utterance leaves nothing to halve. Names the batch and the remedy.
+        InputError: a retry is impossible: the run has several devices, the optimiser was updating the weights, or the
+            longest utterance alone does not fit. The message names the batch and the remedy.
     """
     saved = f"{trainer.default_root_dir}/out-of-memory-{os.getpid()}.ckpt"
     watch = MemoryWatch(saved)
-    trainer.callbacks.append(watch)  # saves after others have undone what they had begun, such as a swap of weights
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's callback connector
+    callbacks.append(watch)  # last, to save after other callbacks have cleaned up, for instance swapped weights back
     try:
         while not _finishes(trainer, module, datamodule, ckpt_path, options):
             if trainer.world_size > 1:
@@ -56,12 +58,18 @@ def fit(
             _free_memory(module, watch)
             _make_smaller(trainer, datamodule, watch)
     finally:
-        trainer.callbacks.remove(watch)
+        callbacks.remove(watch)
         trainer.strategy.remove_checkpoint(saved)
 
 
-def _finishes(trainer: Trainer, module: LightningModule, datamodule, ckpt_path, options: dict[str, Any]) -> bool:
-    """Train; False if memory ran out. The exception, whose traceback holds all activations, ends here."""
+def _finishes(
+    trainer: Trainer,
+    module: LightningModule,
+    datamodule: LibriSpeechDataModule,
+    ckpt_path: str | None,
+    options: dict[str, Any],
+) -> bool:
+    """Train; return False if memory ran out. The exception is dropped here: its traceback holds all activations."""
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, **options)
     except RuntimeError as error:
@@ -72,11 +80,11 @@ def _finishes(trainer: Trainer, module: LightningModule, datamodule, ckpt_path, 
 
 
 class MemoryWatch(Callback):
-    """Knows where memory ran out, and then saves the state after the last complete step, if that can be trusted."""
+    """Callback that records where memory ran out and saves the state after the last complete step, if it is intact."""
 
     def __init__(self, save_to: str) -> None:
         self.save_to = save_to
-        self.place = ""  # where memory ran out, in words
+        self.place = ""  # description of the step and batch in which memory ran out, for messages
         self.is_in_update = False
         self.has_saved = False
         self._batch: Batch | None = None
@@ -88,7 +96,7 @@ class MemoryWatch(Callback):
         self._has_begun, self._updating_step = False, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        names = pl_module._non_persistent_buffers_set
+        names = non_persistent_buffers(pl_module)
         self._buffers = {name: getattr(pl_module, name).cpu().clone() for name in names}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,19 +104,23 @@ class MemoryWatch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._batch = batch
-        # The loggers' x-axis: resumed at the beginning of an epoch, Lightning counts a step that was never made.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        # This is the loggers' x-axis: when a run resumes at the start of an epoch, Lightning counts one step too many.
+        set_logged_step(trainer, trainer.global_step)
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
-        self._updating_step = trainer.global_step  # which counts the updates that are complete
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._updating_step = trainer.global_step  # the number of complete updates
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         self._batch = None
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *_, **__) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *_: Any, **__: Any
+    ) -> None:
         self._batch = batch
 
-    def on_validation_batch_end(self, *_, **__) -> None:
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         self._batch = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -123,7 +135,7 @@ class MemoryWatch(Callback):
             self.has_saved = True
 
     def restore_buffers(self, module: LightningModule) -> None:
-        """What no checkpoint holds, such as half the sums of a step, as it is in a process that resumes from one."""
+        """Reset the buffers that checkpoints do not hold, such as sums of a partial step, to their initial values."""
         for name, tensor in self._buffers.items():
             setattr(module, name, tensor)
 
@@ -137,7 +149,7 @@ def _described(batch: Batch | None) -> str:
 
 
 def _free_memory(module: LightningModule, watch: MemoryWatch) -> None:
-    """Gradients of the step that failed are dropped: it is done again as a whole."""
+    """Free memory, including the gradients of the failed step, which is repeated as a whole."""
     module.zero_grad(set_to_none=True)
     watch.restore_buffers(module)
     gc.collect()
@@ -146,36 +158,37 @@ def _free_memory(module: LightningModule, watch: MemoryWatch) -> None:
 
 
 def _make_smaller(trainer: Trainer, datamodule: LibriSpeechDataModule, watch: MemoryWatch) -> None:
-    what = f"Out of memory in {watch.place}, with data.device_seconds={datamodule.device_seconds:g}"
+    device_seconds = datamodule.device_seconds
+    problem = f"Out of memory in {watch.place}, with data.device_seconds={device_seconds:g}"
     if watch.is_in_update:
         raise InputError(
-            f"{what}, as the optimiser updated the weights: the update may be half done, and smaller batches do not"
-            f" help. Go on from the last checkpoint with --ckpt_path; {OTHER_REMEDIES}."
+            f"{problem}, as the optimiser updated the weights: the update may be incomplete, and smaller batches do not"
+            f" help. Resume from the last checkpoint with --ckpt_path; {OTHER_REMEDIES}."
         )
-    in_use = min(datamodule.device_seconds, datamodule.batch_seconds)
-    smaller = max(in_use / 2, datamodule.least_device_seconds)
+    in_use = min(device_seconds, datamodule.batch_seconds)
+    smaller = max(in_use / 2, datamodule.min_device_seconds)
     if smaller >= in_use:
         raise InputError(
-            f"{what}: the longest utterance leaves nothing to halve. Leave out long ones with data.max_seconds;"
-            f" {OTHER_REMEDIES}; {ALLOCATOR_HINT}."
+            f"{problem}, and a micro-batch cannot be smaller than its longest utterance. Skip long utterances with"
+            f" data.max_seconds; {OTHER_REMEDIES}; {ALLOCATOR_HINT}."
         )
     if trainer.world_size > 1:
         raise InputError(
-            f"{what}, on device {trainer.global_rank} of {trainer.world_size}: the others wait for it in vain, so the"
-            f" run ends. Set data.device_seconds={smaller:g} and go on from the last checkpoint with --ckpt_path;"
-            f" nothing is lost or seen twice. {ALLOCATOR_HINT}."
+            f"{problem}, on rank {trainer.global_rank} of {trainer.world_size}: the other ranks cannot continue without"
+            f" it, so the run stops. Set data.device_seconds={smaller:g} and resume from the last checkpoint with"
+            f" --ckpt_path; no utterance is skipped or repeated. {ALLOCATOR_HINT}."
         )
-    log.warning("%s. It is done again, and the run goes on, with %g; %s.", what, smaller, ALLOCATOR_HINT)
+    log.warning("%s. Retrying this step with data.device_seconds=%g; %s.", problem, smaller, ALLOCATOR_HINT)
     datamodule.device_seconds = smaller
-    trainer.accumulate_grad_batches = 1  # it follows from device_seconds, anew
+    trainer.accumulate_grad_batches = 1  # the data module computes it again from device_seconds
 
 
 def _end_other_processes(trainer: Trainer) -> None:
-    """Those that this one has started; a launcher from outside, such as torchrun, ends them by itself."""
+    """Kill the processes that Lightning started from this one; an external launcher, such as torchrun, ends its own."""
     launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        others = launcher.procs.copy()
-        # Lightning watches this very list: it would kill this process, too, perhaps before it has said why.
+    if isinstance(launcher, SubprocessScriptLauncher):
+        processes = launcher.procs.copy()
+        # Lightning watches this list: it would also kill this process, perhaps before the error is printed.
         launcher.procs.clear()
-        for process in others:
-            process.kill()  # they wait within a collective operation, where nothing else is heard
+        for process in processes:
+            process.kill()  # SIGTERM would not be handled within a collective operation

@@ -1,4 +1,4 @@
-"""Which folder a run's outputs go to: LOG_DIR, wherever this package speaks of it."""
+"""Output folder of a run, called LOG_DIR in the documentation."""
 
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -6,21 +6,23 @@ from weakref import WeakKeyDictionary
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-NAME = "lightning_logs"  # what Lightning's own loggers call a run that has no name
+NAME = "lightning_logs"  # default name of Lightning's own loggers
 
-_numbered: WeakKeyDictionary[Trainer, CSVLogger] = WeakKeyDictionary()  # a run's number is chosen once
+_numbered: WeakKeyDictionary[Trainer, CSVLogger] = WeakKeyDictionary()  # so that the number of a run is chosen once
 
 
 def output_folder(trainer: Trainer) -> Path:
-    """All ranks have to ask, and are told the same.
+    """Return the same output folder on all ranks. A collective operation: call it on all ranks.
 
-    Of several loggers the first counts. TensorBoard's and CSV's have a folder of their own for each run. Others, such
-    as those of Weights & Biases and MLflow, only say where their service's client keeps its files, which is the same
-    for all runs, a URL or nowhere: then it is trainer.default_root_dir/NAME/VERSION, beside the checkpoints. Where
-    there is no logger, or one that numbers no runs, it is what CSVLogger would take: the next version_N.
+    The first logger decides. TensorBoardLogger and CSVLogger have a folder for each run. Others, such as those of
+    Weights & Biases and MLflow, only name the folder of their service's client, which is the same for all runs, a URL
+    or missing: then the folder is trainer.default_root_dir/NAME/VERSION, beside the checkpoints. Without a logger, or
+    with one that does not number runs, it is the folder that CSVLogger would use: the next version_N.
     """
-    folder = _folder(trainer) if trainer.is_global_zero else None  # others know no version of a service's run
-    return Path(trainer.strategy.broadcast(folder))
+    folder = _folder(trainer) if trainer.is_global_zero else None  # only rank 0 knows a service's version
+    folder = trainer.strategy.broadcast(folder)
+    assert folder is not None  # rank 0 has sent it
+    return Path(folder)
 
 
 def _folder(trainer: Trainer) -> str:
