@@ -1,4 +1,4 @@
-"""Which backend is chosen where, and what the user is told about it."""
+"""Choice of the backend, and the reason that the user gets."""
 
 import pytest
 
@@ -8,32 +8,32 @@ from w2v_lightning.strategies.launcher import launched, launcher_of, obstacle_to
 P4D, G4DN = "ml.p4d.24xlarge", "ml.g4dn.12xlarge"
 
 CASES = [
-    # instance type, launcher, library, requested, backend, what the reason says
+    # instance type, launcher, library, requested, backend, words in the reason
     (P4D, "mpirun", True, "auto", "smddp", ["ml.p4d.24xlarge", "mpirun"]),
     (P4D, "mpirun", True, "smddp", "smddp", ["ml.p4d.24xlarge"]),
     ("ml.p4de.24xlarge", "mpirun", True, "auto", "smddp", ["ml.p4de.24xlarge"]),
     ("ml.p3dn.24xlarge", "mpirun", True, "smddp", "smddp", ["ml.p3dn.24xlarge"]),
-    (P4D, "mpirun", True, "nccl", "nccl", ["asked for"]),
-    (P4D, "torchrun", True, "smddp", "nccl", ["under torchrun", "start with mpirun"]),
-    (P4D, "none", True, "smddp", "nccl", ["started with mpirun"]),
+    (P4D, "mpirun", True, "nccl", "nccl", ["NCCL was requested"]),
+    (P4D, "torchrun", True, "smddp", "nccl", ["under torchrun", "start the processes with mpirun"]),
+    (P4D, "none", True, "smddp", "nccl", ["requires processes started with mpirun"]),
     (P4D, "mpirun", False, "smddp", "nccl", ["not installed", "smdistributed.dataparallel"]),
-    (P4D, "torchrun", False, "auto", "nccl", ["not installed", "start with mpirun"]),
+    (P4D, "torchrun", False, "auto", "nccl", ["not installed", "start the processes with mpirun"]),
     (G4DN, "mpirun", True, "smddp", "nccl", ["ml.p4d.24xlarge", "not on ml.g4dn.12xlarge"]),
     ("ml.g5.48xlarge", "mpirun", True, "auto", "nccl", ["not on ml.g5.48xlarge"]),
     ("ml.g6.12xlarge", "mpirun", True, "auto", "nccl", ["not on ml.g6.12xlarge"]),
     ("ml.p5.48xlarge", "mpirun", True, "smddp", "nccl", ["not on ml.p5.48xlarge"]),
     ("ml.p3.16xlarge", "mpirun", True, "smddp", "nccl", ["not on ml.p3.16xlarge"]),
     ("ml.m5.xlarge", "none", False, "auto", "nccl", ["not on ml.m5.xlarge"]),
-    (None, "none", False, "auto", "nccl", ["no SageMaker instance"]),
-    (None, "torchrun", True, "smddp", "nccl", ["no SageMaker instance"]),
-    (None, "none", False, "nccl", "nccl", ["asked for"]),
+    (None, "none", False, "auto", "nccl", ["this is not a SageMaker instance"]),
+    (None, "torchrun", True, "smddp", "nccl", ["this is not a SageMaker instance"]),
+    (None, "none", False, "nccl", "nccl", ["NCCL was requested"]),
 ]
 
 
 @pytest.mark.parametrize(("instance_type", "launcher", "library", "requested", "backend", "words"), CASES)
 def test_the_backend_and_why(instance_type, launcher, library, requested, backend, words):
-    found, reason = choose_backend(instance_type, launcher, library, requested)
-    assert found == backend
+    actual, reason = choose_backend(instance_type, launcher, library, requested)
+    assert actual == backend
     assert all(word in reason for word in words)
     assert "\n" not in reason
 

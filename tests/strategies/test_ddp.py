@@ -1,4 +1,4 @@
-"""What two processes exchange: in a step, in a validation, and what is left out."""
+"""Collective operations of two processes in training steps and validations."""
 
 import json
 
@@ -13,6 +13,7 @@ from tiny import TINY_CONFIG
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.errors import InputError
 from w2v_lightning.strategies.ddp import PlannedDDPStrategy
+from w2v_lightning.strategies.fsdp2 import FSDP2Strategy
 
 LOG_EVERY_N_STEPS = 3
 COLLECTIVES = (
@@ -22,7 +23,7 @@ COLLECTIVES = (
 
 
 class Exchanges(Callback):
-    """Names of the collective operations since the last look; "bucket" is one of gradients."""
+    """Callback that records the names of the collective operations; "bucket" is a bucket of gradients."""
 
     def __init__(self):
         self.seen, self.steps, self.validations = [], [], []
@@ -80,8 +81,8 @@ def train(folder, options):
 
 
 def exchanges(tmp_path, **options):
-    """[is it the last micro-batch of its step, collective operations] of each micro-batch; operations of each
-    validation."""
+    """Return [is last micro-batch of its step, collective operations] of each micro-batch, and the collective
+    operations of each validation."""
     for number, split in enumerate(("train", "a", "b")):
         write_split(tmp_path / "corpus", split, random_texts(18 if split == "train" else 4, seed=number), str(number))
     processes = forked.start(tmp_path, train, tmp_path, options, ranks=2)
@@ -102,11 +103,11 @@ def test_only_the_last_micro_batch_of_a_step_and_the_end_of_a_validation_exchang
     for number, seen in enumerate(steps[1:], start=2):
         logged = ["all_reduce"] if number % LOG_EVERY_N_STEPS == 0 else []
         assert seen == logged + ["bucket"] * num_buckets
-    assert validations == [["all_reduce"]] * 2  # two epochs; of two splits
+    assert validations == [["all_reduce"]] * 2  # two epochs, each with two splits
 
 
 class OneWeight(LightningModule):
-    """Its gradient, 1 + 2^-10, is no number of bfloat16's, and one of float16's."""
+    """Module whose gradient, 1 + 2^-10, can be represented in float16, but not in bfloat16."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +139,7 @@ def test_gradients_are_as_exact_as_what_they_travel_in(tmp_path, no_group_left, 
     module = OneWeight()
     trainer.fit(module)
     assert -module.weight.item() == expected
-    assert module.weight.grad._is_view()  # of the bucket that travelled
+    assert module.weight.grad._is_view()  # a view of the communicated bucket
 
 
 def test_an_unknown_compression_is_refused():
@@ -163,3 +164,9 @@ def check_reduce():
 def test_reduce_knows_every_operation_and_leaves_the_rest_alone(tmp_path):
     processes = forked.start(tmp_path, check_reduce, ranks=2)
     assert forked.ended(processes, tmp_path) == [0, 0], forked.logs(tmp_path)
+
+
+def test_fsdp2_is_refused_where_torch_is_too_old(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    with pytest.raises(InputError, match=r"trainer\.strategy=fsdp2 needs torch 2\.6 or later, found 2\.5\.1"):
+        FSDP2Strategy().setup_environment()

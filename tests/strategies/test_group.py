@@ -1,4 +1,4 @@
-"""At its end a process has no thread that could abort it as Python shuts down."""
+"""A process ends without threads that could abort it while Python shuts down."""
 
 import os
 import signal
@@ -19,14 +19,14 @@ def fit(arguments, folder):
     try:
         return main(["fit", *arguments])
     finally:
-        time.sleep(1)  # what has ended is listed for a moment yet
+        time.sleep(1)  # a thread that has ended is still listed for a moment
         (folder / f"threads{os.environ['RANK']}").write_text(" ".join(names_of_threads()))
 
 
 def names_of_threads():
     names = []
     for thread in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended in the meantime
             names.append((thread / "comm").read_text().strip())
     return names
 

@@ -1,4 +1,4 @@
-"""Who is who in a SageMaker job, as torchrun, mpirun or nobody starts its processes."""
+"""Ranks and hosts of a SageMaker job whose processes are started by torchrun, mpirun or Lightning."""
 
 import json
 
@@ -23,7 +23,7 @@ SMDDPRUN = MPIRUN | {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 
 @pytest.fixture(autouse=True)
 def job(monkeypatch):
-    """Sets the variables of a job."""
+    """Set the variables of a job."""
     known = [name for names in VARIABLES.values() for name in names] + list(TORCHRUN) + list(TWO_HOSTS)
     for name in [
         *known,
@@ -45,7 +45,7 @@ def job(monkeypatch):
 def test_ranks_as_the_launcher_set_them(job, launcher):
     job(**TWO_HOSTS, **launcher)
     environment = SageMakerEnvironment()
-    environment.set_world_size(1)  # Lightning tries
+    environment.set_world_size(1)  # Lightning calls this
     environment.set_global_rank(0)
     assert environment.creates_processes_externally
     assert (environment.global_rank(), environment.local_rank(), environment.node_rank()) == (5, 1, 1)
@@ -78,7 +78,7 @@ def test_a_single_host_is_found_without_resolving_its_name(job):
 def test_off_sagemaker_there_is_no_such_environment():
     assert not SageMakerEnvironment.detect()
     assert devices_and_hosts() == (None, 1)
-    with pytest.raises(InputError, match="no SageMaker training job"):
+    with pytest.raises(InputError, match=r"This is not a SageMaker training job: neither .* exists"):
         SageMakerEnvironment()
 
 
@@ -92,13 +92,13 @@ def test_mpirun_elsewhere_is_refused_where_nothing_tells_lightning_of_it(job, mo
 
 def test_the_file_comes_before_the_variables_of_another_host(job, tmp_path):
     job(**TWO_HOSTS, SM_CURRENT_INSTANCE_TYPE="ml.g5.xlarge")
-    found = {"hosts": ["algo-1", "algo-2", "algo-3"], "current_host": "algo-3"}
+    actual = {"hosts": ["algo-1", "algo-2", "algo-3"], "current_host": "algo-3"}
     path = tmp_path / "resourceconfig.json"
-    path.write_text(json.dumps(found | {"current_instance_type": "ml.p4d.24xlarge"}))
+    path.write_text(json.dumps(actual | {"current_instance_type": "ml.p4d.24xlarge"}))
     hosts = find_hosts(resource_config=path)
     assert (hosts.names, hosts.index) == (("algo-1", "algo-2", "algo-3"), 2)
     assert hosts.instance_type == "ml.p4d.24xlarge"
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(actual))
     assert find_hosts(resource_config=path).instance_type == "ml.g5.xlarge"
 
 

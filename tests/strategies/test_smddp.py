@@ -1,4 +1,4 @@
-"""SMDDPStrategy in several processes, over a stand-in for AWS's library that refuses what SMDDP refuses."""
+"""SMDDPStrategy in several processes, with a stand-in for AWS's library that lacks the same features."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ class Recorded(Wav2Vec2CTC):
 
 
 class Prepared(LibriSpeechDataModule):
-    prepare_data = LibriSpeechDataModule.__bases__[0].prepare_data  # Lightning's: nothing to wait for
+    prepare_data = LibriSpeechDataModule.__bases__[0].prepare_data  # Lightning's, which does nothing
 
 
 def stock_strategy():
@@ -80,7 +80,7 @@ def root(tmp_path_factory):
 
 
 def mpirun(folder, number, target, *args):
-    """`target(*args)` in as many processes, as mpirun starts them on an instance that has SMDDP; their statuses."""
+    """Run `target(*args)` in processes as mpirun starts them on an instance with SMDDP; return their exit statuses."""
     shared = {**P4D, "MASTER_PORT": forked.free_port()}
     shared |= {"OMPI_COMM_WORLD_SIZE": str(number), "OMPI_COMM_WORLD_LOCAL_SIZE": str(number)}
     ranks = [{"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)} for rank in range(number)]
@@ -88,7 +88,7 @@ def mpirun(folder, number, target, *args):
     processes[0].join(forked.LIMIT_S)
     for process in processes[1:]:
         if processes[0].exitcode:
-            process.kill()  # it may wait for the first one for ever
+            process.kill()  # it may wait forever for the first one
     return forked.ended(processes, folder)
 
 
@@ -146,10 +146,11 @@ def test_the_command_line_takes_smddp_where_it_can_work(tmp_path, config_file):
     arguments = ["fit", "--config", str(config_file)]  # strategy: auto
     assert mpirun(tmp_path, 2, main, arguments) == [0, 0], forked.logs(tmp_path)
     output, other = (forked.logs(tmp_path, rank) for rank in range(2))
-    assert output.count("Gradients travel by smddp between 2 processes: ml.p4d.24xlarge, started with mpirun") == 1
+    expected = "Gradients are exchanged over smddp between 2 processes: ml.p4d.24xlarge, started with mpirun"
+    assert output.count(expected) == 1
     assert "Precision 32-true" in output
-    assert "Gradients travel" not in other
-    assert "Precision 32-true" not in other  # the first process speaks for all
+    assert "Gradients are exchanged" not in other
+    assert "Precision 32-true" not in other  # only the first process logs
     report = throughput_of(tmp_path)
     assert (report["backend"], report["world_size"]) == ("smddp", 2)
     assert "ml.p4d.24xlarge" in report["backend_reason"]
@@ -166,12 +167,12 @@ def test_under_torchrun_the_command_line_falls_back_and_says_why(tmp_path, confi
     )
     assert done.returncode == 0, done.stderr
     expected = (
-        "Gradients travel by gloo between 2 processes: under torchrun SMDDP leaves all-reduce to NCCL; start with"
+        "Gradients are exchanged over gloo between 2 processes: under torchrun SMDDP leaves all-reduce to NCCL; start"
     )
     assert done.stderr.count(expected) == 1
     report = throughput_of(tmp_path)
     assert (report["backend"], report["world_size"]) == ("gloo", 2)
-    assert "start with mpirun" in report["backend_reason"]
+    assert "start the processes with mpirun" in report["backend_reason"]
 
 
 @pytest.mark.slow
@@ -189,14 +190,14 @@ def test_a_script_started_once_gets_its_other_processes_from_lightning(tmp_path,
 
 @pytest.fixture
 def rendezvous(monkeypatch):
-    """Lightning writes these into the environment; so they are restored."""
+    """Set variables that Lightning changes, so that they are restored after the test."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "7777")
 
 
 @pytest.fixture
 def on_p4d(monkeypatch):
-    """A process that mpirun has started beside another one, on an instance that has SMDDP."""
+    """Simulate one of two processes that mpirun has started, on an instance with SMDDP."""
     for name, value in P4D.items():
         monkeypatch.setenv(name, value)
     for name, value in {"RANK": 0, "SIZE": 2, "LOCAL_RANK": 0, "LOCAL_SIZE": 2}.items():
@@ -208,7 +209,7 @@ def on_p4d(monkeypatch):
 def test_lightning_knows_the_strategy_by_name():
     trainer = Trainer(strategy="smddp", accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
     assert type(trainer.strategy) is SMDDPStrategy
-    assert "no SageMaker instance" in trainer.strategy.backend_reason
+    assert "this is not a SageMaker instance" in trainer.strategy.backend_reason
 
 
 def test_instead_of_falling_back_it_can_refuse():
@@ -226,7 +227,7 @@ def test_the_command_line_says_in_one_line_why_it_refuses(config_file, capsys):
 
 def test_a_strategy_that_does_not_exist_is_named(config_file, capsys):
     assert main(["fit", "--config", str(config_file), "--trainer.strategy=smdp"]) == 2
-    assert "trainer.strategy: there is no 'smdp'. Did you mean smddp?" in capsys.readouterr().err
+    assert "trainer.strategy: unknown strategy 'smdp'. Did you mean smddp?" in capsys.readouterr().err
 
 
 def test_a_library_that_does_not_load_is_a_reason_too(on_p4d, monkeypatch):
@@ -248,7 +249,7 @@ def test_only_who_asked_for_smddp_is_warned(rendezvous, backend, level, monkeypa
         strategy.setup_distributed()
     (record,) = (record for record in caplog.records if record.name == smddp.__name__)
     assert record.levelno == level
-    assert "Gradients travel by nccl between 1 processes: SMDDP works on" in record.message
+    assert "Gradients are exchanged over nccl between 1 processes: SMDDP works on" in record.message
 
 
 def test_the_group_is_made_without_a_device_id(rendezvous, on_p4d, monkeypatch):

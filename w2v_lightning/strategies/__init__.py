@@ -1,1 +1,1 @@
-"""How processes are started and talk to each other: DDP, SMDDP, SageMaker."""
+"""Distributed strategies and environments: DDP, FSDP2, SMDDP, SageMaker."""

@@ -1,14 +1,15 @@
-"""The process group's end."""
+"""Orderly end of the process group."""
 
 import torch.distributed as dist
 
 
 def leave_group() -> None:
-    """End the threads of gloo before Python ends, in a process that has come to its end with all others.
+    """Stop gloo's threads before Python exits, in a process that ends together with all other ranks.
 
-    One of them that still holds a tensor of the last exchange would abort the process as Python shuts down
-    (github.com/pytorch/pytorch/pull/179291). Lightning leaves NCCL's group by itself, and no other. Not for a process
-    that ends with an error: others may be within an exchange that never ends, and it would wait with them.
+    A thread that still holds a tensor of the last collective operation would abort the process while Python shuts down
+    (github.com/pytorch/pytorch/pull/179291). Lightning destroys NCCL's group by itself, but no other. Do not call this
+    in a process that ends with an error: other ranks may be in a collective operation that never completes, and this
+    rank would wait for them.
     """
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a SageMaker training job says of its hosts, and Lightning's view of the processes on them."""
+"""Hosts of a SageMaker training job, and the Lightning cluster environment for the processes on them."""
 
 import json
 import os
@@ -14,17 +14,17 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.strategies.launcher import launched, launcher_of
 
 RESOURCE_CONFIG = Path("/opt/ml/input/config/resourceconfig.json")
-PORT = 7777  # SageMaker's; all ranks must know it before they can talk
+PORT = 7777  # SageMaker's default; all ranks must know it before they can communicate
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """The hosts of a training job, as one of them sees them."""
+    """Hosts of a training job, and which of them this process runs on."""
 
     names: tuple[str, ...]
     current: str
     instance_type: str | None
-    source: str  # where this was found, for messages
+    source: str  # file or variable that names the hosts, for messages
 
     @property
     def index(self) -> int:
@@ -32,18 +32,18 @@ class Hosts:
 
 
 def find_hosts(environ: Mapping[str, str] = os.environ, resource_config: Path = RESOURCE_CONFIG) -> Hosts | None:
-    """What SageMaker says of the job's hosts; None off SageMaker.
+    """Return the job's hosts according to SageMaker; None outside SageMaker.
 
-    The file comes first: mpirun may have handed this process the variables of another host.
+    The file has precedence over the variables, because mpirun may have passed those of another host to this process.
 
     Raises:
-        InputError: the file or the variable SM_HOSTS holds something else than JSON of a job's hosts.
+        InputError: the file or the variable SM_HOSTS is not JSON that names the hosts of a job.
     """
     if resource_config.exists():
-        source, found = str(resource_config), _parsed(resource_config.read_text(), str(resource_config))
-        found = found if isinstance(found, dict) else {}
-        names, current = found.get("hosts"), found.get("current_host")
-        instance_type = found.get("current_instance_type")
+        source, config = str(resource_config), _parsed(resource_config.read_text(), str(resource_config))
+        config = config if isinstance(config, dict) else {}
+        names, current = config.get("hosts"), config.get("current_host")
+        instance_type = config.get("current_instance_type")
     elif "SM_HOSTS" in environ:
         source, names = "SM_HOSTS", _parsed(environ["SM_HOSTS"], "SM_HOSTS")
         current, instance_type = environ.get("SM_CURRENT_HOST"), None
@@ -51,8 +51,8 @@ def find_hosts(environ: Mapping[str, str] = os.environ, resource_config: Path = 
         return None
     if not isinstance(names, list) or not names or (current or names[0]) not in names:
         raise InputError(
-            f"{source}: expected the hosts of a training job with this one among them, found hosts {names!r} and this"
-            f" host {current!r}."
+            f"{source}: expected the hosts of a training job, including this one; found hosts {names!r} and this host"
+            f" {current!r}."
         )
     instance_type = instance_type or environ.get("SM_CURRENT_INSTANCE_TYPE") or environ.get("SAGEMAKER_INSTANCE_TYPE")
     return Hosts(tuple(names), current or names[0], instance_type, source)
@@ -66,20 +66,22 @@ def _parsed(text: str, source: str) -> Any:
 
 
 class SageMakerEnvironment(LightningEnvironment):
-    """The processes of a SageMaker job, whether torchrun, mpirun (smddprun) or Lightning itself starts them.
+    """Cluster environment of a SageMaker job, whether torchrun, mpirun (smddprun) or Lightning starts its processes.
 
-    torchrun and smddprun set RANK, WORLD_SIZE and LOCAL_RANK, mpirun OMPI_COMM_WORLD_*. Where the script was started
-    once per host, Lightning starts a process for each other GPU.
+    torchrun and smddprun set RANK, WORLD_SIZE and LOCAL_RANK, mpirun sets OMPI_COMM_WORLD_*. If the script is started
+    once per host, Lightning starts the processes for the other GPUs.
 
     Raises:
-        InputError: this is no SageMaker job, or what it says of its hosts cannot be read.
+        InputError: this is not a SageMaker job, or its description of the hosts is invalid.
     """
 
     def __init__(self) -> None:
         super().__init__()
         hosts = find_hosts()
         if hosts is None:
-            raise InputError(f"This is no SageMaker training job: there is neither {RESOURCE_CONFIG} nor SM_HOSTS.")
+            raise InputError(
+                f"This is not a SageMaker training job: neither {RESOURCE_CONFIG} nor the variable SM_HOSTS exists."
+            )
         self.hosts = hosts
 
     @staticmethod
@@ -92,9 +94,9 @@ class SageMakerEnvironment(LightningEnvironment):
 
     @property
     def main_address(self) -> str:
-        # A single host need not resolve its own name, which is not always in the container's /etc/hosts.
-        first = self.hosts.names[0] if len(self.hosts.names) > 1 else "127.0.0.1"
-        return os.environ.get("MASTER_ADDR", first)
+        # A single host uses the loopback address: its own name is not always in the container's /etc/hosts.
+        default = self.hosts.names[0] if len(self.hosts.names) > 1 else "127.0.0.1"
+        return os.environ.get("MASTER_ADDR", default)
 
     @property
     def main_port(self) -> int:
@@ -115,43 +117,44 @@ class SageMakerEnvironment(LightningEnvironment):
         return int(os.environ.get("GROUP_RANK", self.hosts.index))  # torchrun numbers hosts in its own order
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-        """One process for every GPU of the job; otherwise machines are paid for, or data dropped, for nothing.
+        """Check that there is one process for every GPU; otherwise GPUs would be paid for but idle, or data dropped.
 
         Raises:
-            InputError: the number of processes is another; names what was found.
+            InputError: the number of processes is wrong; the message names the numbers.
         """
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-            return  # torchrun goes on with the hosts that are left
+            return  # after a restart torchrun continues with the remaining hosts
         num_hosts, world_size = len(self.hosts.names), launched("world_size") or num_devices * num_nodes
         gpus = int(os.environ.get("SM_NUM_GPUS", torch.cuda.device_count()))
         per_host = gpus or num_devices
         if world_size != num_hosts * per_host or num_devices * num_nodes != world_size:
             raise InputError(
                 f"{self.hosts.source} has {num_hosts} host(s) ({', '.join(self.hosts.names)}) with {gpus} GPU(s) each,"
-                f" which makes {num_hosts * per_host} processes, but {world_size} were started, and Lightning counts on"
+                f" which makes {num_hosts * per_host} processes, but {world_size} were started, and Lightning expects"
                 f" {num_devices} device(s) x {num_nodes} host(s). Start one process per GPU on every host:"
                 f" torchrun --nnodes={num_hosts} --nproc_per_node={per_host}, with trainer.num_nodes={num_hosts} and"
                 f" trainer.devices={per_host}."
             )
 
     def teardown(self) -> None:
-        if launched("global_rank") is None:  # Lightning takes back what it has set; what a launcher has set stays
+        if launched("global_rank") is None:  # remove only what Lightning itself set, not a launcher's variables
             super().teardown()
 
 
 def devices_and_hosts() -> tuple[int | None, int]:
-    """Processes per host (None: not decided by a launcher) and hosts, as launcher or SageMaker says.
+    """Return processes per host (None: not set by a launcher) and number of hosts, from the launcher or SageMaker.
 
-    So the same config does for any of them.
+    They are defaults of trainer.devices and trainer.num_nodes, so that one config works under any launcher.
 
     Raises:
-        InputError: mpirun has started several processes where nothing would tell Lightning so: each would start others.
+        InputError: mpirun has started several processes, but Lightning cannot detect that and each of them would start
+            further processes.
     """
     hosts, world_size = find_hosts(), launched("world_size") or 1
     if launcher_of() == "mpirun" and world_size > 1 and not hosts and not MPIEnvironment.detect():
         raise InputError(
-            f"mpirun has started {world_size} processes; outside SageMaker Lightning learns of them from mpi4py, which"
-            " is not installed: pip install mpi4py, or start with torchrun."
+            f"mpirun has started {world_size} processes; outside SageMaker Lightning detects them with mpi4py, which is"
+            " not installed: pip install mpi4py, or start with torchrun."
         )
     if per_host := launched("processes_per_host"):
         return per_host, max(1, world_size // per_host)

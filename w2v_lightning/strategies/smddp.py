@@ -1,4 +1,4 @@
-"""AWS's SMDDP as a Lightning strategy, and what takes its place where it cannot work."""
+"""AWS's SMDDP as a Lightning strategy, with a fallback to NCCL where SMDDP cannot work."""
 
 import logging
 from importlib import import_module
@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
-from lightning.fabric.utilities.distributed import _InfiniteBarrier, _init_dist_connection
 from lightning.pytorch.strategies import StrategyRegistry
-from lightning.pytorch.trainer.connectors import data_connector
 
+from w2v_lightning.compat import lightning as compat
 from w2v_lightning.errors import InputError
 from w2v_lightning.strategies.backend import SMDDP_MODULE, Requested, choose_backend, has_smddp
 from w2v_lightning.strategies.ddp import PlannedDDPStrategy
@@ -20,20 +19,20 @@ log = logging.getLogger(__name__)
 
 
 class SMDDPStrategy(PlannedDDPStrategy):
-    """DDP over SMDDP where that can work, else over NCCL, or gloo on CPUs; `backend_reason` says why.
+    """DDP over SMDDP where it can work, otherwise over NCCL, or gloo on CPUs; `backend_reason` says why.
 
-    SMDDP refuses some of what Lightning's DDPStrategy asks for. It has no average: PlannedDDPStrategy asks for sums. It
-    has no second process group, in which Lightning waits for `prepare_data`. It is not known to take a `device_id`.
+    SMDDP lacks some features that Lightning's DDPStrategy uses. It has no average, so PlannedDDPStrategy uses sums. It
+    does not support a second process group, in which Lightning waits for `prepare_data`. Support for `device_id` is not
+    documented.
 
-    After `import w2v_lightning.strategies.smddp`, `Trainer(strategy="smddp")` knows it by name.
+    `import w2v_lightning.strategies.smddp` registers it for `Trainer(strategy="smddp")`.
 
     Args:
-        backend: "smddp" and "auto" take SMDDP where it can work; "auto" does not warn where it cannot.
-        fallback: what to do where "smddp" cannot work: go on over NCCL with a warning, or end in an error.
-        cluster_environment: who is who among the processes; on SageMaker, a SageMakerEnvironment.
+        backend: "smddp" (default) and "auto" use SMDDP where it can work; "auto" does not warn where it cannot.
+        fallback: action where "smddp" cannot work: "nccl" (default) trains over NCCL with a warning, "error" raises an
+            InputError with the reason when training starts.
+        cluster_environment: ranks and addresses of the processes; default on SageMaker: a SageMakerEnvironment.
         options: as for PlannedDDPStrategy.
-
-    As training starts, an InputError says why SMDDP cannot work here, if `fallback="error"`.
     """
 
     def __init__(
@@ -48,30 +47,32 @@ class SMDDPStrategy(PlannedDDPStrategy):
         self._fallback = fallback
         if cluster_environment is None and SageMakerEnvironment.detect():
             cluster_environment = SageMakerEnvironment()
-        name = "smddp" if self._uses_smddp else None  # None: Lightning takes what suits the device
+        name = "smddp" if self._uses_smddp else None  # None: Lightning chooses the device's backend
         super().__init__(cluster_environment=cluster_environment, process_group_backend=name, **options)
 
     def setup_environment(self) -> None:
-        if self._falls_back and self._fallback == "error":  # not in __init__: the command line's parser would wrap it
+        # Not in __init__, where the command line's parser would wrap the error.
+        if self._falls_back and self._fallback == "error":
             raise InputError(f"trainer.strategy: smddp cannot be used: {self.backend_reason}.")
         super().setup_environment()
 
     def setup_distributed(self) -> None:
         if self._uses_smddp:
-            data_connector._InfiniteBarrier = _GroupBarrier
+            compat.use_barrier(_GroupBarrier)
             self.set_world_ranks()
-            _init_dist_connection(self.cluster_environment, "smddp", timeout=self._timeout)  # without device_id
-        super().setup_distributed()  # which keeps a group that there is
+            assert self.cluster_environment is not None  # Lightning has set it before setup_distributed
+            compat.init_dist_connection(self.cluster_environment, "smddp", timeout=self._timeout)  # without device_id
+        super().setup_distributed()  # keeps an existing process group
         if self.is_global_zero:
             log.log(
                 logging.WARNING if self._falls_back else logging.INFO,
-                "Gradients travel by %s between %d processes: %s.",
+                "Gradients are exchanged over %s between %d processes: %s.",
                 *(self.process_group_backend, self.world_size, self.backend_reason),
             )
 
 
-class _GroupBarrier(_InfiniteBarrier):
-    """Where Lightning makes a group of gloo's to wait for `prepare_data` in, SMDDP's own group does."""
+class _GroupBarrier(compat.InfiniteBarrier):
+    """Barrier around `prepare_data` in SMDDP's own group, where Lightning would create a second one, of gloo."""
 
     def __enter__(self) -> "_GroupBarrier":
         if not (torch.distributed.is_initialized() and torch.distributed.get_backend() == "smddp"):
@@ -81,14 +82,14 @@ class _GroupBarrier(_InfiniteBarrier):
 
 
 def _chosen(requested: Requested) -> tuple[bool, str]:
-    """Is SMDDP used, which is then loaded; and why."""
+    """Return whether SMDDP is used, and why; if it is, load it."""
     hosts = find_hosts()
     instance_type = hosts.instance_type if hosts else None
     backend, reason = choose_backend(instance_type, launcher_of(), has_smddp(), requested)
     if backend == "smddp":
         try:
             import_module(SMDDP_MODULE)
-        except (ImportError, OSError) as error:  # made for another torch, or without its shared libraries
+        except (ImportError, OSError) as error:  # built for another torch, or shared libraries are missing
             return False, f"SMDDP is installed but cannot be loaded ({error})"
     return backend == "smddp", reason
 
