@@ -1,4 +1,4 @@
-"""What a user sees of `check`: the table, the exit status, what a wrong command line says."""
+"""Output of `check` for the user: the table, the exit status, and errors of the command line."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ def test_table_names_count_share_ten_examples_and_remedy(builder, capsys):
 def test_clean_corpus_is_said_to_be_clean_and_what_was_not_looked_at(builder, capsys):
     assert main(["check", builder.manifest()]) == 0
     out = capsys.readouterr().out
-    assert "Nothing of 8 utterances (0.00 h) would hurt training; warnings for 0." in out
+    assert "None of 8 utterances (0.00 h) would hurt training; warnings for 0." in out
     assert "Only headers were read" in out
     assert "same speaker in training and validation, characters per second." in " ".join(out.split())
     assert "clipping, silence, " not in out
@@ -78,10 +78,10 @@ def test_several_manifests_are_checked_together_also_gzipped(builder, tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("", "is a folder, a manifest is needed: run `python -m w2v_lightning prepare"),
-        ("missing.jsonl", "There is no manifest"),
-        ("empty.jsonl", "there is no utterance in it"),
-        ("broken.jsonl", "broken.jsonl:1: not a JSON line"),
+        ("", "is a folder, not a manifest: run `python -m w2v_lightning prepare"),
+        ("missing.jsonl", "Manifest not found: "),
+        ("empty.jsonl", "empty.jsonl: no utterances. Give a manifest that has some."),
+        ("broken.jsonl", "broken.jsonl:1: invalid JSON"),
     ],
 )
 def test_what_is_no_manifest_ends_in_one_line_and_status_2(tmp_path, capsys, argument, message):

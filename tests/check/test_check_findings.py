@@ -1,4 +1,4 @@
-"""Each fault alone: the command finds it and nothing else, and its exit status says whether training would suffer."""
+"""Faults of a corpus, one at a time: `check` reports this one only, and its exit status tells errors from warnings."""
 
 import shutil
 import tarfile
@@ -54,7 +54,7 @@ def damage(path, keep):
         (lambda path: path.write_text("not audio"), "Format not recognised"),
         (lambda path: damage(path, 0), ""),
         (lambda path: damage(path, path.stat().st_size // 2), ""),
-        (lambda path: soundfile.write(path, np.zeros(0), SAMPLE_RATE, format="WAV"), "no audio in it"),
+        (lambda path: soundfile.write(path, np.zeros(0), SAMPLE_RATE, format="WAV"), "no audio in the file"),
     ],
     ids=["missing", "text", "empty file", "truncated", "no samples"],
 )
@@ -71,8 +71,8 @@ def test_unreadable_audio(builder, options, spoil, detail):
 @pytest.mark.parametrize(
     ("suffix", "detail"),
     [
-        (".wav", "cut off: its header says 0.480 s of audio, 0.23"),
-        (".ogg", "cut off: it ends in the middle of a page, "),
+        (".wav", "truncated: its header says 0.480 s of audio, 0.23"),
+        (".ogg", "truncated: it ends in the middle of a page, "),
     ],
 )
 def test_what_libsndfile_reads_as_shorter_audio_is_found(builder, options, suffix, detail):
@@ -195,7 +195,7 @@ def test_segments_of_one_recording_are_not_duplicates_unless_they_are_the_same_s
     for options in ([], ["--decode"]):
         assert builder.found(*options) == (PASSES, {"duplicated audio": ["again"]})
     details = [row["detail"] for finding in builder.check()[1]["findings"] for row in finding["utterances"]]
-    assert details == ["the same place in the file as second"]  # hours of audio are not hashed for each segment
+    assert details == ["the same position in the file as second"]  # a long recording is not hashed for each segment
 
 
 # ---- shards and remote files ----------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_too_short(builder):
 def test_too_long_is_a_warning_from_the_given_length_on(builder):
     builder.add("long", "FACADE FEED BEAD")
     assert builder.found() == (PASSES, {})
-    assert builder.found("--max-seconds", "1.2") == (PASSES, {"longer than 1.2 s": ["long"]})
+    assert builder.found("--max_seconds", "1.2") == (PASSES, {"longer than 1.2 s": ["long"]})
 
 
 def test_text_of_other_audio_stands_out_by_its_characters_per_second(builder):

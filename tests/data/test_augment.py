@@ -97,14 +97,14 @@ def test_all_is_off_by_default():
 def test_draws_belong_to_seed_epoch_and_utterance(manifest, noises):
     options = Augmentation(speeds=(0.9, 1.0, 1.1), noise_folder=noises, noise_prob=1.0, gain_db=(-6, 6))
 
-    def heard(position, neighbours=(), seed=5, epoch=0):
+    def augmented(position, neighbours=(), seed=5, epoch=0):
         dataset = UtteranceDataset(manifest, PLAIN, seed=seed, augmentation=options)
         batch = dataset[Slot(np.array([position, *neighbours]), epoch=epoch)]
         return batch.waveforms_BT[0, : batch.num_samples_B[0]]
 
-    assert torch.equal(heard(1), heard(1, neighbours=(0, 2)))
-    assert not torch.equal(heard(1)[:3000], heard(1, seed=6)[:3000])
-    assert not torch.equal(heard(1)[:3000], heard(1, epoch=1)[:3000])
+    assert torch.equal(augmented(1), augmented(1, neighbours=(0, 2)))
+    assert not torch.equal(augmented(1)[:3000], augmented(1, seed=6)[:3000])
+    assert not torch.equal(augmented(1)[:3000], augmented(1, epoch=1)[:3000])
 
 
 def test_switching_one_on_leaves_the_draws_of_the_others(noises):
@@ -121,9 +121,9 @@ def test_masks_do_not_change_when_augmentation_is_switched_on():
 
 
 def test_an_utterance_is_not_made_too_short_for_its_transcript(manifest):
-    """spell() gives four frames a letter; at twice the speed two are left: less than "AA" and its blank need."""
+    """Keep the speed if frames would not suffice: spell() has 4 frames per letter, 2 at double speed; "AA" needs 3."""
     fast = UtteranceDataset(manifest, PLAIN, augmentation=Augmentation(speeds=(2.0,)))
-    slow_model = InputSpec(normalise=False, conv_kernel=(640,), conv_stride=(640,))  # two frames a letter
+    slow_model = InputSpec(normalise=False, conv_kernel=(640,), conv_stride=(640,))  # two frames per letter
     assert fast[Slot(np.array([0]))].num_samples_B[0] < len(spell("BAD CAB FACE"))
     kept = UtteranceDataset(manifest, slow_model, augmentation=Augmentation(speeds=(1.9,)))[Slot(np.array([0]))]
     assert kept.num_frames_B[0] >= kept.num_labels_B[0]

@@ -130,10 +130,10 @@ def test_the_model_hears_what_transformers_feature_extractor_makes(waveform_T, d
     expected = extractor(waveform_T, sampling_rate=16_000, return_tensors="np").input_values[0]
     num_samples_B = torch.tensor([len(samples), 500])
     batch = a_batch(waveforms_BT=pad([samples, samples[:500]]), num_samples_B=num_samples_B, normalise=True)
-    heard_BT = batch.input_values()
-    assert heard_BT.dtype == torch.float32
-    np.testing.assert_allclose(heard_BT[0], expected, atol=1e-5 if dtype == np.float32 else 2e-3)
-    assert not heard_BT[1, 500:].any()
+    input_BT = batch.input_values()
+    assert input_BT.dtype == torch.float32
+    np.testing.assert_allclose(input_BT[0], expected, atol=1e-5 if dtype == np.float32 else 2e-3)
+    assert not input_BT[1, 500:].any()
 
 
 def test_without_normalisation_the_model_hears_the_recorded_level():

@@ -22,8 +22,8 @@ def body(of: AudioRef) -> bytes:
 
 def fill(ranges: RangeCache, shard: str, number: int) -> list[AudioRef]:
     refs = [ref(shard, 100 * i) for i in range(number)]
-    for each in refs:
-        ranges.put(each, body(each))
+    for range_ref in refs:
+        ranges.put(range_ref, body(range_ref))
     return refs
 
 
@@ -62,8 +62,8 @@ def test_the_object_that_was_not_used_for_longest_goes_first_and_goes_whole(tmp_
     age(ranges, "old", 50)
     age(ranges, "older", 100)
     new = fill(ranges, "new", 4)
-    assert [each for each in old + older + new if ranges.get(each)] == old + new
-    assert len(list(tmp_path.iterdir())) == 3  # two objects and the lock: nothing half removed
+    assert [range_ref for range_ref in old + older + new if ranges.get(range_ref)] == old + new
+    assert len(list(tmp_path.iterdir())) == 3  # two objects and the lock; no object is partly removed
 
 
 def test_reading_is_use(tmp_path):
@@ -93,7 +93,7 @@ def test_sizes_are_scanned_once_per_hundredth_of_the_limit(tmp_path, monkeypatch
     scans = []
     monkeypatch.setattr(ranges, "_remove_oldest", lambda: scans.append(len(files_in(tmp_path))))
     fill(ranges, "a", 30)
-    assert scans == [1, 12, 23]  # at the first write, and where more than 1000 bytes came since
+    assert scans == [1, 12, 23]  # at the first write, and after range_ref further 1000 bytes
 
 
 def test_a_limit_holds_over_processes_that_each_write_little(tmp_path):
@@ -115,7 +115,7 @@ def test_while_one_process_evicts_the_others_go_on(tmp_path):
     ranges = RangeCache(tmp_path, 150)
     with FileLock(tmp_path / ".lock"):
         started_s = time.monotonic()
-        assert all(ranges.get(each) for each in fill(ranges, "a", 3))
+        assert all(ranges.get(range_ref) for range_ref in fill(ranges, "a", 3))
         assert time.monotonic() - started_s < 2
     fill(ranges, "b", 1)
     assert ranges.get(ref("a")) is None
@@ -135,7 +135,8 @@ def test_a_full_or_closed_disk_is_said_once_and_reading_goes_on(tmp_path, monkey
     with caplog.at_level(logging.WARNING, cache.__name__):
         fill(ranges, "b", 3)
     (record,) = caplog.records
-    assert record.message == f"The cache {tmp_path} takes no more: {os.strerror(code)}. Reading goes on without."
+    reason = os.strerror(code)
+    assert record.message == f"Cannot write to the cache {tmp_path}: {reason}. Reading continues without the cache."
     assert ranges.get(kept) == body(kept)
     assert len(files_in(tmp_path)) == 1  # no temporary file is left to fill the disk
 
@@ -161,11 +162,11 @@ def test_an_object_that_is_removed_while_it_is_written_is_no_error(tmp_path, mon
 def hammer(folder: Path, seed: int) -> None:
     ranges = RangeCache(folder, 2000)
     for number in range(600):
-        each = ref(f"shard-{(number * 7 + seed) % 11}", 100 * (number % 4))
-        found = ranges.get(each)
-        assert found in (None, body(each))
-        if found is None:
-            ranges.put(each, body(each))
+        range_ref = ref(f"shard-{(number * 7 + seed) % 11}", 100 * (number % 4))
+        data = ranges.get(range_ref)
+        assert data in (None, body(range_ref))
+        if data is None:
+            ranges.put(range_ref, body(range_ref))
 
 
 def test_processes_that_evict_under_each_other_read_no_wrong_byte(tmp_path):

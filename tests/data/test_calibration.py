@@ -1,4 +1,4 @@
-"""device_seconds: auto. Devices are simulated; a real one is in tests/gpu/test_memory.py."""
+"""device_seconds: auto, on simulated devices; tests/gpu/test_memory.py uses a real one."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ TOTAL_GIB, LIMIT_GIB = 16.0, 14.4
 
 
 class Device:
-    """Memory of `fixed_gib`, and per padded second a part that rises with the duration; raises beyond TOTAL_GIB."""
+    """Simulated memory: `fixed_gib`, and a part per padded second that rises with duration; fails above TOTAL_GIB."""
 
     def __init__(self, per_s_gib, per_s_and_duration_gib=0.0, fixed_gib=1.5, luck=None):
         self.per_s_gib, self.per_s_and_duration_gib, self.fixed_gib = per_s_gib, per_s_and_duration_gib, fixed_gib
@@ -39,7 +39,7 @@ class Device:
     def peak_gib(self, seconds, duration_s):
         peak_gib = self.needs_gib(seconds, duration_s)
         if self.luck is not None:
-            peak_gib += self.luck.exponential(0.5)  # gaps that earlier trials have left
+            peak_gib += self.luck.exponential(0.5)  # fragmentation by earlier trials
         if peak_gib > TOTAL_GIB or (self.luck is not None and self.luck.random() < 0.1):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.held.append((seconds, duration_s))
@@ -59,25 +59,25 @@ def searched(device, durations_s=(24.5, 1.4), most_s=1600.0, **options):
 def test_finds_what_fits_within_the_precision_of_the_search(per_s_gib, per_s_and_duration_gib, longest_s, most_s):
     device = Device(per_s_gib, per_s_and_duration_gib)
     truth_s = (LIMIT_GIB - device.fixed_gib) / (per_s_gib + longest_s * per_s_and_duration_gib)
-    found = searched(device, (longest_s, 1.0), most_s)
+    seconds = searched(device, (longest_s, 1.0), most_s)
     if truth_s < longest_s:
-        assert found == 0
-    elif found < max(longest_s, most_s):
-        assert truth_s / PRECISION <= found * 1.0001
-        assert found <= truth_s * 1.0001
+        assert seconds == 0
+    elif seconds < max(longest_s, most_s):
+        assert truth_s / PRECISION <= seconds * 1.0001
+        assert seconds <= truth_s * 1.0001
     else:
-        assert found == max(longest_s, most_s) <= truth_s * 1.0001
+        assert seconds == max(longest_s, most_s) <= truth_s * 1.0001
     assert len(device.held) <= 40
 
 
 @given(seed=st.integers(0, 10_000), per_s_gib=st.floats(1e-3, 0.3))
 def test_what_is_returned_was_tried_and_fitted_however_memory_behaves(seed, per_s_gib):
     device = Device(per_s_gib, luck=np.random.default_rng(seed))
-    found = searched(device)
-    assert 0 <= found <= 1600
-    if found:
-        assert {(found, 24.5), (found, 1.4)} <= set(device.held)
-        assert device.needs_gib(found, 24.5) <= LIMIT_GIB
+    seconds = searched(device)
+    assert 0 <= seconds <= 1600
+    if seconds:
+        assert {(seconds, 24.5), (seconds, 1.4)} <= set(device.held)
+        assert device.needs_gib(seconds, 24.5) <= LIMIT_GIB
 
 
 def test_it_takes_the_upper_limit_without_a_search_where_that_fits():
@@ -88,9 +88,9 @@ def test_it_takes_the_upper_limit_without_a_search_where_that_fits():
 
 def test_it_stops_when_time_is_up_with_what_fits():
     device = Device(per_s_gib=0.05)
-    found = searched(device, is_time_left=iter([True, False]).__next__)
-    assert (found, 24.5) in device.held
-    assert found == pytest.approx(math.sqrt(24.5 * 1600))
+    seconds = searched(device, is_time_left=iter([True, False]).__next__)
+    assert (seconds, 24.5) in device.held
+    assert seconds == pytest.approx(math.sqrt(24.5 * 1600))
 
 
 def test_an_error_that_is_no_lack_of_memory_is_not_one():
@@ -135,7 +135,7 @@ def trainer_of(tmp_path, **options):
 
 
 class Tried(LibriSpeechDataModule):
-    """Makes trial steps where Lightning sets up the data."""
+    """Data module that runs trial steps in its setup."""
 
     def setup(self, stage=None):
         super().setup(stage)
@@ -157,7 +157,7 @@ def test_a_trial_trains_a_copy_and_leaves_the_module_alone(corpus, tmp_path):
     trainer.fit(module, datamodule=data)
     assert {p.dtype for p in data.trial.module.parameters()} == {torch.float32}
     gradients = [p.grad for name, p in data.trial.module.named_parameters() if "layers" in name]
-    assert all((gradient != 0).any() for gradient in gradients if gradient.ndim > 1)  # no layer frozen, none dropped
+    assert all((gradient != 0).any() for gradient in gradients if gradient.ndim > 1)  # no layer is frozen or dropped
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])
         assert torch.equal(data.trial.module.state_dict()[name], before[name])
@@ -195,12 +195,12 @@ class FakeTrial:
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """The way of a CUDA device, its trials simulated."""
+    """Calibrate as on a CUDA device, with simulated trials."""
     FakeTrial.made = 0
     monkeypatch.setattr(calibration, "Trial", FakeTrial)
     monkeypatch.setattr(calibration, "_by_main_memory", calibration._by_trials)
     monkeypatch.setattr(calibration, "_limit_gib", lambda _: 3.0)
-    monkeypatch.setattr(calibration, "_forget_memory", lambda _: None)
+    monkeypatch.setattr(calibration, "_reset_memory", lambda _: None)
     facts = {"device": "NVIDIA H200", "memory_gib": 139.8}
     monkeypatch.setattr(calibration, "_facts", lambda *_: facts)
     return SimpleNamespace(facts=facts)
@@ -214,14 +214,14 @@ def calibrated(corpus, tmp_path):
 
 def test_what_was_found_is_kept_by_what_it_hangs_on(corpus, tmp_path, cuda, caplog):
     with caplog.at_level(logging.INFO, "w2v_lightning"):
-        found = calibrated(corpus, tmp_path).device_seconds
-        assert 3 / PRECISION <= found <= 3
-        assert calibrated(corpus, tmp_path).device_seconds == found
+        seconds = calibrated(corpus, tmp_path).device_seconds
+        assert 3 / PRECISION <= seconds <= 3
+        assert calibrated(corpus, tmp_path).device_seconds == seconds
     assert FakeTrial.made == 1
-    assert [r.message for r in caplog.records if "as found before" in r.message]
+    assert [r.message for r in caplog.records if "cached in" in r.message]
     (path,) = (tmp_path / "cache" / "calibration").iterdir()
     kept = json.loads(path.read_text())
-    assert kept == {"device_seconds": found, **cuda.facts}
+    assert kept == {"device_seconds": seconds, **cuda.facts}
     cuda.facts["device"] = "Tesla T4"
     calibrated(corpus, tmp_path)
     assert FakeTrial.made == 2
@@ -229,12 +229,12 @@ def test_what_was_found_is_kept_by_what_it_hangs_on(corpus, tmp_path, cuda, capl
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"device_seconds": null}', '{"device_seconds": -1}', "\x00\xff"])
 def test_a_damaged_file_is_ignored(corpus, tmp_path, cuda, damage):
-    found = calibrated(corpus, tmp_path).device_seconds
+    seconds = calibrated(corpus, tmp_path).device_seconds
     (path,) = (tmp_path / "cache" / "calibration").iterdir()
     path.write_text(damage)
-    assert calibrated(corpus, tmp_path).device_seconds == found
+    assert calibrated(corpus, tmp_path).device_seconds == seconds
     assert FakeTrial.made == 2
-    assert json.loads(path.read_text())["device_seconds"] == found
+    assert json.loads(path.read_text())["device_seconds"] == seconds
 
 
 def test_where_nothing_fits_it_says_what_to_do(corpus, tmp_path, cuda, monkeypatch):
@@ -247,8 +247,8 @@ def test_where_nothing_fits_it_says_what_to_do(corpus, tmp_path, cuda, monkeypat
 def test_facts_tell_apart_what_changes_memory(corpus, tmp_path, monkeypatch):
     data = data_of(corpus)
     monkeypatch.setattr(calibration, "versions", dict)
-    for name in ("get_per_process_memory_fraction", "get_device_properties"):
-        monkeypatch.setattr(torch.cuda, name, lambda _: SimpleNamespace(total_memory=2**34, __float__=lambda s: 1.0))
+    monkeypatch.setattr(calibration, "memory_fraction", lambda _: 1.0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**34))
     digests = set()
     for options in ({}, {"gradient_checkpointing": True}, {"config": TINY_CONFIG | {"hidden_size": 96}}):
         module = tiny_module(**options) if "config" not in options else Wav2Vec2CTC(None, options["config"])
@@ -318,6 +318,6 @@ def train_on_unequal_devices(corpus, folder):
 def test_all_processes_take_the_least(corpus, tmp_path):
     processes = forked.start(tmp_path, train_on_unequal_devices, corpus, tmp_path, ranks=2)
     assert forked.ended(processes, tmp_path) == [0, 0], forked.logs(tmp_path)
-    found = [(tmp_path / f"found{rank}").read_text().split() for rank in range(2)]
-    assert found[0] == found[1]
-    assert float(found[0][0]) == pytest.approx(200 * 0.9 / 2 / 2 / 16)
+    results = [(tmp_path / f"found{rank}").read_text().split() for rank in range(2)]
+    assert results[0] == results[1]
+    assert float(results[0][0]) == pytest.approx(200 * 0.9 / 2 / 2 / 16)

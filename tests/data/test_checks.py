@@ -99,7 +99,7 @@ def test_unknown_characters_are_counted_over_the_split(caplog):
     [
         ("ABCDE", 5, True),
         ("ABCDE", 4, False),
-        ("ABBBE", 7, True),  # a blank between each two equal neighbours
+        ("ABBBE", 7, True),  # a blank between each pair of equal neighbours
         ("ABBBE", 6, False),
         ("A  B", 3, True),  # spaces count after normalisation
     ],
@@ -130,7 +130,7 @@ def test_long_utterances_are_left_out_as_asked_and_counted(caplog):
 
 @pytest.mark.parametrize("options", [{"max_seconds": 1}, {"skip_unusable": True}])
 def test_nothing_left_is_an_error(options):
-    with pytest.raises(InputError, match="dev: none of its 1 utterances is left to use"):
+    with pytest.raises(InputError, match="dev: none of its 1 utterances can be used"):
         usable(manifest_of(("?", 2.0) if "skip_unusable" in options else GOOD), InputSpec(), split="dev", **options)
 
 
@@ -157,7 +157,7 @@ def test_options_of_the_trainer_that_go_with_ten_micro_batches_an_epoch(options)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_check_interval": 11}, r"val_check_interval is 11, and an epoch has 10 .*check_val_every_n_epoch=null"),
+        ({"val_check_interval": 11}, r"is 11 micro-batches, but an epoch has 10 of .*check_val_every_n_epoch=null"),
         ({"val_check_interval": 10, "limit_train_batches": 9}, "an epoch has 9 "),
         ({"val_check_interval": 6, "limit_train_batches": 0.5}, "an epoch has 5 "),
         ({"overfit_batches": 2}, r"overfit_batches is 2, .*data\.train_splits and data\.val_splits"),

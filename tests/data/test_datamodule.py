@@ -49,7 +49,7 @@ def trainer_of(**options) -> Trainer:
 
 
 class Listener(LightningModule):
-    """Keeps every batch that it is given."""
+    """Module that records every batch it receives."""
 
     def __init__(self, input_spec: InputSpec | None = None):
         super().__init__()
@@ -114,10 +114,10 @@ def test_batches_are_the_same_from_any_number_of_workers(root):
         modules.append(Listener(spec))
         trainer_of(max_epochs=2).fit(modules[-1], data_of(root, num_workers=num_workers))
     for kind in ("trained", "validated"):
-        one, other = (getattr(module, kind) for module in modules)
-        assert len(one) > 2
-        assert (one[0].time_mask_BF is not None) == (kind == "trained")
-        for pair in zip(one, other, strict=True):
+        first, second = (getattr(module, kind) for module in modules)
+        assert len(first) > 2
+        assert (first[0].time_mask_BF is not None) == (kind == "trained")
+        for pair in zip(first, second, strict=True):
             assert_same(*pair)
 
 
@@ -188,7 +188,7 @@ def test_contradicting_accumulation_is_refused_with_the_number_that_follows(root
     data.setup("fit")
     message = str(raised.value)
     assert "trainer.accumulate_grad_batches is 77, but data.batch_seconds=12 over 1 device(s)" in message
-    assert f"data.device_seconds=4.5 makes it {data.train_sampler.num_micro_batches}: leave it out" in message
+    assert f"data.device_seconds=4.5 makes it {data.train_sampler.num_micro_batches}. Leave it out" in message
 
 
 def test_agreeing_accumulation_is_accepted(root):
@@ -258,10 +258,10 @@ def test_splits_may_be_manifests(root, tmp_path):
     from_folders, from_manifests = Listener(), Listener()
     for module, place in ((from_folders, root), (from_manifests, tmp_path)):
         trainer_of().fit(module, data_of(place))
-    for one, other in zip(
+    for first, second in zip(
         from_folders.trained + from_folders.validated, from_manifests.trained + from_manifests.validated, strict=True
     ):
-        assert_same(one, other)
+        assert_same(first, second)
 
 
 @pytest.mark.parametrize("name", ["{}/train.jsonl", "train.jsonl"])
@@ -276,12 +276,12 @@ def test_a_manifest_whose_audio_is_gone_is_refused_before_training(root, tmp_pat
     save_manifests(root, tmp_path, "train")
     next((root / "train").rglob("1-1-0003.flac")).unlink()
     data = data_of(tmp_path, train_splits=["train"], val_splits=[])
-    with pytest.raises(InputError, match=r"train\.jsonl: 1 of its 36 audio files are not there: .*1-1-0003\.flac"):
+    with pytest.raises(InputError, match=r"train\.jsonl: 1 of its 36 audio files are missing: .*1-1-0003\.flac"):
         data.setup("fit")
 
 
 def test_a_shard_that_is_cut_off_is_refused_before_training(root, tmp_path):
-    """The manifest says where in the shard each utterance lies."""
+    """Train from a tar shard, where the manifest gives the offset of each utterance."""
     manifest = load_split(root, "more")
     bodies = [Path(path).read_bytes() for path in manifest.audio_paths]
     ends = np.cumsum([len(body) for body in bodies])

@@ -45,7 +45,7 @@ def test_other_sample_rates_keep_pitch_level_and_duration(tmp_path, sample_rate,
     [
         (lambda path: None, "cannot be read as audio"),
         (lambda path: path.write_text("no audio"), "cannot be read as audio"),
-        (lambda path: soundfile.write(path, np.zeros(0), SAMPLE_RATE, format="WAV"), "there is no audio in it"),
+        (lambda path: soundfile.write(path, np.zeros(0), SAMPLE_RATE, format="WAV"), "contains no audio"),
     ],
 )
 def test_unreadable_audio_is_named(tmp_path, write, message):
@@ -62,14 +62,14 @@ def test_wav_that_was_cut_off_is_refused_also_within_a_shard(tmp_path, subtype):
     cut = body.getvalue()[: len(body.getvalue()) // 2]
     (tmp_path / "shard.tar").write_bytes(b"x" * 77 + cut + b"y" * len(cut))
     shard = str(tmp_path / "shard.tar")
-    with pytest.raises(InputError, match=r"shard\.tar \(.*\): cut off: its header says 1\.000 s of audio, 0\.49"):
+    with pytest.raises(InputError, match=r"shard\.tar \(.*\): truncated: its header says 1\.000 s of audio, 0\.49"):
         load([AudioRef(shard, byte_offset=77, num_bytes=len(cut))], AudioReader())
     (tmp_path / "cut.wav").write_bytes(cut)
-    segment = AudioRef(str(tmp_path / "cut.wav"), start_s=0.1, duration_s=0.2)  # which is all there
+    segment = AudioRef(str(tmp_path / "cut.wav"), start_s=0.1, duration_s=0.2)  # this part is complete
     assert len(read_audio(segment)) == 0.2 * SAMPLE_RATE
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])  # the last is beyond float32
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])  # the last exceeds float32
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
 def test_samples_that_are_not_finite_are_refused_with_their_number(tmp_path, subtype, value):
     waveform_T = tone(440, 1, SAMPLE_RATE)

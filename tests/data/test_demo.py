@@ -22,7 +22,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def start_making(root: Path) -> subprocess.Popen:
-    """A fresh process that makes the small corpus at `root`."""
+    """Start a new process that makes the small corpus at `root`."""
     code = (
         "import sys; from pathlib import Path; from w2v_lightning.data import demo;"
         f"demo._make_whole(Path(sys.argv[1]), {ONE_PER_CHAPTER})"

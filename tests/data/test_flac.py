@@ -48,7 +48,7 @@ def test_other_formats_are_left_to_libsndfile(data):
 
 
 def test_damage_anywhere_is_found_or_harmless():
-    """dr_flac skips a damaged frame; never may the rest pass for the whole."""
+    """Detect a damaged frame: dr_flac skips it, and the rest must never count as the whole."""
     data, expected = flac(SPEECH), decode(flac(SPEECH), AudioRef("a"))
     rng, refused = np.random.default_rng(0), 0
     for _ in range(150):
@@ -56,12 +56,12 @@ def test_damage_anywhere_is_found_or_harmless():
         damaged[rng.integers(42, len(data))] ^= 1 << rng.integers(8)
         cut = damaged if rng.random() < 0.7 else damaged[: rng.integers(42, len(data))]
         try:
-            heard = decode(bytes(cut), AudioRef("damaged.flac"))
+            decoded = decode(bytes(cut), AudioRef("damaged.flac"))
         except InputError as error:
             assert "damaged.flac" in str(error)  # noqa: PT017
             refused += 1
         else:
-            np.testing.assert_array_equal(heard, expected)
+            np.testing.assert_array_equal(decoded, expected)
     assert refused > 100
 
 

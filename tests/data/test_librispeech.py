@@ -18,9 +18,9 @@ IDS = ["19-1-0000", "19-1-0001", "19-1-0002"]
 
 @pytest.fixture
 def chapter(tmp_path) -> Path:
-    """The folder of three utterances of ROOT/train; ROOT is `tmp_path / "corpus"`."""
+    """Folder of three utterances of ROOT/train, where ROOT is `tmp_path / "corpus"`."""
     chapter = write_split(tmp_path / "corpus", "train", TEXTS)
-    for path in (*chapter.iterdir(), *chapter.parents[:3]):  # older than what the clock of the file system resolves
+    for path in (*chapter.iterdir(), *chapter.parents[:3]):  # older than the resolution of the file system's clock
         os.utime(path, (1e9, 1e9))
     return chapter
 
@@ -42,7 +42,7 @@ def write_empty_flac(path: Path) -> None:
 
 
 def truncate(path: Path) -> None:
-    """The header still promises all frames."""
+    """Truncate a file whose header still gives the full length."""
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLE_RATE), SAMPLE_RATE)
     path.write_bytes(path.read_bytes()[:20_000])
     assert soundfile.info(path).frames == 3 * SAMPLE_RATE
@@ -99,7 +99,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_id(chapter):
 
 
 def test_missing_root_is_named(tmp_path):
-    with pytest.raises(InputError, match=f"data.root: there is no folder {tmp_path / 'nowhere'}. Give the folder"):
+    with pytest.raises(InputError, match=f"data.root: folder {tmp_path / 'nowhere'} not found. Give the folder"):
         load_split(tmp_path / "nowhere", "train")
 
 
@@ -136,7 +136,7 @@ def test_folder_without_audio_asks_whether_it_is_a_split(tmp_path):
 )
 def test_utterances_without_partner_are_counted_listed_and_left_out(chapter, caplog, damage, message, left):
     damage(chapter)
-    for _ in range(2):  # said on every run, not only before the manifest is cached
+    for _ in range(2):  # repeated on every run, not only before the manifest is cached
         caplog.clear()
         assert load(chapter).ids == left
         assert message in caplog.text
@@ -154,17 +154,17 @@ def test_long_lists_are_cut_and_counted(tmp_path):
 
 def test_corpus_without_a_single_pair_is_refused(chapter):
     (chapter / "19-1.trans.txt").unlink()
-    with pytest.raises(InputError, match="train: no utterance is left"):
+    with pytest.raises(InputError, match="train: no utterance has both readable audio and a transcript"):
         load(chapter)
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (write_empty_wav, "no audio in it"),
+        (write_empty_wav, "contains no audio"),
         (write_empty_flac, "Format not recognised."),
         (truncate, "truncated or damaged"),
-        (truncate_wav, r"cut off: its header says 3\.000 s of audio, 1\.000 s are there"),
+        (truncate_wav, r"truncated: its header says 3\.000 s of audio, 1\.000 s are there"),
         (write_text_as_audio, "Format not recognised."),
         (Path.touch, "Format not recognised."),
     ],
@@ -174,7 +174,7 @@ def test_unusable_audio_is_named_with_its_reason_and_left_out_only_when_asked(ch
     bad.unlink()
     damage(bad)
     message = rf"1 audio files cannot be used: {bad} \({reason}\)\. "
-    for _ in range(2):  # the manifest of the first pass, which left it out, must not serve the second
+    for _ in range(2):  # the second pass must not use a cached manifest of the first, which left the file out
         with pytest.raises(InputError, match=f"{message}Replace or remove them, or set data.skip_unusable=true"):
             load(chapter)
         assert load(chapter, skip_unusable=True).ids == [IDS[0], IDS[2]]
@@ -264,7 +264,7 @@ def test_unusable_cache_folder_does_not_stop_loading(chapter, tmp_path, monkeypa
     monkeypatch.setenv("W2V_LIGHTNING_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
         assert load(chapter).ids == IDS
-    assert "could not be cached" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write and read everything")

@@ -50,7 +50,7 @@ def test_batch_holds_the_utterances_of_its_slot(manifest):
 
 def test_batch_types_are_those_that_the_model_takes(manifest):
     batch = UtteranceDataset(manifest, MASKED, masked=True)[slot(0, 1)]
-    assert batch.waveforms_BT.dtype == torch.int16  # as it is recorded: half as much to copy
+    assert batch.waveforms_BT.dtype == torch.int16  # as recorded: half as much to copy
     assert batch.input_values().dtype == torch.float32
     assert {batch.labels_BU.dtype, batch.num_samples_B.dtype, batch.num_labels_B.dtype} == {torch.int64}
     assert (batch.time_mask_BF.dtype, batch.channel_mask_BC.dtype) == (torch.bool, torch.bool)
@@ -115,7 +115,7 @@ def test_audio_shorter_than_the_manifest_says_is_refused_before_the_model_sees_i
 
 
 def test_recordings_of_several_kinds_share_a_batch(manifest, tmp_path):
-    """int16 and float32 cannot be stacked: all become float32."""
+    """Convert all to float32 if files differ: int16 and float32 cannot be stacked."""
     loud = tmp_path / "loud.wav"
     soundfile.write(loud, 1.5 * spell(TEXTS[1]), SAMPLE_RATE, subtype="FLOAT")
     mixed = replace(manifest, audio_paths=[manifest.audio_paths[0], str(loud), manifest.audio_paths[2]])
@@ -157,7 +157,7 @@ def test_epochs_follow_each_other_as_if_each_began_anew(manifest, num_workers):
     sampler, batches = loader()
     assert epoch(sampler, batches, 0) == expected[0]
     assert epoch(sampler, batches, 1) == expected[1]
-    assert epoch(sampler, batches, 2, steps=1) == expected[2][:1]  # the rest is given up
+    assert epoch(sampler, batches, 2, steps=1) == expected[2][:1]  # the rest is abandoned
     assert epoch(sampler, batches, 3) == expected[3]
     assert epoch(sampler, batches, 5) == expected[5]  # one was skipped
     assert len({str(ids) for ids in expected}) > 1
@@ -191,7 +191,7 @@ def test_a_resumed_epoch_is_followed_by_a_whole_one(manifest):
     [(1, True, (3, 11, 7), 1), (0, True, (3, 11, 7), 0), (1, False, (3, 11, 7), 0), (1, True, (3, 12, 0), 0)],
 )
 def test_workers_are_not_forked_while_a_collective_lets_go(monkeypatch, num_workers, is_distributed, python, waits):
-    """The hang itself was seen once in some hundred runs of several processes on a busy machine."""
+    """Check the wait before a fork; the hang itself occurred once in about a hundred runs on a busy machine."""
     done = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: is_distributed)
     monkeypatch.setattr("w2v_lightning.data.loader.sys.version_info", python)

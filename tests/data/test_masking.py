@@ -13,7 +13,7 @@ def masks(seed=0, epoch=0, utterance_id="19-198-0000", num_frames=700, spec=BASE
 
 
 def runs(mask: np.ndarray) -> list[int]:
-    """Lengths of the stretches of True."""
+    """Return the lengths of the runs of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
     return (edges[1::2] - edges[::2]).tolist()
 
@@ -39,7 +39,7 @@ def test_first_and_last_frames_can_be_masked_and_none_always_is():
 
 def test_draw_belongs_to_seed_epoch_and_utterance():
     again = masks()
-    assert all((one == other).all() for one, other in zip(masks(), again, strict=True))
+    assert all((first == second).all() for first, second in zip(masks(), again, strict=True))
     for other in (masks(seed=1), masks(epoch=1), masks(utterance_id="19-198-0001")):
         assert (other[0] != again[0]).any()
         assert (other[1] != again[1]).any()
@@ -83,8 +83,8 @@ def test_more_spans_than_places_mask_all_places():
 @pytest.mark.parametrize(
     ("prob", "length", "conversions"),
     [
-        (0.065, 10, "0.065 as start probability is 0.65 here, and 0.065 here is 0.0065 as start probability"),
-        (0.008, 64, "0.008 as start probability is 0.512 here, and 0.008 here is 0.00013 as start probability"),
+        (0.065, 10, "start probability 0.065 is 0.65 here, and 0.065 here is start probability 0.0065"),
+        (0.008, 64, "start probability 0.008 is 0.512 here, and 0.008 here is start probability 0.00013"),
     ],
 )
 def test_a_probability_in_the_papers_unit_is_named_with_both_conversions(caplog, prob, length, conversions):

@@ -12,7 +12,7 @@ from w2v_lightning.errors import InputError
 
 
 def librispeech_like(number: int, seed: int = 0) -> np.ndarray:
-    """64 % lie between 13 and 16.5 s, as in train-clean-100."""
+    """Draw durations of which 64 % are from 13 to 16.5 s, as in train-clean-100."""
     rng = np.random.default_rng(seed)
     long, short = rng.uniform(13, 16.5, round(0.64 * number)), rng.uniform(1.4, 15, number - round(0.64 * number))
     return rng.permutation(np.concatenate([long, short]))
@@ -57,8 +57,8 @@ def test_number_of_steps_is_the_same_in_every_epoch(durations_s_N, batch_seconds
 @quick
 @given(some_durations, some_batch_seconds, some_seeds, st.integers(0, 1000))
 def test_plan_is_a_function_of_its_arguments(durations_s_N, batch_seconds, seed, epoch):
-    one, other = (plan(durations_s_N.copy(), batch_seconds, seed, epoch) for _ in range(2))
-    assert [step.tolist() for step in one] == [step.tolist() for step in other]
+    first, second = (plan(durations_s_N.copy(), batch_seconds, seed, epoch) for _ in range(2))
+    assert [step.tolist() for step in first] == [step.tolist() for step in second]
 
 
 @pytest.mark.parametrize("batch_seconds", [200, 1600])
@@ -66,9 +66,9 @@ def test_plan_is_a_function_of_its_arguments(durations_s_N, batch_seconds, seed,
 def test_order_and_composition_differ_between_epochs_and_seeds(other, batch_seconds):
     durations_s_N = librispeech_like(5000)
     steps = plan(durations_s_N, batch_seconds, seed=3, epoch=0)
-    others = plan(durations_s_N, batch_seconds, *other)
-    assert not composition(steps) & composition(others)
-    lengths_s, other_lengths_s = ([durations_s_N[step].mean() for step in s] for s in (steps, others))
+    other_steps = plan(durations_s_N, batch_seconds, *other)
+    assert not composition(steps) & composition(other_steps)
+    lengths_s, other_lengths_s = ([durations_s_N[step].mean() for step in s] for s in (steps, other_steps))
     assert abs(np.corrcoef(lengths_s, other_lengths_s)[0, 1]) < 0.3
 
 
@@ -88,8 +88,8 @@ def test_steps_are_full_and_alike(batch_seconds):
 
 def test_number_of_steps_does_not_hang_on_the_order_of_the_manifest():
     durations_s_N = librispeech_like(500)
-    one, other = (plan(d, 100, seed=0, epoch=0) for d in (durations_s_N, durations_s_N[::-1]))
-    assert len(one) == len(other)
+    first, second = (plan(d, 100, seed=0, epoch=0) for d in (durations_s_N, durations_s_N[::-1]))
+    assert len(first) == len(second)
 
 
 @quick
@@ -121,7 +121,7 @@ def test_ranks_work_at_the_same_time_on_neighbours_in_duration(seed, world_size,
 
 @pytest.mark.parametrize(("world_size", "device_seconds"), [(2, 1000), (2, 200), (4, 400), (8, 200)])
 def test_ranks_have_equal_shares_of_a_step(world_size, device_seconds):
-    """By what is computed on, padding counted: a rank that has less waits."""
+    """Compare the padded cost of the ranks: one with less work would wait."""
     durations_s_N = librispeech_like(28_539)
     number = micro_batches_per_rank(durations_s_N, 1600, world_size, device_seconds)
     lost = []
@@ -142,7 +142,7 @@ def test_a_step_with_too_few_utterances_leaves_some_of_the_first_micro_batches_e
 @quick
 @given(some_seeds, st.sampled_from([60.0, 100.0, 400.0]), st.integers(1, 4), st.floats(16.5, 120))
 def test_micro_batches_are_no_more_than_needed(seed, batch_seconds, world_size, device_seconds):
-    """With one less, some epoch would have a micro-batch that is too large."""
+    """Check that one micro-batch fewer would exceed the limit in some epoch."""
     durations_s_N = librispeech_like(100, seed)
     number = micro_batches_per_rank(durations_s_N, batch_seconds, world_size, device_seconds)
     if number == 1:
@@ -206,7 +206,7 @@ def test_evaluation_begins_with_the_longest_so_that_memory_runs_out_at_once_or_n
 
 @pytest.mark.parametrize("device_seconds", [100, 200])
 def test_ranks_wait_for_each_other_for_less_than_3_percent_of_the_time(device_seconds):
-    """On average over world sizes; 16 devices share a step of 1,600 s in micro-batches of 6 or 7 utterances."""
+    """Average over world sizes: with 16 devices, a step of 1,600 s has micro-batches of 6 or 7 utterances."""
     durations_s_N = librispeech_like(28_539)
     steps = plan(durations_s_N, 1600, seed=0, epoch=0)
 

@@ -1,8 +1,8 @@
-"""A run that is interrupted and goes on, also on another machine, sees what an uninterrupted one sees.
+"""Resuming an interrupted run, also on another machine: it trains on the same data as an uninterrupted run.
 
-Lightning 2.6 has its ways with a loader that is to go on in mid-epoch; each that could cost or repeat utterances has a
-test: the sampler's epoch (`test_..._another_order_in_every_epoch`), iterators that are made before set_epoch is called,
-epochs that are left without exhausting the generator, a length that is asked for once, samplers replaced under DDP
+Every behaviour of Lightning 2.6 that could skip or repeat utterances when it resumes within an epoch has a test: the
+sampler's epoch (`test_..._another_order_in_every_epoch`), iterators that are made before set_epoch is called, epochs
+that end without exhausting the generator, a length that is read only once, samplers replaced under DDP
 (tests/integration/test_foreign_script.py), state of rank 0 only, and another number of devices.
 """
 
@@ -38,19 +38,19 @@ def data_of(root, **options) -> LibriSpeechDataModule:
 
 
 class Listener(LightningModule):
-    """Keeps what it is given: (epoch of the plan, step, ids) of each micro-batch."""
+    """Module that records (epoch of the plan, step, ids) of each micro-batch."""
 
     def __init__(self, fail_at: int | None = None):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.heard: list[tuple[int, int, tuple[str, ...]]] = []
+        self.received: list[tuple[int, int, tuple[str, ...]]] = []
         self.validations: list[int] = []
         self.fail_at = fail_at
 
     def training_step(self, batch, _):
-        if len(self.heard) == self.fail_at:
+        if len(self.received) == self.fail_at:
             raise RuntimeError("power cut")
-        self.heard.append((self.current_epoch, batch.global_step, tuple(batch.ids)))
+        self.received.append((self.current_epoch, batch.global_step, tuple(batch.ids)))
         return self.weight * 1
 
     def validation_step(self, batch, _): ...
@@ -59,7 +59,7 @@ class Listener(LightningModule):
         self.validations.append(self.trainer.global_step)
 
     def configure_optimizers(self):
-        self.trainer.estimated_stepping_batches  # noqa: B018  a schedule asks for it; the loader is made at once
+        self.trainer.estimated_stepping_batches  # noqa: B018  as a schedule does; it makes the loader at once
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def on_load_checkpoint(self, checkpoint):
@@ -67,10 +67,10 @@ class Listener(LightningModule):
 
 
 class SaveAfterEveryBatch(Callback):
-    """As a time-based checkpoint may: also in the middle of a step."""
+    """Save after every micro-batch, also in the middle of a step, as a time-based checkpoint may."""
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        trainer.save_checkpoint(f"{trainer.default_root_dir}/batch{len(module.heard)}.ckpt")
+        trainer.save_checkpoint(f"{trainer.default_root_dir}/batch{len(module.received)}.ckpt")
 
 
 def fit(root, folder, module=None, ckpt_path=None, callbacks=(), epochs=EPOCHS, **options):
@@ -85,21 +85,21 @@ def fit(root, folder, module=None, ckpt_path=None, callbacks=(), epochs=EPOCHS, 
 
 
 def steps(module) -> dict[tuple[int, int], set[str]]:
-    """The utterances of each (epoch, step); fillers repeat one of their step and vanish in the set."""
+    """Return the set of utterances of each (epoch, step); fillers repeat an utterance of their step."""
     found: dict[tuple[int, int], set[str]] = {}
-    for epoch, step, ids in module.heard:
+    for epoch, step, ids in module.received:
         found.setdefault((epoch, step), set()).update(ids)
     return found
 
 
 def logged_steps(trainer: Trainer) -> int:
-    """The x-axis of the loggers, which Lightning keeps apart from global_step."""
+    """Return the x-axis of the loggers, which Lightning counts separately from global_step."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory):
-    """An uninterrupted run, with a checkpoint after every micro-batch and one after every step."""
+    """Uninterrupted run, with a checkpoint after every micro-batch and after every step."""
     folder = tmp_path_factory.mktemp("whole")
     every_step = ModelCheckpoint(dirpath=folder, filename="step{step}", every_n_train_steps=1, save_top_k=-1)
     module, data, trainer = fit(root, folder, callbacks=[every_step, SaveAfterEveryBatch()])
@@ -111,7 +111,7 @@ def whole(root, tmp_path_factory):
 
 def test_every_epoch_is_whole_and_another_order_in_every_epoch(whole):
     _, module, data = whole
-    epochs = [[ids for e, _, ids in module.heard if e == epoch] for epoch in range(EPOCHS)]
+    epochs = [[ids for e, _, ids in module.received if e == epoch] for epoch in range(EPOCHS)]
     for epoch in epochs:
         assert sorted({i for ids in epoch for i in ids}) == sorted(data.train_dataset.manifest.ids)
         assert len(epoch) == len(data.train_sampler)
@@ -152,7 +152,7 @@ def test_on_another_number_of_workers(root, whole, workers, done, tmp_path):
     num_steps = data.train_sampler.num_steps
     done = num_steps if done == "the epoch" else done
     module, *_ = fit(root, tmp_path, ckpt_path=folder / f"stepstep={done}.ckpt", data={"num_workers": workers})
-    assert module.heard == [h for h in uninterrupted.heard if h[:2] >= divmod(done, num_steps)]
+    assert module.received == [h for h in uninterrupted.received if h[:2] >= divmod(done, num_steps)]
 
 
 def test_a_second_interruption_changes_nothing(root, whole, tmp_path):
@@ -163,9 +163,9 @@ def test_a_second_interruption_changes_nothing(root, whole, tmp_path):
     )
     once_more, *_ = fit(root, tmp_path, ckpt_path=tmp_path / "batch2.ckpt")
     first = steps(module)
-    heard_before = {place: ids for place, ids in first.items() if place < min(steps(once_more))}
-    assert heard_before | steps(once_more) == {p: ids for p, ids in steps(uninterrupted).items() if p >= (0, 1)}
-    assert heard_before
+    received_before = {place: ids for place, ids in first.items() if place < min(steps(once_more))}
+    assert received_before | steps(once_more) == {p: ids for p, ids in steps(uninterrupted).items() if p >= (0, 1)}
+    assert received_before
 
 
 @pytest.mark.parametrize("batches", [1, 3, 4, 5, 16])
@@ -181,7 +181,7 @@ def test_a_checkpoint_from_an_exception(root, whole, batches, tmp_path):
 
 
 def test_validations_that_are_still_to_come_come_once(root, whole, tmp_path):
-    """Lightning takes the one that is due right after the step of the checkpoint for done."""
+    """Run the validation that is due right after the checkpoint's step: Lightning would count it as done."""
     folder, uninterrupted, data = whole
     num_steps = data.train_sampler.num_steps
     for done in range(1, EPOCHS * num_steps):
@@ -190,7 +190,7 @@ def test_validations_that_are_still_to_come_come_once(root, whole, tmp_path):
 
 
 def test_the_state_is_the_same_on_every_rank(root, whole):
-    """A checkpoint is written by rank 0 only."""
+    """Resume from a checkpoint that only rank 0 has written."""
     _, _, data = whole
     for rank in range(3):
         other = data_of(root)
@@ -210,14 +210,14 @@ def test_the_state_is_the_same_on_every_rank(root, whole):
 )
 def test_changed_data_are_refused_by_name(root, whole, change, named, tmp_path):
     folder, *_ = whole
-    with pytest.raises(InputError, match=f"made with other data: {named}.*data.allow_changed_data=true to begin its"):
+    with pytest.raises(InputError, match=f"made with other data: {named}.*data.allow_changed_data=true to restart its"):
         fit(root, tmp_path, ckpt_path=folder / "stepstep=2.ckpt", data=change)
 
 
 def test_other_rules_for_making_steps_are_a_change(root, whole, tmp_path, monkeypatch):
     folder, *_ = whole
     monkeypatch.setattr(plan, "VERSION", plan.VERSION + 1)
-    with pytest.raises(InputError, match=r"made with other data: version of the plan \(was \d, is \d\)\. Go on"):
+    with pytest.raises(InputError, match=r"made with other data: version of the plan \(was \d, is \d\)\. Resume with"):
         fit(root, tmp_path, ckpt_path=folder / "stepstep=2.ckpt")
 
 
@@ -228,7 +228,7 @@ def test_an_edited_transcript_is_a_change(root, whole, tmp_path):
     manifest.save(tmp_path / "train.jsonl")
     data.datasets["dev"].manifest.save(tmp_path / "dev.jsonl")
     manifest.texts[3] = manifest.texts[3][:-2]
-    with pytest.raises(InputError, match=r"made with other data: transcripts\. Go on"):
+    with pytest.raises(InputError, match=r"made with other data: transcripts\. Resume with"):
         fit(tmp_path, tmp_path, ckpt_path=folder / "stepstep=2.ckpt")
 
 
@@ -237,6 +237,6 @@ def test_changed_data_may_be_allowed_and_the_epoch_begins_anew(root, whole, tmp_
     done = data.train_sampler.num_steps + 2
     options = {"max_seconds": 1.5, "allow_changed_data": True}
     module, data, _ = fit(root, tmp_path, ckpt_path=folder / f"stepstep={done}.ckpt", data=options)
-    assert {epoch for epoch, *_ in module.heard} == {1}
-    assert sorted(i for _, _, ids in module.heard for i in ids) == sorted(data.train_dataset.manifest.ids)
+    assert {epoch for epoch, *_ in module.received} == {1}
+    assert sorted(i for _, _, ids in module.received for i in ids) == sorted(data.train_dataset.manifest.ids)
     assert np.all(data.train_dataset.manifest.durations_s_N <= 1.5)

@@ -12,7 +12,7 @@ from fsspec.registry import _registry
 
 from w2v_lightning.data import reader as reader_module
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.reader import AudioReader, is_sound
+from w2v_lightning.data.reader import AudioReader, has_valid_md5
 from w2v_lightning.errors import InputError
 
 
@@ -23,7 +23,7 @@ def flac(text: str = "ABC", subtype: str = "PCM_16", channels: int = 1) -> bytes
 
 
 def damaged(data: bytes) -> bytes:
-    """One sample differs, and all of FLAC's own checksums are right."""
+    """Return FLAC data with one changed sample, in which FLAC's frame checksums are valid."""
     samples, rate = soundfile.read(io.BytesIO(data), dtype="int16")
     samples[1000] += 1
     file = io.BytesIO()
@@ -34,7 +34,7 @@ def damaged(data: bytes) -> bytes:
 
 @pytest.fixture
 def memory():
-    """fsspec's file system in memory, which stands for a remote one."""
+    """In-memory file system of fsspec, as a stand-in for a remote one."""
     file_system = fsspec.filesystem("memory")
     yield file_system
     file_system.store.clear()
@@ -70,7 +70,7 @@ def test_a_shard_is_opened_once_and_few_stay_open(tmp_path, monkeypatch):
     reader = AudioReader()
     for name in "abaca":
         assert reader.read([AudioRef(f"{tmp_path}/{name}", 50, 10)]) == [name.encode() * 10]
-    assert opened == ["a", "b", "c"]  # when c came, a had been used after b
+    assert opened == ["a", "b", "c"]  # when c was read, a had been used after b
     assert len(os.listdir("/dev/fd")) - before == 2
     del reader
     assert len(os.listdir("/dev/fd")) == before
@@ -79,7 +79,7 @@ def test_a_shard_is_opened_once_and_few_stay_open(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("offset", "found"), [(95, 5), (100, 0), (2000, 0)])
 def test_a_short_read_is_named(tmp_path, offset, found):
     (tmp_path / "one.tar").write_bytes(bytes(100))
-    with pytest.raises(InputError, match=rf"one\.tar \(bytes {offset} to .*: 10 bytes wanted, {found} found"):
+    with pytest.raises(InputError, match=rf"one\.tar \(bytes {offset} to .*: expected 10 bytes, found {found}: "):
         AudioReader().read([AudioRef(f"{tmp_path}/one.tar", offset, 10)])
 
 
@@ -114,21 +114,21 @@ def test_a_url_that_might_run_code_or_unpack_is_refused(url, monkeypatch):
 )
 def test_a_missing_package_is_named(monkeypatch, scheme, module, package):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(_registry, scheme, raising=False)  # where another test has loaded it
+    monkeypatch.delitem(_registry, scheme, raising=False)  # in case another test has loaded it
     with pytest.raises(InputError) as raised:
         AudioReader().read([AudioRef(f"{scheme}://bucket/a.flac")])
     assert str(raised.value) == f"{scheme}:// needs a package: pip install {package}"
 
 
 def test_a_missing_remote_file_is_named(memory):
-    with pytest.raises(InputError, match=r"^memory://missing\.flac: there is no such object"):
+    with pytest.raises(InputError, match=r"^memory://missing\.flac: object not found"):
         AudioReader().read([AudioRef("memory://missing.flac")])
 
 
 def test_a_remote_file_that_is_shorter_than_the_manifest_says_is_never_handed_on(memory, monkeypatch):
     monkeypatch.setattr("w2v_lightning.data.remote.PATIENCE_S", 0.0)
     memory.pipe("/one.tar", bytes(100))
-    with pytest.raises(InputError, match="20 bytes were asked for, 10 came"):
+    with pytest.raises(InputError, match="requested 20 bytes, received 10"):
         AudioReader().read([AudioRef("memory://one.tar", 90, 20)])
     with pytest.raises(InputError, match="the file has 100 bytes"):
         AudioReader().read([AudioRef("memory://one.tar", 100)])
@@ -166,15 +166,15 @@ def test_a_limit_that_is_none_is_refused(tmp_path, cache_gib):
 @pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
 def test_the_md5_of_flac_is_that_of_its_samples_whatever_their_width(subtype, channels):
     data = flac("ABC", subtype, channels)
-    assert is_sound(data)
+    assert has_valid_md5(data)
     assert any(data[26:42])
-    assert not is_sound(data[:26] + bytes(15) + b"x" + data[42:])
-    assert is_sound(data[:26] + bytes(16) + data[42:])  # its encoder did not write one
+    assert not has_valid_md5(data[:26] + bytes(15) + b"x" + data[42:])
+    assert has_valid_md5(data[:26] + bytes(16) + data[42:])  # an encoder may leave it out
 
 
 def test_other_formats_are_not_verified(tmp_path):
     soundfile.write(tmp_path / "a.wav", spell("A"), 16_000)
-    assert is_sound((tmp_path / "a.wav").read_bytes())
+    assert has_valid_md5((tmp_path / "a.wav").read_bytes())
 
 
 @pytest.mark.parametrize("damage", [damaged, lambda data: data[: len(data) // 2], lambda data: data[:60]])

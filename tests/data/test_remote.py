@@ -24,7 +24,7 @@ NUM_UTTERANCES = 16
 
 @pytest.fixture
 def utterances(store):
-    """Refs into one shard of random bytes, out of order and of all sizes, and what they must give."""
+    """Refs into one shard of random bytes, out of order and of all sizes, and their expected bytes."""
     rng = np.random.default_rng(0)
     shard = rng.bytes(400_000)
     url = store.put("shards/one.tar", shard)
@@ -54,8 +54,8 @@ def test_a_passing_fault_costs_time_and_no_byte(store, utterances, fault, monkey
     store.proxy.fault_of = every(4, fault)
     assert RemoteFiles().fetch(refs) == expected
     assert store.proxy.num_faults >= NUM_UTTERANCES // 4
-    if fault is not Fault.SILENT:  # where this machine itself may be too slow for the time-out
-        # Only what failed is asked for again.
+    if fault is not Fault.SILENT:  # a busy machine may be too slow for this time-out
+        # Only failed ranges are requested again.
         assert len(store.proxy.requests) == NUM_UTTERANCES + store.proxy.num_faults
 
 
@@ -85,13 +85,14 @@ def test_a_fault_that_never_ends_is_named_when_patience_does(store, utterances, 
     monkeypatch.setattr(remote, "READ_TIMEOUT_S", 0.2)
     refs, _ = utterances
     files = RemoteFiles()
-    files.fetch(refs[:1])  # connected, so that no time goes into that
+    files.fetch(refs[:1])  # connect first, so that the time below does not include it
     store.proxy.requests.clear()
     store.proxy.fault_of = every(1, fault)
-    with pytest.raises(InputError, match="Is the store reachable, and the manifest made for this version") as raised:
+    remedy = "Check that the store is reachable and that the manifest was made for this version"
+    with pytest.raises(InputError, match=remedy) as raised:
         files.fetch(refs[:1])
     attempts = re.search(r"shards/one\.tar \(bytes .*: not read in (\d+) attempts over", str(raised.value))[1]
-    # The libraries below do not repeat on their own; but aiohttp does once, where a reset comes before the answer.
+    # The libraries do not retry on their own, except that aiohttp does once if a reset precedes the response.
     at_most = int(attempts) * (2 if fault is Fault.RESET else 1)
     assert int(attempts) <= len(store.proxy.requests) <= at_most
     assert 2 <= int(attempts) < 40  # the delay doubles
@@ -99,7 +100,7 @@ def test_a_fault_that_never_ends_is_named_when_patience_does(store, utterances, 
 
 def test_a_server_that_never_knows_ranges_is_named_early(store, utterances):
     store.proxy.fault_of = every(1, Fault.RANGE_IGNORED)
-    with pytest.raises(InputError, match="400000 came: this server does not know ranges"):
+    with pytest.raises(InputError, match="received 400000: this server does not support range requests"):
         RemoteFiles().fetch(utterances[0][:1])
     assert len(store.proxy.requests) == remote.MAX_IGNORED_RANGES
 
@@ -123,7 +124,7 @@ def test_a_store_that_is_down_is_named_when_patience_ends(store, utterances, mon
 
 def test_refused_access_fails_at_once(store, utterances):
     store.proxy.fault_of = every(1, Fault.FORBIDDEN)
-    with pytest.raises(InputError, match=r"shards/one\.tar.*access is refused.*s3:GetObject"):
+    with pytest.raises(InputError, match=r"shards/one\.tar.*access denied.*s3:GetObject"):
         RemoteFiles().fetch(utterances[0][:1])
     assert len(store.proxy.requests) == 1
 
@@ -131,7 +132,7 @@ def test_refused_access_fails_at_once(store, utterances):
 @pytest.mark.parametrize("url", ["s3://{bucket}/missing.tar", "s3://no-such-bucket-here/one.tar"])
 def test_a_missing_object_or_bucket_fails_at_once(store, url):
     url = url.format(bucket=store.bucket)
-    with pytest.raises(InputError, match="no such object") as raised:
+    with pytest.raises(InputError, match="object not found") as raised:
         RemoteFiles().fetch([AudioRef(url, 0, 10)])
     assert str(raised.value).startswith(url)
     assert len(store.proxy.requests) == 1
@@ -160,7 +161,7 @@ def test_a_burst_of_failures_is_one_warning(store, utterances, caplog):
         for _ in range(3):
             assert files.fetch(refs) == expected
     (record,) = caplog.records
-    assert "Injected; 8 reads are tried again for up to 180 s." in record.message
+    assert "Injected; retrying 8 reads for up to 180 s." in record.message
 
 
 def test_http_ranges_and_whole_files_are_read_and_faults_survived(store, utterances):
@@ -169,7 +170,7 @@ def test_http_ranges_and_whole_files_are_read_and_faults_survived(store, utteran
     store.proxy.fault_of = every(3, *(fault for fault in PASSING if fault is not Fault.SILENT))
     assert RemoteFiles().fetch(refs) == expected
     store.proxy.fault_of = every(1, Fault.FORBIDDEN)
-    with pytest.raises(InputError, match="access is refused") as raised:
+    with pytest.raises(InputError, match="access denied") as raised:
         RemoteFiles().fetch([AudioRef(refs[0].url.replace("//", "//user:pass@") + "?X-Amz-Signature=5ec", 0, 10)])
     assert "5ec" not in str(raised.value)
     assert "pass@" not in str(raised.value)
@@ -182,16 +183,16 @@ def test_a_plain_web_server_gives_whole_files_and_is_named_where_a_range_is_want
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/a.wav"
         assert RemoteFiles().fetch([AudioRef(url)]) == [b"0123456789"]
-        with pytest.raises(InputError, match="this server does not know ranges"):
+        with pytest.raises(InputError, match="this server does not support range requests"):
             RemoteFiles().fetch([AudioRef(url, 2, 3)])
-        with pytest.raises(InputError, match="no such object"):
+        with pytest.raises(InputError, match="object not found"):
             RemoteFiles().fetch([AudioRef(url + "x", 2, 3)])
         server.shutdown()
 
 
 @pytest.fixture
 def object_server(tmp_path, monkeypatch):
-    """s3rver, which is another's implementation of S3: what moto and the reader agree on by chance shows here."""
+    """s3rver, a second implementation of S3: it shows what only moto and the reader agree on."""
     if not (command := shutil.which("s3rver")):
         pytest.skip("no second S3 server: npm install --global s3rver")
     with socket.socket() as unused:
@@ -217,5 +218,5 @@ def test_another_object_server_gives_the_same_bytes_and_names_what_is_missing(ob
         *(shard[ref.byte_offset : ref.byte_offset + 777] for ref in refs),
         shard,
     ]
-    with pytest.raises(InputError, match="no such object"):
+    with pytest.raises(InputError, match="object not found"):
         RemoteFiles().fetch([AudioRef("s3://speech/two.tar", 0, 10)])

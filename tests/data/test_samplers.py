@@ -75,7 +75,7 @@ def test_too_many_devices_for_a_step_get_fillers_that_do_not_count():
     durations_s_N = durations_s(100)
     samplers = train_samplers(durations_s_N, 40)
     slots = [list(sampler) for sampler in samplers]
-    assert len({len(rank) for rank in slots}) == 1  # no rank waits for a batch that does not come
+    assert len({len(rank) for rank in slots}) == 1  # no rank waits for a batch that another does not have
     counted = [slot for rank in slots for slot in rank if not slot.is_filler]
     fillers = [slot for rank in slots for slot in rank if slot.is_filler]
     assert sorted(positions(counted)) == list(range(100))
@@ -95,7 +95,7 @@ def test_evaluation_covers_each_utterance_once_over_the_ranks(world_size, number
     ]
     assert sorted(chain.from_iterable(map(positions, samplers))) == list(range(number))
     assert max(map(len, samplers)) - min(map(len, samplers)) <= 1
-    assert number < world_size or min(map(len, samplers)) >= 1  # Lightning fails on a rank that has none
+    assert number < world_size or min(map(len, samplers)) >= 1  # Lightning fails on a rank without batches
     before = [positions(sampler) for sampler in samplers]
     for sampler in samplers:
         sampler.set_epoch(3)
@@ -114,7 +114,7 @@ def test_a_resumed_epoch_is_the_rest_and_the_next_is_whole(world_size):
             whole.set_epoch(4)
             resumed.resume(4, first_step)
             assert places(resumed) == places(whole)[first_step * whole.num_micro_batches :]
-            assert len(resumed) == len(whole)  # Lightning takes it for the length of every epoch
+            assert len(resumed) == len(whole)  # Lightning uses it as the length of every epoch
             for epoch in (5, 3):
                 whole.set_epoch(epoch)
                 resumed.set_epoch(epoch)
@@ -122,7 +122,7 @@ def test_a_resumed_epoch_is_the_rest_and_the_next_is_whole(world_size):
 
 
 def test_an_iterator_made_before_the_epoch_is_known_is_of_the_epoch_resumed():
-    """Lightning makes the loader's iterator, whose workers ask for slots at once, and only then calls set_epoch."""
+    """Check the epoch of workers: Lightning makes the iterator, whose workers request slots, before set_epoch."""
     (sampler,) = train_samplers(durations_s(100), 1)
     sampler.resume(2, 1)
     slots = iter(sampler)

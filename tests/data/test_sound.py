@@ -1,4 +1,4 @@
-"""Files that end before their audio does, and whole ones that look like it."""
+"""Truncated files, and complete ones that look truncated."""
 
 import io
 import struct
@@ -8,10 +8,12 @@ import pytest
 import soundfile
 from corpus import SAMPLE_RATE
 
-from w2v_lightning.data.sound import cut_off
+from w2v_lightning.data.sound import truncation
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLE_RATE)
-LIST = b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + struct.pack("<I", 14) + b"Lavf60.16.100\0"  # as ffmpeg has it
+LIST = (
+    b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + struct.pack("<I", 14) + b"Lavf60.16.100\0"
+)  # as written by ffmpeg
 
 
 def encoded(kind: str = "WAV", subtype: str = "PCM_16", num_samples: int = len(NOISE)) -> bytes:
@@ -23,7 +25,7 @@ def encoded(kind: str = "WAV", subtype: str = "PCM_16", num_samples: int = len(N
 def shortage(data: bytes, **options) -> str:
     source = io.BytesIO(data)
     with soundfile.SoundFile(source) as sound:
-        return cut_off(sound, source, **options)
+        return truncation(sound, source, **options)
 
 
 def wav_with(riff_bytes: int, data_bytes: int) -> bytes:
@@ -40,9 +42,9 @@ def test_wav_that_was_cut_off_is_held_against_its_header(kind, list_chunk):
     wav = encoded(*kind)
     wav = wav[:12] + list_chunk + wav[12:]
     for cut in (wav[: len(wav) // 2], wav[:-2000]):
-        found_s = soundfile.info(io.BytesIO(cut)).duration
-        said = f"its header says 3.000 s of audio, {found_s:.3f} s are there"
-        assert (shortage(cut), shortage(cut, may_be_unclosed=True)) == (said, said)
+        actual_s = soundfile.info(io.BytesIO(cut)).duration
+        expected = f"its header says 3.000 s of audio, {actual_s:.3f} s are there"
+        assert (shortage(cut), shortage(cut, may_be_unclosed=True)) == (expected, expected)
     assert shortage(wav) == ""
 
 
@@ -66,10 +68,10 @@ def test_ogg_that_ends_between_two_pages_may_not_have_been_closed(tmp_path, subt
     ogg = encoded("OGG", subtype)
     (tmp_path / "a.ogg").write_bytes(ogg[: ogg.rindex(b"OggS")])
     with soundfile.SoundFile(tmp_path / "a.ogg") as sound:
-        found_s = sound.frames / SAMPLE_RATE
-        said = f"it has no end-of-stream page, {found_s:.3f} s of audio are there"
-        assert cut_off(sound, tmp_path / "a.ogg") == said
-        assert cut_off(sound, tmp_path / "a.ogg", may_be_unclosed=True) == ""
+        actual_s = sound.frames / SAMPLE_RATE
+        expected = f"it has no end-of-stream page, {actual_s:.3f} s of audio are there"
+        assert truncation(sound, tmp_path / "a.ogg") == expected
+        assert truncation(sound, tmp_path / "a.ogg", may_be_unclosed=True) == ""
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
@@ -90,15 +92,15 @@ def test_wav_from_a_pipe_does_not_say_how_long_it_is(data_bytes):
 @pytest.mark.parametrize(
     "wav",
     [
-        wav_with(8, 0),  # not closed: libsndfile reads to its end
+        wav_with(8, 0),  # not closed: libsndfile reads to the end
         wav_with(len(encoded()) - 8, len(encoded()) - 8),  # the header counts itself
         encoded(subtype="PCM_U8", num_samples=16_001),
-        encoded(subtype="PCM_U8", num_samples=16_001)[:-1],  # without the byte that makes it even
+        encoded(subtype="PCM_U8", num_samples=16_001)[:-1],  # without the padding byte
         encoded() + LIST,
-        encoded() + LIST[:-5],  # the samples are all there
+        encoded() + LIST[:-5],  # the samples are complete
         encoded("RF64"),
     ],
-    ids=["not closed", "counts itself", "odd", "odd and not padded", "LIST behind", "LIST cut off", "RF64"],
+    ids=["not closed", "counts itself", "odd", "odd and not padded", "LIST after", "LIST truncated", "RF64"],
 )
 def test_wav_that_only_looks_cut_off_is_whole(wav):
     assert shortage(wav) == ""

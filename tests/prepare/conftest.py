@@ -12,10 +12,10 @@ from w2v_lightning.prepare.command import main
 
 @pytest.fixture
 def prepare(tmp_path) -> Callable[..., Path]:
-    """prepare(SOURCE, ..., OPTION, ...) -> the output folder."""
+    """Function that runs `prepare SOURCE... OPTION...` and returns the output folder."""
 
     def run(*args: object, out: str = "out") -> Path:
-        main([*map(str, args), "--out", str(tmp_path / out), "--workers", "2"])
+        assert main([*map(str, args), "--out", str(tmp_path / out), "--workers", "2"]) == 0
         return tmp_path / out
 
     return run
@@ -23,13 +23,13 @@ def prepare(tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture
 def rows() -> Callable[[Path], list[dict]]:
-    """The objects of a file of JSON lines."""
+    """Function that returns the objects of a JSON lines file."""
     return lambda path: [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture
 def audio_of() -> Callable[[Path], dict[str, np.ndarray]]:
-    """The waveform of each utterance as training would read it: by place and length, then decoded; float32."""
+    """Function that returns each utterance's waveform as training reads it: by offset and length, decoded; float32."""
 
     def read(manifest: Path) -> dict[str, np.ndarray]:
         loaded = Manifest.load(manifest)

@@ -10,13 +10,15 @@ import soundfile
 from corpus import SAMPLE_RATE, random_texts, spell, write_split
 
 from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.command import main
+from w2v_lightning.prepare.options import PrepareOptions
 
 TEXTS = random_texts(12, seed=3)
 
 
 @pytest.fixture
 def split(tmp_path) -> Path:
-    """ROOT/dev-clean with the utterances 19-1-0000 and on; the chapter's folder."""
+    """Folder of a chapter, ROOT/dev-clean/19/1, with the utterances from 19-1-0000 on."""
     return write_split(tmp_path / "corpus", "dev-clean", TEXTS)
 
 
@@ -50,7 +52,7 @@ def test_shards_are_plain_tars_with_the_files_byte_for_byte(split, prepare, rows
     names = []
     for shard in shards:
         assert shard.stat().st_size < 44_000
-        with tarfile.open(shard, "r|") as archive:  # in sequence
+        with tarfile.open(shard, "r|") as archive:  # "r|" reads sequentially
             for member in archive:
                 names.append(member.name)
                 assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
@@ -99,7 +101,7 @@ def test_ids_with_dots_and_slashes_become_names_that_webdataset_can_cut(tmp_path
     assert names == [f"{key}{suffix}" for key in keys for suffix in (".flac", ".txt")]
     assert len(set(keys)) == len(ids)
     assert not any("." in key or "/" in key for key in keys)
-    assert len(audio_of(out / "manifest.jsonl")) == len(ids)  # also behind a long header
+    assert len(audio_of(out / "manifest.jsonl")) == len(ids)  # also after a long header
 
 
 @pytest.mark.parametrize("options", [(), ("--shard-size", "1MB")], ids=["files", "shards"])
@@ -125,7 +127,7 @@ def test_resample_converts_only_what_differs(tmp_path, prepare, rows, audio_of, 
 
 
 def segments(tmp_path: Path) -> tuple[Path, np.ndarray]:
-    """A NeMo manifest with two segments of one long recording, and the recording."""
+    """Write a NeMo manifest with two segments of one long recording; return it and the recording."""
     audio = write_pair(tmp_path / "long", "talk.flac", spell("A B C D E F " * 4))
     rows = [{"audio_filepath": str(audio), "offset": s, "duration": 0.5, "text": "A", "id": f"t{s}"} for s in (0.25, 1)]
     (tmp_path / "nemo.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -139,9 +141,9 @@ def test_segments_are_cut_or_stay_references_and_sound_the_same(tmp_path, prepar
     for utterance_id, waveform in audio_of(out / "manifest.jsonl").items():
         start = int(float(utterance_id[1:]) * SAMPLE_RATE)
         np.testing.assert_array_equal(waveform, recording[start : start + 8000])
-    found = rows(out / "manifest.jsonl")
-    assert [row["duration"] for row in found] == [0.5, 0.5]
-    assert [row.get("offset") for row in found] == ([None, None] if options else [0.25, 1])
+    segment_rows = rows(out / "manifest.jsonl")
+    assert [row["duration"] for row in segment_rows] == [0.5, 0.5]
+    assert [row.get("offset") for row in segment_rows] == ([None, None] if options else [0.25, 1])
     assert (out / "audio").exists() == (options == ("--segment",))
 
 
@@ -220,7 +222,7 @@ def test_audio_that_was_cut_off_is_left_out_with_what_its_header_says(tmp_path, 
 
 @pytest.mark.parametrize("options", [(), ("--resample", "8000")], ids=["files", "converted"])
 def test_samples_that_are_not_finite_are_left_out_with_their_number(tmp_path, prepare, rows, options):
-    waveform = spell("A B C D E " * 10)  # more than is read at a time
+    waveform = spell("A B C D E " * 10)  # longer than one block
     write_pair(tmp_path / "corpus", "good.wav", waveform, subtype="FLOAT")
     waveform[[0, -1]] = np.nan, np.inf
     bad = write_pair(tmp_path / "corpus", "bad.wav", waveform, subtype="FLOAT")
@@ -250,7 +252,7 @@ def test_our_own_manifest_is_a_source_too(split, prepare, rows):
 
 
 def test_an_id_counts_once(split, prepare, rows):
-    write_split(split.parents[2], "test-clean", ["A B"])  # speaker 19 again
+    write_split(split.parents[2], "test-clean", ["A B"])  # the same speaker and ids
     out = prepare(split.parents[2])
     (rejected,) = rows(out / "rejected.jsonl")
     assert (rejected["id"], rejected["reason"]) == ("19-1-0000", "an id that occurred before")
@@ -266,7 +268,7 @@ def test_durations_outside_the_limits_are_left_out(split, prepare, rows):
 
 
 def test_nothing_usable_is_an_error_that_says_why(split, prepare, tmp_path):
-    with pytest.raises(InputError, match=r"Nothing in the sources is usable: 12 x longer than 0\.01 s"):
+    with pytest.raises(InputError, match=r"No utterance in the sources is usable: 12 x longer than 0\.01 s"):
         prepare(split.parents[2], "--max-duration", "0.01")
     assert (tmp_path / "out" / "rejected.jsonl").exists()
     assert not (tmp_path / "out" / "manifest.jsonl").exists()
@@ -288,7 +290,7 @@ def test_stats_count_what_is_in_the_manifest(split, prepare):
 
 
 def test_output_within_a_source_is_refused(split, prepare):
-    with pytest.raises(InputError, match="lies within the source"):
+    with pytest.raises(InputError, match=r"is inside the source .* Choose a folder outside"):
         prepare(split.parents[2], out="corpus/prepared")
 
 
@@ -304,14 +306,15 @@ def test_a_name_that_is_not_utf8_is_left_out(split, prepare, rows):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--min-duration", "5", "--max-duration", "1"), "--min-duration 5 is more than --max-duration 1"),
-        (("--workers", "0"), "--workers must be 1 or more, found 0"),
-        (("--to", "bucket/prefix"), "--to must be a URL such as s3://bucket/prefix, found 'bucket/prefix'"),
+        (
+            ("--min-duration", "5", "--max-duration", "1"),
+            "--min_duration 5 is more than --max_duration 1, which",
+        ),
+        (("--workers", "0"), "--workers is 0: must be above 0"),
+        (("--to", "bucket/prefix"), "--to is 'bucket/prefix': must be a URL such as s3://bucket/prefix"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(split, tmp_path, options, message):
-    from w2v_lightning.prepare.command import main
-
     with pytest.raises(InputError, match=message):
         main([str(split), "--out", str(tmp_path / "out"), *options])
 
@@ -321,18 +324,49 @@ def test_options_that_make_no_sense_are_refused(split, tmp_path, options, messag
     [("512MB", 512_000_000), ("1GiB", 2**30), ("1.5m", 1_500_000), ("100", 100), ("10 kb", 10_000)],
 )
 def test_sizes_are_read_as_people_write_them(text, size):
-    from w2v_lightning.prepare.options import parse
+    options = PrepareOptions([Path("a")], Path("b"), shard_size=text)
+    assert options.recipe(is_packed=False).shard_size == size
 
-    assert parse(["a", "--out", "b", "--shard-size", text]).shard_size == size
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--shard-size", "big"), "--shard_size is 'big': must be a size such as 512MB or 1GiB"),
+        (("--shard-size", "0"), "--shard_size is '0': must be a size such as 512MB or 1GiB"),
+        (("--resample", "16k"), "--resample is 16k: must be a whole number"),
+        (("--resample", "16"), "--resample is 16: must be a sample rate from 1000 to 655350 Hz, such as 16000"),
+    ],
+)
+def test_wrong_sizes_and_rates_are_refused_with_an_example(option, message):
+    with pytest.raises(InputError, match=message):
+        main(["a", "--out", "b", *option])
 
 
-@pytest.mark.parametrize("option", [("--shard-size", "big"), ("--shard-size", "0"), ("--resample", "16k")])
-def test_wrong_sizes_and_rates_are_refused_with_an_example(option, capsys):
-    from w2v_lightning.prepare.options import parse
+@pytest.mark.parametrize(
+    ("options", "is_packed", "expected"),
+    [({}, False, None), ({}, True, 512_000_000), ({"to": "s3://b/p/"}, False, 512_000_000)],
+)
+def test_uploads_and_packed_audio_imply_shards(options, is_packed, expected):
+    recipe = PrepareOptions([Path("a")], Path("b"), **options).recipe(is_packed=is_packed)
+    assert recipe.shard_size == expected
+    assert recipe.to == (options.get("to") and "s3://b/p")
 
-    with pytest.raises(SystemExit):
-        parse(["a", "--out", "b", *option])
-    assert "such as" in capsys.readouterr().err
+
+def test_help_lists_the_sources_and_the_options(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert raised.value.code == 0
+    assert "a NeMo manifest, a lhotse CutSet or SupervisionSet" in text
+    assert "--shard_size" in text
+    assert "number of threads; default: one per CPU core" in text
+
+
+def test_options_may_come_from_a_config_file(split, tmp_path, rows):
+    (tmp_path / "prepare.yaml").write_text("max_duration: 1.2\nshard_size: 1MB\n")
+    assert main([str(split), "--config", str(tmp_path / "prepare.yaml"), "--out", str(tmp_path / "out")]) == 0
+    assert {row["reason"] for row in rows(tmp_path / "out" / "rejected.jsonl")} == {"longer than 1.2 s"}
+    assert (tmp_path / "out" / "shards").exists()
 
 
 def test_real_speech_comes_through_bit_for_bit(librispeech, prepare, audio_of):

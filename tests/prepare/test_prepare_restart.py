@@ -18,12 +18,12 @@ OPTIONS = ("--shard-size", "40KB", "--max-duration", "3")
 
 
 class Interruption(BaseException):
-    """Nothing may catch it."""
+    """Exception that nothing may catch."""
 
 
 @pytest.fixture
 def corpus(tmp_path) -> Path:
-    """Two splits, four shards, one utterance twice, one without a transcript."""
+    """Corpus of three splits, four shards or more, an utterance that occurs twice, and one without audio."""
     root = tmp_path / "corpus"
     write_split(root, "dev-clean", random_texts(7, seed=4), "84")
     chapter = write_split(root, "train-clean-100", random_texts(12, seed=5), "19")
@@ -34,12 +34,12 @@ def corpus(tmp_path) -> Path:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    """Every file that a finished run leaves, but for the lock."""
+    """Return every file of a finished run except the lock."""
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 def at_call(number: int, function, then):
-    """`function`, with `then()` in place of its call of that number."""
+    """Wrap `function` so that its call of that number calls `then()` instead."""
     calls = iter(range(1, 10**9))
     return lambda *args, **kwargs: then() if next(calls) == number else function(*args, **kwargs)
 
@@ -58,7 +58,7 @@ def test_interruption_at_any_rename_changes_nothing_in_the_end(corpus, prepare, 
             patch.setattr(os, "replace", at_call(number, os.replace, interrupt))
             try:
                 prepare(corpus, *OPTIONS, out=f"broken{number}")
-                break  # there are fewer renames than that
+                break  # the run has fewer renames than `number`
             except Interruption:
                 pass
         assert content(prepare(corpus, *OPTIONS, out=f"broken{number}")) == expected
@@ -149,7 +149,7 @@ def test_a_second_run_does_nothing(corpus, prepare, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--shard-size", "70KB", "--max-duration", "3"), "--shard-size was 40000, is now 70000"),
+        (("--shard-size", "70KB", "--max-duration", "3"), "--shard_size was 40000, is now 70000"),
         ((*OPTIONS, "--resample", "16000"), "--resample was None, is now 16000"),
     ],
 )
@@ -160,7 +160,7 @@ def test_other_options_are_refused(corpus, prepare, monkeypatch, options, messag
         prepare(corpus, *OPTIONS)
     except Interruption:
         monkeypatch.undo()
-    with pytest.raises(InputError, match=f"{message}. Choose another --out, or delete this one"):
+    with pytest.raises(InputError, match=f"{message}. Choose another --out, or delete this folder"):
         prepare(corpus, *options)
 
 
@@ -168,10 +168,10 @@ def test_changed_source_is_refused(corpus, prepare):
     out = prepare(corpus, *OPTIONS)
     before = content(out)
     changed = corpus / "train-clean-100" / "19" / "1" / "19-1-0003.flac"
-    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))  # as an edit that keeps the size leaves it
-    with pytest.raises(InputError, match=f"source {corpus} has changed since"):
+    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))  # like an edit that keeps the size
+    with pytest.raises(InputError, match=f"source {corpus} has changed. Choose another --out"):
         prepare(corpus, *OPTIONS)
-    with pytest.raises(InputError, match=f"source {corpus} was in it; source {corpus}/zz was not in it"):
+    with pytest.raises(InputError, match=f"source {corpus} was removed; source {corpus}/zz was added"):
         prepare(corpus / "zz", *OPTIONS)
     assert content(out) == before
 
@@ -202,7 +202,7 @@ def test_a_run_waits_for_another_and_says_so(corpus, tmp_path):
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / ".lock"):
         run = subprocess.Popen(command_line(corpus, tmp_path / "out"), stdout=subprocess.PIPE, text=True)
-        assert re.match(r"Another prepare is at work in .*/out; waiting for it to end\.", run.stdout.readline())
+        assert re.match(r"Another prepare is running in .*/out; waiting until it ends\.", run.stdout.readline())
         assert not (tmp_path / "out" / ".parts").exists()
     assert "19 utterances" in run.communicate(timeout=60)[0]
     assert run.returncode == 0
@@ -215,7 +215,7 @@ def test_full_disk_is_an_error_and_the_run_goes_on_after_it(corpus, prepare, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Shard, "add", at_call(20, Shard.add, full))
-        with pytest.raises(InputError, match=r"No space left on device\. After a remedy, the same command goes on"):
+        with pytest.raises(InputError, match=r"No space left on device\. Fix this and run the same command again"):
             prepare(corpus, *OPTIONS)
     assert content(prepare(corpus, *OPTIONS)) == content(prepare(corpus, *OPTIONS, out="whole"))
 

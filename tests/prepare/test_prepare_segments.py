@@ -1,4 +1,4 @@
-"""Tables whose rows are parts of recordings."""
+"""Tables whose rows are segments of recordings."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ TALK = spell("ABCDEF " * 20)  # 11.2 s
 
 @pytest.fixture
 def table(tmp_path):
-    """table(HEADER, ROW, ...) -> a CSV file beside talk.wav, all of whose rows are of that recording."""
+    """Function table(HEADER, ROW, ...) that writes a CSV file beside talk.wav, to which all rows belong."""
     soundfile.write(tmp_path / "talk.wav", TALK, SAMPLE_RATE)
 
     def write(header: str, *lines: str, suffix: str = ".csv"):
@@ -39,17 +39,17 @@ def reasons(rejected: list[dict]) -> dict[str, str]:
         ("Begin_Time, stop_time ", " 0.5, 1.5", "2.0,4.25"),
         ("offset,duration", "0.5,1.0", "2,2.25"),
         ("start,duration", "0.5,1", "2e0,2.25"),
-        ("start,end,duration", "0.5,1.5,11.2", "2,4.25,11.2"),  # that of the recording
+        ("start,end,duration", "0.5,1.5,11.2", "2,4.25,11.2"),  # the duration is that of the recording
     ],
 )
 def test_rows_are_segments_of_their_recordings(table, prepare, rows, audio_of, suffix, options, header, first, second):
     out = prepare(table(header, first, second, suffix=suffix), *options)
-    found = rows(out / "manifest.jsonl")
-    assert [(row["id"], row["duration"]) for row in found] == [("talk-00000500", 1.0), ("talk-00002000", 2.25)]
-    assert [row.get("offset") for row in found] == ([None, None] if options else [0.5, 2.0])
-    heard = audio_of(out / "manifest.jsonl")
+    segments = rows(out / "manifest.jsonl")
+    assert [(row["id"], row["duration"]) for row in segments] == [("talk-00000500", 1.0), ("talk-00002000", 2.25)]
+    assert [row.get("offset") for row in segments] == ([None, None] if options else [0.5, 2.0])
+    waveforms = audio_of(out / "manifest.jsonl")
     for name, start, end in (("talk-00000500", 8_000, 24_000), ("talk-00002000", 32_000, 68_000)):
-        np.testing.assert_allclose(heard[name], TALK[start:end], atol=1 / 2**15)
+        np.testing.assert_allclose(waveforms[name], TALK[start:end], atol=1 / 2**15)
 
 
 @pytest.mark.parametrize(("header", "line"), [("duration", "11.2"), ("duration", "2.5"), ("start,end", ",")])
@@ -82,7 +82,7 @@ def test_a_table_may_name_its_segments(table, prepare, rows):
 def test_columns_that_are_not_clear_are_refused(table, prepare, header, named):
     path = table(header, ",".join("1" for _ in header.split(",")))
     with pytest.raises(
-        InputError, match=f"{path}: from {named} it is not clear which part .* Give seconds in one of start"
+        InputError, match=f"{path}: columns {named}: cannot tell which part .* Give seconds in one of start"
     ):
         prepare(path)
 
@@ -97,7 +97,7 @@ def test_columns_of_something_else_are_passed_over(table, prepare, rows, header)
     [
         ("start,end", ["500,1500", "2000,4250", "0,1"]),  # milliseconds
         ("offset,duration", ["8000,16000", "32000,36000", "0,1"]),  # samples
-        ("begin_time,end_time", ["1250.5,1254.25"]),  # of the book that the file was cut out of
+        ("begin_time,end_time", ["1250.5,1254.25"]),  # times within the book that the file was cut from
     ],
 )
 def test_times_that_are_no_seconds_of_their_recordings_are_refused_before_anything_is_written(
@@ -111,7 +111,7 @@ def test_times_that_are_no_seconds_of_their_recordings_are_refused_before_anythi
     assert not (tmp_path / "out" / "manifest.jsonl").exists()
 
 
-def test_a_segment_behind_the_end_is_left_out_with_both_ends(table, prepare, rows):
+def test_a_segment_after_the_end_is_left_out_with_both_ends(table, prepare, rows):
     out = prepare(table("start,end", "0.5,1.5", "11,12.5"))
     assert [row["id"] for row in rows(out / "manifest.jsonl")] == ["talk-00000500"]
     (detail,) = reasons(rows(out / "rejected.jsonl")).values()
@@ -125,7 +125,7 @@ def test_times_that_are_no_segment_are_left_out_with_line_and_times(table, prepa
     out = prepare(path)
     assert [row["id"] for row in rows(out / "manifest.jsonl")] == ["talk-00000500"]
     (detail,) = reasons(rows(out / "rejected.jsonl")).values()
-    assert detail.startswith(f"times that are no segment in seconds: {path}:3: start '{times.split(',')[0]}', end '")
+    assert detail.startswith(f"invalid segment times: {path}:3: start '{times.split(',')[0]}', end '")
 
 
 def test_missing_recordings_are_left_out_one_by_one(table, prepare, rows):

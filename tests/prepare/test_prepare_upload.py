@@ -22,14 +22,14 @@ def corpus(tmp_path) -> Path:
 
 @pytest.fixture
 def url(monkeypatch) -> str:
-    """A place of its own in memory, and no pause between tries."""
+    """URL of an empty folder in memory, without pauses between tries."""
     monkeypatch.setattr(upload, "FIRST_PAUSE_S", 0)
     return f"memory://{uuid.uuid4().hex}/prefix"
 
 
 @pytest.fixture
 def sent(monkeypatch) -> list[str]:
-    """The names of what is uploaded, in order."""
+    """Names of the uploaded files, in order."""
     names: list[str] = []
     put = MemoryFileSystem.put_file
     monkeypatch.setattr(
@@ -70,7 +70,7 @@ def test_upload_implies_shards_and_the_manifest_loads_from_there(corpus, prepare
 
 
 def failing(put, failures: int, fault):
-    """`put` with the first tries of each file ending in `fault`."""
+    """Wrap `put` so that the first tries of each file call `fault` instead."""
     tries: dict[str, int] = {}
 
     def put_file(self, local, remote, **options):
@@ -93,7 +93,7 @@ def refuse(remote: str) -> None:
 
 
 class SlowDown(Exception):  # noqa: N818
-    """As botocore's, no OSError."""
+    """Error that is not an OSError, as botocore's."""
 
 
 def slow_down(remote: str) -> None:
@@ -111,9 +111,9 @@ def test_faults_that_pass_cost_only_time(corpus, prepare, url, monkeypatch, faul
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (time_out, r"failed 6 times \(TimeoutError\)\. The same command goes on where this one ended"),
+        (time_out, r"failed 6 times \(TimeoutError\)\. Run the same command again; it resumes where it stopped"),
         (cut_short, r"failed 6 times \(SizeMismatchError\)"),
-        (refuse, r"refused \(PermissionError\): check bucket and rights"),
+        (refuse, r"was refused \(PermissionError\); check the bucket and your permissions"),
     ],
 )
 def test_faults_that_stay_end_the_run_without_a_manifest_and_it_goes_on(
@@ -177,6 +177,6 @@ def test_unknown_store_is_an_error(corpus, prepare):
 
 
 def test_a_password_in_the_url_is_refused_and_not_repeated(corpus, prepare):
-    with pytest.raises(InputError, match="--to has a user or password in its URL") as raised:
+    with pytest.raises(InputError, match="--to contains a user or password in its URL") as raised:
         prepare(corpus, "--to", "s3://AKIA:secret@bucket/prefix")
     assert "secret" not in str(raised.value)

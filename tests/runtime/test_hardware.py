@@ -6,11 +6,11 @@ from w2v_lightning.runtime import hardware
 
 
 def test_what_computed_is_named():
-    found = hardware.versions()
-    assert found["torch"] == torch.__version__
-    assert found["w2v_lightning"] == __version__
-    assert all(isinstance(value, str) and value != "None" for value in found.values())
-    assert {"python", "lightning", "transformers"} <= found.keys()
+    versions = hardware.versions()
+    assert versions["torch"] == torch.__version__
+    assert versions["w2v_lightning"] == __version__
+    assert all(isinstance(value, str) and value != "None" for value in versions.values())
+    assert {"python", "lightning", "transformers"} <= versions.keys()
     assert len(hardware.device_name("cpu")) > 2
 
 

@@ -69,7 +69,7 @@ def test_decode_merges_repeats_except_across_a_blank():
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(sorted(set(range(32)) - SPECIALS)), max_size=60))
 def test_decode_agrees_with_transformers(tokenizer, ids):
-    # transformers keeps the double space that a blank between two delimiters makes; a word error count does not see it.
+    # transformers keeps a double space where a blank is between two delimiters; it does not affect a word error count.
     assert Vocabulary().decode(ids) == " ".join(tokenizer.decode(ids).split())
 
 
@@ -138,5 +138,5 @@ def test_a_built_vocabulary_encodes_the_texts_that_it_was_built_from():
 
 def test_what_separates_words_is_no_letter_of_a_built_vocabulary():
     assert Vocabulary.build(["a|b\u00a0c"]).tokens[5:] == ("A", "B", "C")
-    with pytest.raises(InputError, match="no character"):
+    with pytest.raises(InputError, match="the transcripts have no characters"):
         Vocabulary.build([" ", ""])

@@ -1,10 +1,12 @@
-"""Tokenizer folders as they are found on the Hugging Face hub, read beside transformers itself."""
+"""Tokenizer folders as on the Hugging Face Hub: we read the same as transformers."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from tiny import TINY_CONFIG
 from transformers import (
     AutoProcessor,
@@ -23,7 +25,7 @@ from w2v_lightning.text.vocabulary import LIBRISPEECH_TOKENS, Vocabulary
 BASE_960H = list(LIBRISPEECH_TOKENS)
 UNK_PAD = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
 ABC_UNK_PAD = ["|", *"abc", "[UNK]", "[PAD]"]
-BEGIN_END = ["<s>", "</s>"]  # which transformers adds behind vocab.json where no file names them
+BEGIN_END = ["<s>", "</s>"]  # transformers adds these after vocab.json unless a file names them
 SEVERAL = [*BASE_960H[:5], "a", "ch", "c", "h", "sch", "s", "e\u0303", "\u0254\u0303"]
 NI_HAO, SIGMA = "\u4f60\u597d", "\u0391\u03a3"
 
@@ -40,7 +42,7 @@ ADDED_TOKENS_DECODER = {
     "7": as_object("</s>", True),
 }
 
-# The tokens of vocab.json, what of them transformers has behind those, and the other files.
+# The tokens of vocab.json, the tokens that transformers adds after them, and the other files.
 FOLDERS = {
     "facebook's": (BASE_960H, [], {}),
     "added_tokens.json": (
@@ -98,24 +100,24 @@ def write_tokenizer(folder, tokens, **files):
 
 @pytest.fixture(params=FOLDERS.values(), ids=FOLDERS)
 def pair(request, tmp_path):
-    """A vocabulary as a model has it whose head is for all tokens, and transformers' tokenizer of the same folder."""
-    tokens, behind, files = request.param
+    """Return our vocabulary, for a head with an output for every token, and the tokenizer of transformers."""
+    tokens, added, files = request.param
     folder = write_tokenizer(tmp_path / "tokenizer", tokens, **files)
-    vocabulary = Vocabulary.load(folder, len(tokens) + len(behind))
-    assert vocabulary.tokens == (*tokens, *behind)
+    vocabulary = Vocabulary.load(folder, len(tokens) + len(added))
+    assert vocabulary.tokens == (*tokens, *added)
     return vocabulary, read_by_transformers(folder, **files.get("tokenizer_config", {}))
 
 
 def read_by_transformers(folder, pad_token="<pad>", word_delimiter_token="|", **_):
-    """transformers 5.24 heeds no word delimiter in tokenizer_config.json, and no token there that is a bare object."""
+    """Check two cases of tokenizer_config.json that transformers 5.24 ignores: word delimiters, and bare objects."""
     content = pad_token["content"] if isinstance(pad_token, dict) else pad_token
     tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder, pad_token=content)
     tokenizer._word_delimiter_token = word_delimiter_token
     return tokenizer
 
 
-def heard_by_transformers(tokenizer, ids):
-    """Which leaves tokens such as <s> in, and the double space that a blank between two delimiters makes."""
+def decoded_by_transformers(tokenizer, ids):
+    """Compare after cleaning: transformers keeps tokens such as <s>, and double spaces around a blank."""
     text = tokenizer.decode(ids)
     for token in filter(None, (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token)):
         text = text.replace(token.lower() if tokenizer.do_lower_case else token, "")
@@ -129,13 +131,13 @@ def test_ids_and_texts_are_those_of_transformers(pair):
     rng = np.random.default_rng(0)
     for _ in range(200):
         ids = rng.integers(0, len(tokenizer), 12).repeat(rng.integers(1, 3, 12))
-        if vocabulary.lowercase:  # where a final sigma is one also before <s>
+        if vocabulary.lowercase:  # a final sigma is recognised also before <s>
             ids = ids[[vocabulary.tokens[i] not in vocabulary.silent - {vocabulary.blank} for i in ids]]
-        assert vocabulary.decode(ids) == heard_by_transformers(tokenizer, ids)
+        assert vocabulary.decode(ids) == decoded_by_transformers(tokenizer, ids)
 
 
 def test_labels_are_those_of_transformers(pair):
-    """Which loses spaces beside tokens of several characters, and takes such a delimiter apart."""
+    """Compare without spaces: transformers loses them next to multi-character tokens, and splits such delimiters."""
     vocabulary, tokenizer = pair
     no_letters = {*vocabulary.silent, vocabulary.word_delimiter}
     letters = [token for token in vocabulary.tokens if token not in no_letters]
@@ -170,7 +172,7 @@ def test_a_head_has_outputs_for_tokens_that_were_added_or_not(tmp_path):
     assert Vocabulary.load(folder, 8).tokens == (*ABC_UNK_PAD, *BEGIN_END)
     assert Vocabulary.load(folder, 6) == Vocabulary.load(folder)
     assert Vocabulary.load(folder).tokens == tuple(ABC_UNK_PAD)
-    assert len(Vocabulary.load(folder, 5)) == 6  # which does not fit
+    assert len(Vocabulary.load(folder, 5)) == 6  # a head of 5 outputs does not fit, and is not cut to
     assert len(Vocabulary.load(folder, 9)) == 8
 
 
@@ -194,7 +196,7 @@ def test_an_id_without_a_token_stands_for_no_text(tmp_path):
     vocabulary, tokenizer = Vocabulary.load(tmp_path), Wav2Vec2CTCTokenizer.from_pretrained(tmp_path)
     assert vocabulary.tokens == ("<pad>", "<s>", "</s>", "<unk>", "|", "", "a")
     ids = [6, 5, 6, 4, 6]
-    assert vocabulary.decode(ids) == heard_by_transformers(tokenizer, ids) == "aa a"
+    assert vocabulary.decode(ids) == decoded_by_transformers(tokenizer, ids) == "aa a"
     vocabulary.save(tmp_path)
     assert Vocabulary.load(tmp_path) == vocabulary
 
@@ -207,7 +209,7 @@ def test_a_model_whose_special_tokens_were_added_is_loaded_heard_and_exported(tm
     Wav2Vec2ForCTC(Wav2Vec2Config(**sizes)).save_pretrained(folder)
     model, vocabulary, _ = wav2vec2.from_pretrained(str(folder), {})
     assert len(vocabulary) == num_outputs
-    for given in (Vocabulary.load(folder), vocabulary):  # the head is for these, and stays
+    for given in (Vocabulary.load(folder), vocabulary):  # the head has these outputs, and is kept
         again, its_vocabulary, _ = wav2vec2.from_pretrained(str(folder), {}, given)
         assert its_vocabulary == vocabulary
         assert torch.equal(again.lm_head.weight, model.lm_head.weight)
@@ -244,7 +246,8 @@ def test_phonemes_are_written_with_spaces_between_them(tmp_path):
     assert type(tokenizer) is Wav2Vec2PhonemeCTCTokenizer
     ids = [0, 4, 4, 5, 0, 0, 6, 0, 6, 8]
     assert vocabulary.decode(ids) == tokenizer.decode(ids) == "n o\u028a t\u0283 t\u0283 t"
-    assert vocabulary.encode("n o\u028a t") == tokenizer("n o\u028a t").input_ids
+    if Version(transformers.__version__) >= Version("5.18"):  # a call of the tokenizer of transformers 5.2 fails
+        assert vocabulary.encode("n o\u028a t") == tokenizer("n o\u028a t").input_ids
     assert Vocabulary.load(tmp_path, len(PHONEMES)) == Vocabulary.load(tmp_path) == vocabulary
     model = wav2vec2.from_scratch(TINY_CONFIG, vocabulary)
     wav2vec2.save_pretrained(tmp_path / "model", model, vocabulary, normalise=True)
@@ -255,12 +258,12 @@ def test_phonemes_are_written_with_spaces_between_them(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "vocab.json is missing; a CTC model folder needs it"),
+        (None, "vocab.json is missing: a CTC model folder needs it"),
         ('{"<pad>": 0,', "vocab.json is not valid JSON"),
         ('["<pad>", "|"]', "vocab.json must hold a JSON object, found list"),
-        ('{"<pad>": 0, "|": 1, "A": 1}', r"the ids must be whole numbers, each once; found <pad>: 0, \|: 1, A: 1"),
-        ('{"<pad>": 0, "|": "1"}', r"the ids must be whole numbers, each once; found <pad>: 0, \|: 1"),
-        ('{"eng": {"<pad>": 0}, "fra": {"<pad>": 0}}', "the ids must be whole numbers, each once; found eng: "),
+        ('{"<pad>": 0, "|": 1, "A": 1}', r"the ids must be unique whole numbers, found <pad>: 0, \|: 1, A: 1"),
+        ('{"<pad>": 0, "|": "1"}', r"the ids must be unique whole numbers, found <pad>: 0, \|: 1"),
+        ('{"eng": {"<pad>": 0}, "fra": {"<pad>": 0}}', "the ids must be unique whole numbers, found eng: "),
     ],
 )
 def test_what_is_wrong_with_a_vocabulary_file_is_said(tmp_path, content, message):

@@ -1,4 +1,4 @@
-"""Alphabets other than facebook's 32 tokens, from the transcripts to the exported model."""
+"""Alphabets other than the 32 tokens of facebook/wav2vec2-base-960h, from transcripts to the exported model."""
 
 import json
 
@@ -16,7 +16,7 @@ from w2v_lightning.inference.command import transcribe
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.text.vocabulary import LIBRISPEECH_TOKENS, Vocabulary
 
-CYRILLIC = str.maketrans("ABC", "\u0416\u0429\u042f")  # tones are written for A, B, C: Zhe, Shcha, Ya
+CYRILLIC = str.maketrans("ABC", "\u0416\u0429\u042f")  # the tone corpus uses A, B, C: Zhe, Shcha, Ya
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "|")
 
 
@@ -53,7 +53,7 @@ def config(tmp_path):
 
 
 def test_a_vocabulary_built_from_the_transcripts_goes_all_the_way(config, tmp_path, caplog):
-    """Fit, checkpoint, export and transcribe with letters that facebook's vocabulary does not have."""
+    """Train, save, export and transcribe with letters that are not in the default vocabulary."""
     main(["fit", "--config", str(config), "--model.vocabulary", "build"])
     (model,) = (tmp_path / "runs").rglob("model")
     expected = Vocabulary((*SPECIALS, "\u0416", "\u0429", "\u042f"))
@@ -61,7 +61,7 @@ def test_a_vocabulary_built_from_the_transcripts_goes_all_the_way(config, tmp_pa
         token: i for i, token in enumerate(expected.tokens)
     }
 
-    (tmp_path / "corpus" / "train").rename(tmp_path / "gone")  # what is written needs no transcripts any more
+    (tmp_path / "corpus" / "train").rename(tmp_path / "gone")  # the exported model needs no transcripts
     (checkpoint,) = (tmp_path / "runs").rglob("step-*.ckpt")
     loaded = Wav2Vec2CTC.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     assert loaded.vocabulary == expected
@@ -69,9 +69,9 @@ def test_a_vocabulary_built_from_the_transcripts_goes_all_the_way(config, tmp_pa
     assert written["model"]["vocabulary"]["tokens"] == list(expected.tokens)
 
     files = sorted((tmp_path / "corpus" / "dev").rglob("*.flac"))
-    said = [text.translate(CYRILLIC) for text in random_texts(10, seed=2, letters="ABC", longest=3)]
-    heard = [text for _, text in transcribe(files, str(model), "cpu")]
-    assert sum(a == b for a, b in zip(heard, said, strict=True)) >= 5
+    expected_texts = [text.translate(CYRILLIC) for text in random_texts(10, seed=2, letters="ABC", longest=3)]
+    transcripts = [text for _, text in transcribe(files, str(model), "cpu")]
+    assert sum(a == b for a, b in zip(transcripts, expected_texts, strict=True)) >= 5
     processor = AutoProcessor.from_pretrained(model)
     assert processor.batch_decode(torch.tensor([[5, 0, 6, 4, 7]])) == ["\u0416\u0429 \u042f"]
 
@@ -86,7 +86,7 @@ def test_config_of_a_run_starts_the_same_run_without_building_again(config, tmp_
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model with facebook's 32 tokens."""
+    """Return a model with the default 32 tokens."""
     torch.manual_seed(0)
     model = wav2vec2.from_scratch(TINY_CONFIG, Vocabulary())
     wav2vec2.save_pretrained(tmp_path / "model", model, Vocabulary(), normalise=True)
@@ -105,7 +105,7 @@ def test_another_vocabulary_gets_a_new_head_on_the_old_encoder(folder, caplog, t
     theirs, ours = old.wav2vec2.state_dict(), model.wav2vec2.state_dict()
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
     (message,) = (record.message for record in caplog.records if "head" in record.message)
-    assert "for 32 tokens: its CTC head is new" in message.replace("has a CTC head ", "")
+    assert "has a CTC head for 32 tokens: adding a new CTC head" in message
     assert f"{len(tokens)} tokens" in message
 
 

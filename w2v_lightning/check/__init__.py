@@ -1,1 +1,1 @@
-"""`check`: find what would hurt training in a manifest, before it starts."""
+"""The command `check`: find what would hurt training in a manifest, before it starts."""

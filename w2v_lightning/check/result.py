@@ -1,4 +1,4 @@
-"""The result of a check, and its three forms: a table on the terminal, JSON, and (in html.py) a page."""
+"""Result of a check, and its output as a table on the terminal and as JSON; html.py writes the page."""
 
 import json
 from collections import Counter
@@ -11,63 +11,64 @@ from rich.table import Table
 from rich.text import Text
 
 from w2v_lightning.check.findings import Corpus, Finding, Level
-from w2v_lightning.data.checks import named
 from w2v_lightning.errors import listed
 from w2v_lightning.reporting.units import printable
 from w2v_lightning.runtime.files import atomic_text_file
 
 COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow"}
-MAX_CHARACTERS = 20  # named without a token; a text in another script lacks thousands
+MAX_CHARACTERS = 20  # listed in a message; a text in another script may have thousands without a token
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was checked, with which findings (those without utterances too), and what was left out."""
+    """Corpus that was checked, all findings (also those without utterances), and the extent of the check."""
 
     corpus: Corpus
     findings: list[Finding]
-    sources: list[str]  # the manifests
+    sources: list[str]  # paths or URLs of the manifests
     is_decoded: bool
 
     def found(self, level: Level | None = None) -> list[Finding]:
-        """Findings with utterances, errors first."""
+        """Return the findings with utterances, errors first; of one level if it is given."""
         ordered = sorted(self.findings, key=lambda finding: finding.level is not Level.ERROR)
         return [finding for finding in ordered if finding and level in (None, finding.level)]
 
     @property
     def hours(self) -> float:
+        """Duration of all utterances, in hours."""
         return float(self.corpus.manifest.durations_s_N.sum()) / 3600
 
     @property
     def would_hurt(self) -> bool:
+        """True if there are errors, not only warnings."""
         return bool(self.found(Level.ERROR))
 
     @property
     def verdict(self) -> str:
-        """One line."""
-        bad, odd = (len(set().union(*(f.details for f in self.found(level)))) for level in Level)
-        of = f"of {len(self.corpus):,} utterances ({self.hours:.2f} h)"
+        """Summary in one line."""
+        num_bad, num_odd = (len(set().union(*(f.details for f in self.found(level)))) for level in Level)
+        total = f"of {len(self.corpus):,} utterances ({self.hours:.2f} h)"
         if self.would_hurt:
-            return f"{bad:,} {of} would hurt training; warnings for {odd:,}."
-        return f"Nothing {of} would hurt training; warnings for {odd:,}."
+            return f"{num_bad:,} {total} would hurt training; warnings for {num_odd:,}."
+        return f"None {total} would hurt training; warnings for {num_odd:,}."
 
     @property
     def not_checked(self) -> str:
-        """What this run could not see; empty where it saw everything."""
+        """Note on faults that this run could not find; empty if every sample was decoded."""
         if self.is_decoded:
             return ""
         return "Only headers were read: --decode also finds damaged audio, NaN, clipping and silence."
 
 
 def counted(characters: Counter[str]) -> str:
-    """Characters with their code points and counts, the most frequent first."""
-    named = [f"{printable(c)} (U+{ord(c):04X}) {n:,} times" for c, n in characters.most_common(MAX_CHARACTERS)]
+    """Return characters with their code points and counts, the most frequent first."""
+    descriptions = [f"{printable(c)} (U+{ord(c):04X}) {n:,} times" for c, n in characters.most_common(MAX_CHARACTERS)]
     more = f" and {len(characters) - MAX_CHARACTERS:,} more" if len(characters) > MAX_CHARACTERS else ""
-    return ", ".join(named) + more
+    return ", ".join(descriptions) + more
 
 
 def print_result(result: Result, console: Console) -> None:
-    """A table of the findings, what was fine, and the verdict."""
+    """Print a table of the findings, the names of those without utterances, and the verdict."""
     if result.found():
         console.print(_table(result))
     if unknown := result.corpus.unknown_counts():
@@ -91,20 +92,20 @@ def _table(result: Result) -> Table:
 
 
 def _examples(corpus: Corpus, finding: Finding) -> str:
-    """The worst with what is wrong, the next by their ids."""
-    first, *others = finding.details
-    names = [named(corpus.manifest, first, finding.details[first]), *(corpus.manifest.ids[i] for i in others)]
-    return printable(listed(names))
+    """Return the first ids, the worst one with its detail."""
+    worst, *others = [corpus.manifest.ids[i] for i in finding.details]
+    detail = next(iter(finding.details.values()))
+    return printable(listed([f"{worst} ({detail})" if detail else worst, *others]))
 
 
 def share(result: Result, finding: Finding) -> str:
-    """Per cent of all utterances."""
+    """Return the share of all utterances, in per cent."""
     per_cent = 100 * len(finding) / len(result.corpus)
     return f"{per_cent:.1f} %" if per_cent >= 0.1 else "< 0.1 %"
 
 
 def save_json(result: Result, path: Path) -> None:
-    """Everything that was found, with all ids, as one JSON object; written whole or not at all."""
+    """Write all findings with all ids as one JSON object, completely or not at all."""
     content = {
         "manifests": result.sources,
         "utterances": len(result.corpus),
@@ -124,7 +125,7 @@ def save_json(result: Result, path: Path) -> None:
         ],
     }
     with atomic_text_file(path) as file:
-        json.dump(content, file, indent=1)  # ASCII: half a surrogate pair in a text must not stop the report
+        json.dump(content, file, indent=1)  # as ASCII, because a text may contain a lone surrogate
 
 
 def _rows(corpus: Corpus, finding: Finding) -> Iterator[dict[str, str]]:

@@ -1,16 +1,16 @@
-"""Where the audio of one utterance lies: what the manifest hands to the reader."""
+"""AudioRef, the location of the audio of one utterance, as the manifest passes it to the reader."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class AudioRef:
-    """Where the audio of one utterance lies."""
+    """Location of the audio of one utterance."""
 
-    url: str  # a local path, or a URL that fsspec knows
+    url: str  # a local path, or a URL for fsspec
     byte_offset: int = 0
     num_bytes: int = 0  # 0: to the end of the file
-    start_s: float | None = None  # a segment of a longer recording; None: all of it
+    start_s: float | None = None  # start of a segment of a longer recording; None: the whole recording
     duration_s: float = 0.0
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """Augmentation of waveforms in the loader worker: speed, noise, gain. All off by default.
 
-Each draw belongs to (seed, epoch, utterance), so neither batching, nor the number of workers or ranks, changes it.
+Every random draw is seeded with (seed, epoch, utterance), so it does not depend on batching, workers or ranks.
 """
 
 import os
@@ -21,17 +21,17 @@ from w2v_lightning.errors import InputError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training utterance before it is normalised.
+    """Options of the augmentation of training utterances, which comes before normalisation.
 
     Args:
-        speeds: one of these factors is drawn per utterance and epoch; it changes tempo and pitch, as a tape does. The
-            usual three are 0.9, 1.0 and 1.1 (Ko et al. 2015, "Audio augmentation for speech recognition").
-        noise_folder: a folder of audio files, searched in depth (such as MUSAN's); a random stretch of a random file is
+        speeds: factors; one is drawn per utterance and epoch; tempo and pitch change together, as on a tape.
+            The usual three are 0.9, 1.0 and 1.1 (Ko et al. 2015, "Audio augmentation for speech recognition").
+        noise_folder: folder of audio files, searched recursively (such as MUSAN); a random part of a random file is
             added.
-        noise_prob: share of the utterances that noise is added to.
-        noise_snr_db: speech over noise, drawn evenly between the two, in dB of mean power over the utterance.
-        gain_db: drawn evenly between the two; what leaves [-1, 1] is clipped. A model that normalises its input hears
-            nothing of a gain but the clipping.
+        noise_prob: probability that noise is added to an utterance.
+        noise_snr_db: range of the signal-to-noise ratio, in dB of mean power over the utterance; drawn uniformly.
+        gain_db: range of the gain in dB, drawn uniformly; samples outside [-1, 1] are clipped. If the model normalises
+            its input, the clipping is the only effect of a gain.
     """
 
     speeds: Sequence[float] = (1.0,)
@@ -52,22 +52,22 @@ class Augmentation:
 
     @property
     def longest_stretch(self) -> float:
-        """By how much an utterance can become longer."""
+        """Largest factor by which augmentation lengthens an utterance."""
         return 1 / min(self.speeds)
 
 
 class Augmenter:
-    """Applies an `Augmentation`; the noises are listed once, here."""
+    """Application of an `Augmentation`; the noise files are listed once, at construction."""
 
-    def __init__(self, augmentation: Augmentation):
+    def __init__(self, augmentation: Augmentation) -> None:
         self.options = augmentation
         self.noises = list_noises(augmentation.noise_folder) if augmentation.noise_folder else []
 
     def __call__(self, waveform_T: np.ndarray, min_samples: int, rng: np.random.Generator) -> np.ndarray:
-        """An augmented copy of `waveform_T` (16 kHz, float32), of at least `min_samples` samples if it had as many."""
+        """Augment `waveform_T` (16 kHz, float32); at least `min_samples` samples remain if it had as many."""
         options = self.options
-        # The draws come first and always, so that switching one off leaves the others as they are.
-        speed = options.speeds[rng.integers(len(options.speeds))]
+        # All draws are made first, whatever is enabled, so that disabling one does not change the others.
+        speed = options.speeds[int(rng.integers(len(options.speeds)))]
         gain_db = rng.uniform(*options.gain_db)
         snr_db, is_noisy = rng.uniform(*options.noise_snr_db), rng.random() < options.noise_prob
         if speed != 1 and len(waveform_T) / speed >= min_samples:
@@ -79,7 +79,7 @@ class Augmenter:
         return waveform_T
 
     def _draw_noise(self, num_samples: int, rng: np.random.Generator) -> np.ndarray:
-        """A stretch of a file, repeated where that is too short."""
+        """Return `num_samples` samples from a random place of a random noise file, repeated if it is too short."""
         path, file_s = self.noises[rng.integers(len(self.noises))]
         wanted_s = num_samples / SAMPLE_RATE
         start_s = rng.uniform(0, max(0.0, file_s - wanted_s))
@@ -88,10 +88,10 @@ class Augmenter:
 
 
 def list_noises(folder: str) -> list[tuple[str, float]]:
-    """(path, seconds) of each audio file below `folder`, in a fixed order.
+    """List (path, seconds) of each audio file below `folder`, in a fixed order.
 
     Raises:
-        InputError: there is none, or one cannot be read.
+        InputError: there is no audio file, or one cannot be read.
     """
     paths = sorted(
         Path(directory, name)
@@ -110,19 +110,19 @@ def _duration_s(path: Path) -> float:
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"data.augmentation.noise_folder: {path} cannot be read as audio: {error}") from None
     if duration_s == 0:
-        raise InputError(f"data.augmentation.noise_folder: there is no audio in {path}.")
+        raise InputError(f"data.augmentation.noise_folder: {path} contains no audio.")
     return duration_s
 
 
 def change_speed(waveform_T: np.ndarray, factor: float) -> np.ndarray:
-    """Tempo and pitch by `factor`; the result has about len(waveform_T) / factor samples."""
+    """Change tempo and pitch by `factor`; the result has about len(waveform_T) / factor samples."""
     from torchaudio.functional import speed  # slow to import, and off by default
 
     return speed(torch.from_numpy(waveform_T), SAMPLE_RATE, factor)[0].numpy()
 
 
 def add_noise(speech_T: np.ndarray, noise_T: np.ndarray, snr_db: float) -> np.ndarray:
-    """Speech plus noise of the same length, scaled to `snr_db` dB of mean power; silent noise adds nothing."""
+    """Add noise of the same length, scaled to a signal-to-noise ratio of `snr_db` dB; silent noise adds nothing."""
     speech_power, noise_power = float(np.square(speech_T).mean()), float(np.square(noise_T).mean())
     if noise_power == 0:
         return speech_T

@@ -1,4 +1,4 @@
-"""What would hurt training is found before it starts: each check names the utterances and the remedy."""
+"""Checks of utterances and trainer options before training; each names the utterances and the remedy."""
 
 import logging
 from collections import Counter
@@ -22,13 +22,13 @@ def usable(
     max_seconds: float | None = None,
     skip_unusable: bool = False,
 ) -> Manifest:
-    """The utterances that this model can be trained and scored on.
+    """Return the utterances that this model can be trained and evaluated on.
 
-    Those longer than `max_seconds` are left out, as asked, and counted in the log.
+    Utterances longer than `max_seconds` are left out and counted in the log.
 
     Raises:
-        InputError: utterances are too short for the model or, where it is trained on text, have unknown characters, no
-            text, or more labels than frames, and `skip_unusable` is off; or nothing is left.
+        InputError: utterances are too short for the model or, if it is trained on text, have unknown characters, no
+            text, or more labels than frames, and `skip_unusable` is off; or no utterance is usable.
     """
     findings = {f"are too short for the model (under {spec.min_samples} samples)": too_short(manifest, spec)}
     if spec.needs_text:
@@ -41,29 +41,29 @@ def usable(
         return manifest
     kept = manifest.select(~np.isin(np.arange(len(manifest)), list(bad | too_long)))
     if len(kept) == 0:
-        raise InputError(f"{split}: none of its {len(manifest)} utterances is left to use (see the log above).")
+        raise InputError(f"{split}: none of its {len(manifest)} utterances can be used (see the log above).")
     return kept
 
 
 def check_trainer(trainer: Trainer, num_batches: int) -> None:
-    """Whether the trainer's options go with the plan, of which an epoch has `num_batches` micro-batches on this device.
+    """Check the trainer's options against the plan, whose epoch has `num_batches` micro-batches on this device.
 
     Raises:
-        InputError: they do not, and Lightning would end in an exception.
+        InputError: they do not fit, and Lightning would fail.
     """
-    if trainer.overfit_batches:
+    overfit_batches = trainer.overfit_batches  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+    if overfit_batches:
         raise InputError(
-            f"trainer.overfit_batches is {trainer.overfit_batches}, but each epoch has other batches. To see a few"
-            " utterances learnt by heart, name a manifest of just these in data.train_splits and data.val_splits."
+            f"trainer.overfit_batches is {overfit_batches}, which is unsupported: each epoch has different batches. To"
+            " overfit a few utterances, name a manifest of only these in data.train_splits and data.val_splits."
         )
     limit, interval = trainer.limit_train_batches, trainer.val_check_interval
     num_batches = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
     is_by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
     if is_by_epoch and isinstance(interval, int) and 0 < num_batches < interval:
         raise InputError(
-            f"trainer.val_check_interval is {interval}, and an epoch has {num_batches} of the micro-batches that it"
-            " counts: give no more, or a share of an epoch such as 0.5, or count on through all epochs with"
-            " trainer.check_val_every_n_epoch=null."
+            f"trainer.val_check_interval is {interval} micro-batches, but an epoch has {num_batches} of them. Lower it,"
+            " give a share of an epoch such as 0.5, or count across epochs with trainer.check_val_every_n_epoch=null."
         )
 
 
@@ -71,10 +71,10 @@ def _text_findings(manifest: Manifest, spec: InputSpec) -> dict[str, dict[int, s
     unknown = unknown_characters(manifest, spec)
     if unknown:
         counts = Counter(character for characters in unknown.values() for character in characters).most_common(20)
-        characters = ", ".join(f"{character!r} (in {n})" for character, n in counts)
-        log.warning("Characters without a token: %s. For another alphabet: model.vocabulary=build.", characters)
+        examples = ", ".join(f"{character!r} (in {n})" for character, n in counts)
+        log.warning("Characters without a token: %s. For another alphabet: model.vocabulary=build.", examples)
     return {
-        "have characters outside the vocabulary": {i: " ".join(sorted(found)) for i, found in unknown.items()},
+        "have characters outside the vocabulary": {i: " ".join(sorted(unknown[i])) for i in unknown},
         "have an empty transcript": empty_text(manifest),
         "have more labels than the model has frames for": infeasible(manifest, spec),
     }
@@ -82,9 +82,9 @@ def _text_findings(manifest: Manifest, spec: InputSpec) -> dict[str, dict[int, s
 
 def _report(manifest: Manifest, findings: dict[str, dict[int, str]], split: str, skip: bool) -> set[int]:
     messages = [
-        f"{len(found)} utterances {what}: {listed([named(manifest, i, detail) for i, detail in found.items()])}"
-        for what, found in findings.items()
-        if found
+        f"{len(details)} utterances {problem}: {listed([_describe(manifest, i, d) for i, d in details.items()])}"
+        for problem, details in findings.items()
+        if details
     ]
     if messages and not skip:
         raise InputError(
@@ -95,19 +95,18 @@ def _report(manifest: Manifest, findings: dict[str, dict[int, str]], split: str,
     return set().union(*findings.values())
 
 
-def named(manifest: Manifest, i: int, detail: str) -> str:
-    """The i-th utterance in a message: its id, and what is wrong with it if the check alone does not say so."""
+def _describe(manifest: Manifest, i: int, detail: str) -> str:
     return f"{manifest.ids[i]} ({detail})" if detail else manifest.ids[i]
 
 
-# ---- the checks: positions of utterances, the worst first, and what is wrong with each ------------------------------
+# ---- the checks: each returns details by utterance position, the worst first ----------------------------------------
 
 
 def unknown_characters(manifest: Manifest, spec: InputSpec) -> dict[int, set[str]]:
-    """The characters, or phonemes, that have no token, after normalisation."""
+    """Return, per utterance, the characters (or phonemes) without a token after normalisation."""
     vocabulary = spec.vocabulary
     alphabet = map(vocabulary.normalise, set().union(*manifest.texts))
-    if not any(map(vocabulary.unknown_characters, [vocabulary.space, *alphabet])):  # as a rule, and quick to find out
+    if not any(map(vocabulary.unknown_characters, [vocabulary.space, *alphabet])):  # the common case, and a quick check
         return {}
     unknown = {
         i: characters
@@ -118,22 +117,23 @@ def unknown_characters(manifest: Manifest, spec: InputSpec) -> dict[int, set[str
 
 
 def empty_text(manifest: Manifest) -> dict[int, str]:
+    """Return the utterances with an empty transcript."""
     return {i: "" for i, text in enumerate(manifest.texts) if not text.strip()}
 
 
 def too_short(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
-    """Audio that gives the model not one frame."""
+    """Return the utterances whose audio is too short for one frame of the model."""
     short = np.flatnonzero(_num_samples(manifest) < spec.min_samples)
     by_duration = short[np.argsort(manifest.durations_s_N[short], kind="stable")]
     return {int(i): f"{manifest.durations_s_N[i] * 1000:.0f} ms" for i in by_duration}
 
 
 def infeasible(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
-    """CTC needs a frame for each label and one more between equal neighbours."""
+    """Return the utterances with too few frames: CTC needs one per label, and one more between equal neighbours."""
     num_frames_N = spec.num_frames(_num_samples(manifest))
     needed_and_given = {}
     for i, (text, num_frames) in enumerate(zip(manifest.texts, num_frames_N, strict=True)):
-        # Twice the labels is enough whatever repeats, and normalising ASCII makes nothing longer.
+        # Twice as many frames as labels always suffice, and normalising ASCII text never makes it longer.
         if num_frames == 0 or (text.isascii() and num_frames >= 2 * len(text)):
             continue
         labels = spec.vocabulary.pieces(spec.vocabulary.normalise(text))

@@ -1,4 +1,4 @@
-"""LibriSpeechDataModule: a LibriSpeech folder or manifests in, Batches by duration out."""
+"""LibriSpeechDataModule, which reads a LibriSpeech folder or manifests and yields Batches of similar duration."""
 
 import logging
 import math
@@ -31,37 +31,37 @@ DEMO = "demo"
 
 
 class LibriSpeechDataModule(LightningDataModule):
-    """Streams LibriSpeech, or any corpus that has a manifest, in batches of neighbours in duration.
+    """Data module for LibriSpeech, or any corpus with manifests, in batches of similar duration.
 
-    A split is a folder ROOT/SPLIT in LibriSpeech's layout, or a manifest ROOT/SPLIT.jsonl (also .jsonl.gz) as `prepare`
-    writes them. The root may be a URL (s3://bucket/prefix): audio is then read as training goes on.
+    A split is a folder ROOT/SPLIT in LibriSpeech's layout, or a manifest ROOT/SPLIT.jsonl (also .jsonl.gz) as written
+    by `prepare`. The root may be a URL (s3://bucket/prefix): audio is then streamed during training.
 
-    What the model needs (vocabulary, frame lengths, masks) is read from the LightningModule's `input_spec`; without
-    one, wav2vec2-base is assumed.
+    The properties of the model (vocabulary, frame lengths, masks) are read from the LightningModule's `input_spec`;
+    without one, wav2vec2-base is assumed.
 
     Args:
-        root: the folder or URL that holds the splits (.../LibriSpeech), or the word "demo": a small corpus that
-            espeak-ng speaks into the cache folder on first use.
-        train_splits: trained on together.
-        val_splits: scored one by one, and together as `val_wer`.
-        test_splits: for `test` and `predict`.
-        batch_seconds: audio per optimiser step over all devices, padding counted. A hyper-parameter of the experiment.
-        device_seconds: audio per device and forward pass that fits its memory. A property of the machine; Lightning's
-            accumulate_grad_batches follows from it. "auto" finds it by a few trial steps.
-        max_seconds: utterances longer than this are left out of training.
-        num_workers: loader processes per device; by default one per core that is left over, at most 8.
-        seed: decides order and masks.
-        strict: raise where a transcript or its audio file is missing, instead of leaving the rest out with a warning.
-        skip_unusable: leave out, with a warning, what would otherwise raise: undecodable audio, characters outside the
-            vocabulary, empty transcripts, too short for the model or for the transcript.
-        duration_spread: longest over shortest utterance of a step, for a corpus that is large enough. More mixes
-            durations better within a step and costs padding (docs/data.md).
+        root: folder or URL of the splits (.../LibriSpeech), or the word "demo": a small corpus that espeak-ng speaks
+            into the cache folder on first use.
+        train_splits: splits to train on, together.
+        val_splits: splits to validate on, scored one by one, and together as `val_wer`.
+        test_splits: splits for `test` and `predict`.
+        batch_seconds: seconds of audio per optimiser step over all devices, with padding. A hyper-parameter of the
+            experiment.
+        device_seconds: seconds of audio per device and forward pass, limited by its memory. A property of the machine;
+            Lightning's accumulate_grad_batches follows from it. "auto" finds it by a few trial steps.
+        max_seconds: longest utterance to train on; longer ones are left out.
+        num_workers: number of loader workers per device; default: one per free core, at most 8.
+        seed: random seed of order, masks and augmentation.
+        strict: raise an error if a transcript or an audio file is missing; otherwise they are left out with a warning.
+        skip_unusable: leave out unusable utterances with a warning instead of raising an error: undecodable audio,
+            characters outside the vocabulary, empty transcripts, audio too short for the model or the transcript.
+        duration_spread: ratio of the longest to the shortest utterance of a step, if the corpus is large enough. A
+            larger ratio mixes durations better within a step and costs padding (docs/data.md).
         augmentation: speed, noise and gain for training utterances.
-        cache_dir: keep here what is read from a URL, so that a second epoch reads it from local disk.
-        cache_gib: limit of that cache; what was not used for longest goes first.
-        verify_audio: compare every FLAC with the checksum in its header as it is read; costs about half the speed.
-        allow_changed_data: go on from a checkpoint although the data or the plan have changed since; its epoch then
-            starts anew.
+        cache_dir: folder to cache audio from a URL in, so that the second epoch reads it from local disk.
+        cache_gib: size limit of that cache in GiB; the least recently used files are removed first.
+        verify_audio: compare every FLAC file with the checksum in its header while reading, at about half the speed.
+        allow_changed_data: resume from a checkpoint although the data or the plan have changed; its epoch restarts.
     """
 
     def __init__(
@@ -83,26 +83,31 @@ class LibriSpeechDataModule(LightningDataModule):
         cache_gib: float = 50.0,
         verify_audio: bool = False,
         allow_changed_data: bool = False,
-    ):
+    ) -> None:
         super().__init__()
-        self._is_calibrated = device_seconds != "auto"  # until then, and to score without training, the default is used
-        device_seconds = device_seconds if self._is_calibrated else DEFAULT_DEVICE_SECONDS
-        for name, seconds in (("batch_seconds", batch_seconds), ("device_seconds", device_seconds)):
+        # Before calibration, and for validation or test without training, the default is used.
+        self._is_calibrated = device_seconds != "auto"
+        initial_seconds = device_seconds if self._is_calibrated else DEFAULT_DEVICE_SECONDS
+        for name, seconds in (("batch_seconds", batch_seconds), ("device_seconds", initial_seconds)):
             if isinstance(seconds, str) or not seconds > 0:
                 raise InputError(f"data.{name} must be a positive number of seconds, found {seconds}.")
         if not duration_spread >= 1:
-            raise InputError(f"data.duration_spread is longest over shortest: at least 1, found {duration_spread}.")
+            raise InputError(
+                f"data.duration_spread is the ratio of longest to shortest utterance: at least 1, found"
+                f" {duration_spread}."
+            )
         if num_workers is not None and num_workers < 0:
             raise InputError(
-                f"data.num_workers is {num_workers}: give the loader processes per device, 0 for none; without it"
-                " there is one per core that is left over."
+                f"data.num_workers is {num_workers}: give the number of loader workers per device (0 for none), or"
+                " leave it out for one per free core."
             )
         self.root = root
         self.train_splits = tuple(train_splits)
         self.val_splits = tuple(val_splits)
         self.test_splits = tuple(test_splits)
         self.batch_seconds = batch_seconds
-        self.device_seconds = device_seconds
+        assert not isinstance(initial_seconds, str)  # checked above
+        self.device_seconds: float = initial_seconds
         self.max_seconds = max_seconds
         self.num_workers = num_workers
         self.seed = seed
@@ -115,7 +120,7 @@ class LibriSpeechDataModule(LightningDataModule):
         self.datasets: dict[str, UtteranceDataset] = {}
 
     def prepare_data(self) -> None:
-        """On one process per host: speak the demo corpus if asked for, list the splits, cache their manifests."""
+        """Make the demo corpus if requested, list the splits and cache their manifests, on one process per host."""
         for split in self._splits(self.trainer.state.fn if self.trainer else None):
             if self.root == DEMO or not find_manifest(self.root, split):
                 self._load_split(split)
@@ -124,7 +129,7 @@ class LibriSpeechDataModule(LightningDataModule):
         """Check every utterance against the model; Lightning calls this on every process.
 
         Raises:
-            InputError: see `checks.usable`, `load_split` and `plan`; all before the first training step.
+            InputError: see `checks.usable`, `load_split` and `plan`; always before the first training step.
         """
         spec = self._input_spec()
         for split in self._splits(stage):
@@ -136,7 +141,7 @@ class LibriSpeechDataModule(LightningDataModule):
                 max_seconds=self.max_seconds if is_train else None,
                 skip_unusable=self.skip_unusable,
             )
-            # A model without text is scored on how it fills masks: the same ones in every epoch and every run.
+            # A model without text is scored on masked frames, with the same masks in every epoch and every run.
             masked = not spec.needs_text
             self.datasets[split] = UtteranceDataset(manifest, spec, split=split, reader=self.reader, masked=masked)
         if stage in (None, "fit"):
@@ -170,68 +175,74 @@ class LibriSpeechDataModule(LightningDataModule):
             self._set_accumulation(self.trainer)
             checks.check_trainer(self.trainer, len(self.train_sampler))
         log.info(
-            "Training on %d utterances, %.2f h: %d steps an epoch of at most %g s, each in %d x %d micro-batches"
+            "Training on %d utterances, %.2f h: %d steps per epoch of at most %g s, each in %d x %d micro-batches"
             " (devices x accumulation) of at most %g s.",
             *(len(manifest), manifest.durations_s_N.sum() / 3600, self.train_sampler.num_steps, self.batch_seconds),
             *(self._world_size, self.train_sampler.num_micro_batches, self.device_seconds),
         )
 
     def _set_accumulation(self, trainer: Trainer) -> None:
-        asked, needed = trainer.accumulate_grad_batches, self.train_sampler.num_micro_batches
-        if asked not in (1, needed):
+        given, needed = trainer.accumulate_grad_batches, self.train_sampler.num_micro_batches
+        if given not in (1, needed):
             raise InputError(
-                f"trainer.accumulate_grad_batches is {asked}, but data.batch_seconds={self.batch_seconds:g} over"
-                f" {self._world_size} device(s) of data.device_seconds={self.device_seconds:g} makes it {needed}:"
-                " leave it out, it follows from the two."
+                f"trainer.accumulate_grad_batches is {given}, but data.batch_seconds={self.batch_seconds:g} over"
+                f" {self._world_size} device(s) with data.device_seconds={self.device_seconds:g} makes it {needed}."
+                " Leave it out: it follows from these two."
             )
         trainer.accumulate_grad_batches = needed
 
     @property
-    def least_device_seconds(self) -> float:
-        """What the longest training utterance, at its slowest, needs; known after `setup`."""
+    def min_device_seconds(self) -> float:
+        """Smallest possible `device_seconds`: the longest training utterance at its slowest speed; set by `setup`."""
         longest_s = float(self.train_sampler.durations_s_N.max()) * self._longest_stretch
-        return math.ceil(longest_s * 100) / 100  # not a rounding error below it
+        return math.ceil(longest_s * 100) / 100  # rounded up, so that rounding never makes it too small
 
     @property
     def _longest_stretch(self) -> float:
         return self.augmentation.longest_stretch if self.augmentation else 1.0
 
-    # ---- where a run was interrupted ----------------------------------------------------------------------------
+    # ---- resuming -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the data: the position in the plan, and what the plan was made of."""
-        progress = position.progress_of(self.trainer, self.train_sampler.num_micro_batches)
+        """Return the data's part of a checkpoint: the position in the plan, and the fingerprint of the plan."""
+        assert self.trainer is not None  # Lightning saves checkpoints only while training
+        progress = position.training_progress(self.trainer, self.train_sampler.num_micro_batches)
         return {**progress, "fingerprint": self._fingerprint()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made, on any number of devices and workers.
+        """Resume from the position of the checkpoint, on any number of devices and workers.
 
         Raises:
-            InputError: the data or the plan have changed since; names what.
+            InputError: the data or the plan have changed since the checkpoint; the message names the changes.
         """
+        assert self.trainer is not None  # Lightning loads checkpoints only with a trainer
         if self.trainer.state.fn != "fit":
             return
         changes = position.changes(state["fingerprint"], self._fingerprint())
         epoch, global_step = state["epoch"], 0 if changes else state["steps_done"]
         if changes and not self.allow_changed_data:
             raise InputError(
-                f"The checkpoint was made with other data: {'; '.join(changes)}. Go on with what it was made with, or"
-                f" set data.allow_changed_data=true to begin its epoch {epoch} anew with the data as they are."
+                f"The checkpoint was made with other data: {'; '.join(changes)}. Resume with the original data, or set"
+                f" data.allow_changed_data=true to restart its epoch {epoch} with the current data."
             )
         if changes:
-            log.warning("The data have changed since: %s. Epoch %d begins anew.", "; ".join(changes), epoch)
-        # Lightning looks for state in the loader itself; ours is here, and good on any number of ranks.
+            what = "; ".join(changes)
+            log.warning("The data have changed since the checkpoint: %s. Restarting epoch %d.", what, epoch)
+        # Lightning looks for state in the loader; ours is in the data module, and fits any number of ranks.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         is_over = state["epoch_is_over"] or global_step >= self.train_sampler.num_steps
         self.train_sampler.resume(*((epoch + 1, 0) if is_over else (epoch, global_step)))
 
     def align_progress(self, checkpoint: dict[str, Any]) -> None:
-        """Make a checkpoint's count of micro-batches, which Lightning resumes from, fit this machine.
+        """Convert the count of micro-batches in a checkpoint, from which Lightning resumes, to this machine.
 
-        To be called from the LightningModule's `on_load_checkpoint`: `Wav2Vec2CTC` does.
+        Call it from `on_load_checkpoint` of the LightningModule, as `Wav2Vec2CTC` does.
         """
         state = checkpoint.get(type(self).__qualname__)
-        if state is not None and self.trainer.state.fn == "fit":
+        if state is None:
+            return
+        assert self.trainer is not None  # Lightning loads checkpoints only with a trainer
+        if self.trainer.state.fn == "fit":
             is_changed = bool(position.changes(state["fingerprint"], self._fingerprint()))
             position.align_progress(checkpoint, state, self.train_sampler.num_micro_batches, from_start=is_changed)
 
@@ -240,7 +251,7 @@ class LibriSpeechDataModule(LightningDataModule):
         return position.fingerprint(self.train_dataset.manifest, sampler.batch_seconds, sampler.seed, sampler.spread)
 
     def training_texts(self) -> list[str]:
-        """The transcripts of the training splits, as written."""
+        """Return the transcripts of the training splits, unnormalised."""
         return [text for split in self.train_splits for text in self._load_split(split).texts]
 
     # ---- loaders ------------------------------------------------------------------------------------------------
@@ -273,9 +284,12 @@ class LibriSpeechDataModule(LightningDataModule):
         return loader_workers(usable_cores(), self.trainer.num_devices if self.trainer else 1)
 
     def _splits(self, stage: str | None) -> tuple[str, ...]:
-        used = {"fit": self.train_splits + self.val_splits, "validate": self.val_splits}
+        splits_of: dict[str | None, tuple[str, ...]] = {
+            "fit": self.train_splits + self.val_splits,
+            "validate": self.val_splits,
+        }
         everything = self.train_splits + self.val_splits + self.test_splits
-        return used.get(stage, self.test_splits if stage in ("test", "predict") else everything)
+        return splits_of.get(stage, self.test_splits if stage in ("test", "predict") else everything)
 
     def _load_split(self, split: str) -> Manifest:
         if self.root == DEMO:

@@ -1,4 +1,4 @@
-"""A small spoken corpus made on the spot, so that the first run needs no download.
+"""Demo corpus, made by speech synthesis on first use, so that the first run needs no download.
 
 espeak-ng speaks digit strings and short commands in several accents and voices. The folders look like LibriSpeech's:
 `SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac` beside `SPEAKER-CHAPTER.trans.txt`.
@@ -22,7 +22,7 @@ from w2v_lightning.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-# Part of the folder's name: raise it whenever a change below changes the recordings.
+# Part of the folder's name: increase it with every change that changes the recordings.
 CORPUS_VERSION = "1"
 SAMPLE_RATE_HZ = 16_000
 CHAPTERS_PER_SPEAKER = 2
@@ -30,8 +30,8 @@ UTTERANCES_PER_CHAPTER = {"train-demo": 3, "dev-demo": 20}
 PITCHES = (30, 70)  # espeak-ng's scale, 0 to 99
 RATES_WPM = (120, 180)
 
-# An espeak-ng voice is an accent (phonemes) with a variant (the throat). Validation shares neither with training.
-# Many voices with a few utterances each: with 40 voices instead of 280, a tiny model learns the voices by heart.
+# An espeak-ng voice is an accent (phonemes) with a variant (timbre). Validation shares neither with training.
+# Many voices with a few utterances each: with 40 voices instead of 280, a tiny model memorises the voices.
 ACCENTS = {
     "train-demo": ("en-us", "en", "en-029", "en-us-nyc", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-gb-scotland"),
     "dev-demo": ("en-gb-x-rp",),
@@ -62,7 +62,7 @@ COMMANDS = (
 
 @dataclass(frozen=True)
 class Chapter:
-    """One sitting of one speaker: everything in it is spoken with the same voice, pitch and speed."""
+    """Recording session of one speaker: all its utterances have the same voice, pitch and speed."""
 
     split: str
     speaker_id: int
@@ -73,13 +73,14 @@ class Chapter:
 
     @property
     def name(self) -> str:
+        """Name of the chapter in file names: SPEAKER-CHAPTER."""
         return f"{self.speaker_id}-{self.number}"
 
 
 def make_demo_corpus(cache_dir: str | Path | None = None) -> Path:
-    """Return the folder that holds `train-demo` and `dev-demo`, speaking them first (seconds) where they are missing.
+    """Return the folder of `train-demo` and `dev-demo`, after making them if they are missing (takes seconds).
 
-    The recordings are the same bytes on every run.
+    The recordings are identical to the byte on every run.
     """
     cache = Path(cache_dir) if cache_dir is not None else cache_root()
     root = cache / f"demo-corpus-v{CORPUS_VERSION}"
@@ -89,7 +90,7 @@ def make_demo_corpus(cache_dir: str | Path | None = None) -> Path:
 
 
 def _make_whole(root: Path, utterances_per_chapter: dict[str, int]) -> None:
-    """Make the corpus elsewhere and rename it to `root`, so that `root` is never seen half-made."""
+    """Make the corpus in a temporary folder and rename it to `root`, so that `root` is always complete."""
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=root.parent) as workshop:
         corpus = Path(workshop) / "corpus"
@@ -97,7 +98,7 @@ def _make_whole(root: Path, utterances_per_chapter: dict[str, int]) -> None:
         try:
             corpus.rename(root)
         except OSError:
-            if not root.is_dir():  # otherwise another process was first, and its corpus is as good as ours
+            if not root.is_dir():  # otherwise another process was faster, and its corpus is identical
                 raise
 
 
@@ -110,7 +111,7 @@ def _speak_corpus(root: Path, utterances_per_chapter: dict[str, int]) -> None:
 
 
 def _chapters() -> Iterator[Chapter]:
-    """Every accent of a split with every variant of it, at pitches and speeds drawn from a fixed seed."""
+    """Yield every accent of a split with each of its variants, at pitches and speeds drawn with a fixed seed."""
     for split, first_id in FIRST_SPEAKER_ID.items():
         for speaker_id, (accent, variant) in enumerate(product(ACCENTS[split], VARIANTS[split]), first_id):
             rng = random.Random(f"voice {speaker_id}")
@@ -120,7 +121,7 @@ def _chapters() -> Iterator[Chapter]:
 
 
 def _sentence(rng: random.Random) -> str:
-    """Fill a command's gaps: `{A|B}` is one of the words, `#` a digit."""
+    """Draw a command and fill its gaps: `{A|B}` is one of the words, `#` a digit."""
     words = rng.choice(COMMANDS).split()
     return " ".join(rng.choice(DIGITS if word == "#" else word.strip("{}").split("|")) for word in words)
 
@@ -139,7 +140,7 @@ def _write_chapter(root: Path, chapter: Chapter, texts: list[str], espeak: _Espe
 
 
 class _Espeak:
-    """espeak-ng's C interface (speak_lib.h), as far as it is needed here."""
+    """Wrapper of the parts of espeak-ng's C interface (speak_lib.h) that are needed here."""
 
     SYNCHRONOUS, RATE, VOLUME, PITCH, UTF8 = 2, 1, 2, 3, 1
     _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -149,19 +150,19 @@ class _Espeak:
         from torchaudio.transforms import Resample
 
         self._pieces: list[np.ndarray] = []
-        self._callback = self._CALLBACK(self._take)  # kept: C does not count its reference
+        self._callback = self._CALLBACK(self._receive)  # kept, because C holds no counted reference to it
         self._lib, data_path = _load_espeak()
         rate_hz = self._lib.espeak_Initialize(self.SYNCHRONOUS, 0, data_path.encode(), 0)
         if rate_hz <= 0:
-            raise RuntimeError(f"espeak-ng does not start with its data at {data_path}")
-        # In 64 bits the order of a sum, which differs with threads and processors, is lost when rounding to 16.
+            raise RuntimeError(f"espeak-ng failed to start with its data at {data_path}")
+        # The order of a sum differs between threads and processors; in 64 bits, rounding to 16 hides the difference.
         self._resample = Resample(rate_hz, SAMPLE_RATE_HZ, dtype=torch.float64)
-        self._lib.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath noise is seeded with the time otherwise
+        self._lib.espeak_ng_SetRandSeed(ctypes.c_long(1))  # otherwise, breath noise is seeded with the time
         self._lib.espeak_SetSynthCallback(self._callback)
         self._lib.espeak_SetParameter(self.VOLUME, 70, 0)  # at 100 the loudest variants clip
 
     def say(self, text: str, chapter: Chapter) -> np.ndarray:
-        """Samples between -1 and 1 at SAMPLE_RATE_HZ."""
+        """Synthesise `text`; return samples between -1 and 1 at SAMPLE_RATE_HZ."""
         import numpy as np
         import torch
 
@@ -176,28 +177,28 @@ class _Espeak:
         samples = torch.from_numpy(np.concatenate(self._pieces)).double() / 2**15
         return self._resample(samples).numpy()
 
-    def _take(self, samples: ctypes._Pointer, count: int, _events: int) -> int:
+    def _receive(self, samples: ctypes._Pointer, count: int, _events: int) -> int:
         import numpy as np
 
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0  # go on speaking
+        return 0  # continue the synthesis
 
     @staticmethod
     def _check(status: int, what: str) -> None:
         if status != 0:
-            raise RuntimeError(f"espeak-ng fails with status {status} on {what!r}")
+            raise RuntimeError(f"espeak-ng failed with status {status} on {what!r}")
 
 
 def _load_espeak() -> tuple[ctypes.CDLL, str]:
-    """The library and the path of its data.
+    """Load the library; return it and the path of its data.
 
-    The library is loaded from a copy: what it says depends on all that it said before, and a copy starts afresh even
-    where this process has already used espeak-ng.
+    The library is loaded from a copy: its output depends on all its earlier output, and a copy has a fresh state even
+    if this process has already used espeak-ng.
     """
     try:
         import espeakng_loader
     except ImportError as error:
-        raise InputError("The demo corpus is spoken by espeak-ng: pip install 'w2v-lightning[demo]'") from error
+        raise InputError("The demo corpus needs espeak-ng: pip install 'w2v-lightning[demo]'") from error
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         return ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder)), espeakng_loader.get_data_path()

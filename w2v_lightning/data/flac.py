@@ -1,4 +1,4 @@
-"""FLAC: what its header says, and its samples.
+"""FLAC: header and samples.
 
 Source: RFC 9639; STREAMINFO (section 8.2) is always the first block.
 """
@@ -13,17 +13,17 @@ HEADER_BYTES = 42  # "fLaC", the header of the first block, and the block
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """The header of a FLAC stream."""
+    """Header of a FLAC stream."""
 
     sample_rate: int
     channels: int
     bits: int  # per sample
-    num_samples: int  # per channel; 0 where the encoder did not know
-    md5: bytes  # of the decoded samples; all zero where the encoder did not compute it
+    num_samples: int  # per channel; 0 if the encoder did not know it
+    md5: bytes  # of the decoded samples; all zero if the encoder did not compute it
 
 
 def stream_info(data: bytes) -> StreamInfo | None:
-    """The header of FLAC `data`; None where the data is something else."""
+    """Parse the header of FLAC `data`; None if the data is not FLAC."""
     if not data.startswith(b"fLaC") or len(data) < HEADER_BYTES:
         return None
     fields = int.from_bytes(data[18:26], "big")  # 20 bits rate, 3 channels, 5 bits per sample, 36 samples
@@ -37,11 +37,11 @@ def stream_info(data: bytes) -> StreamInfo | None:
 
 
 def decode_16_bit(data: bytes) -> tuple[np.ndarray, int] | None:
-    """Samples (T, channels), int16, and sample rate of a 16-bit FLAC stream, by dr_flac.
+    """Decode a 16-bit FLAC stream with dr_flac; return samples (T, channels), int16, and the sample rate.
 
-    It gives the same samples as libsndfile at about 1.5 times its speed, but drops a damaged frame without a word: then
-    there are fewer samples than the header promises. None for such data, and for any other format: they are for
-    libsndfile to judge.
+    dr_flac gives the same samples as libsndfile at about 1.5 times its speed, but silently drops a damaged frame, so
+    that there are fewer samples than the header says. Returns None for such data, and for any other format: the caller
+    must use libsndfile for these.
     """
     info = stream_info(data)
     if info is None or info.bits != 16 or info.num_samples == 0:
@@ -55,7 +55,7 @@ def decode_16_bit(data: bytes) -> tuple[np.ndarray, int] | None:
 
 
 def pcm_bytes(samples_TC: np.ndarray, bits: int) -> np.ndarray:
-    """Integer samples as FLAC's MD5 is defined over them: interleaved, little-endian, in whole bytes."""
+    """Convert integer samples to the form that FLAC's MD5 is computed on: interleaved, little-endian, whole bytes."""
     if bits == 16:
         return samples_TC.astype("<i2")
     as_bytes = samples_TC.astype("<i4").reshape(-1, 1).view(np.uint8)

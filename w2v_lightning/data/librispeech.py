@@ -1,4 +1,4 @@
-"""Find the utterances of a corpus in the official LibriSpeech layout.
+"""Discovery of the utterances of a corpus in the official LibriSpeech layout.
 
 ROOT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac
 ROOT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt     one line per utterance: ID TRANSCRIPT
@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest, cache_root
-from w2v_lightning.data.sound import can_read, cut_off
+from w2v_lightning.data.sound import can_read, truncation
 from w2v_lightning.errors import InputError, listed
 
 log = logging.getLogger(__name__)
@@ -25,41 +25,41 @@ AUDIO_SUFFIXES = (".flac", ".wav", ".ogg")
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """What lies in one split, before any audio is opened."""
+    """Audio files and transcripts of one split, before any audio is opened."""
 
     audio_of_id: dict[str, Path]
     text_of_id: dict[str, str]
 
-    def without_partner(self) -> tuple[list[str], list[str]]:
-        """Ids of utterances without a transcript, and of transcripts without audio."""
+    def unpaired_ids(self) -> tuple[list[str], list[str]]:
+        """Return the ids of audio files without a transcript, and of transcripts without audio."""
         audio, texts = self.audio_of_id.keys(), self.text_of_id.keys()
         return sorted(audio - texts), sorted(texts - audio)
 
 
 def load_split(root: Path, split: str, *, strict: bool = False, skip_unusable: bool = False) -> Manifest:
-    """The manifest of ROOT/SPLIT, from the cache where the folder has not changed since it was built.
+    """Return the manifest of ROOT/SPLIT, from the cache if the folder has not changed since it was built.
 
     Args:
-        root: the folder that holds the splits.
-        split: such as ``train-clean-100``.
-        strict: raise where an utterance has no transcript or a transcript no audio; otherwise these are left out with
-            a warning that counts and lists them.
-        skip_unusable: leave out empty and undecodable audio files with a warning instead of raising.
+        root: folder of the splits.
+        split: name of the split, such as ``train-clean-100``.
+        strict: raise an error if audio has no transcript or a transcript no audio; otherwise these are left out with a
+            warning that counts and lists them.
+        skip_unusable: leave out empty and undecodable audio files with a warning instead of raising an error.
 
     Raises:
-        InputError: root or split is missing, holds no utterance, or holds what the two switches do not allow.
+        InputError: root or split is missing, or has no utterance, or has files that `strict` or `skip_unusable` forbid.
     """
     folder = _split_folder(root, split)
     path = cache_root() / "manifests" / f"{split.replace(os.sep, '_')}-{_fingerprint(folder)}.jsonl"
-    # The cache holds only splits without findings, so that a warning or an error is not said just once.
-    if os.path.exists(path):  # unlike Path.exists, also where the folder may not be read
+    # Only splits without problems are cached, so that a warning or an error is repeated at every start.
+    if os.path.exists(path):  # unlike Path.exists, this is False and does not raise if the folder may not be read
         return Manifest.load(path)
     files = _list_files(folder)
     unpaired = _report_unpaired(files, folder, strict)
     manifest, unreadable = _measure(files, folder)
     _report_unreadable(unreadable, folder, skip_unusable)
     if len(manifest) == 0:
-        raise InputError(f"{folder}: no utterance is left that has both readable audio and a transcript.")
+        raise InputError(f"{folder}: no utterance has both readable audio and a transcript.")
     if not unpaired and not unreadable:
         _save_to_cache(manifest, path)
     return manifest
@@ -67,19 +67,19 @@ def load_split(root: Path, split: str, *, strict: bool = False, skip_unusable: b
 
 def _split_folder(root: Path, split: str) -> Path:
     if not root.is_dir():
-        raise InputError(f"data.root: there is no folder {root}. Give the folder that holds the splits.")
+        raise InputError(f"data.root: folder {root} not found. Give the folder of the splits.")
     folder = root / split
     if not folder.is_dir():
-        found = sorted(e.name for e in root.iterdir() if e.is_dir() or e.name.endswith(MANIFEST_SUFFIXES))
+        names = sorted(e.name for e in root.iterdir() if e.is_dir() or e.name.endswith(MANIFEST_SUFFIXES))
         raise InputError(
             f"data.root: {root} has no split {split!r}, neither as a folder nor as {split}.jsonl; it holds"
-            f" {', '.join(found) or 'neither folders nor manifests'}."
+            f" {', '.join(names) or 'neither folders nor manifests'}."
         )
     return folder.resolve()
 
 
 def _fingerprint(folder: Path) -> str:
-    """Changes when a file below `folder` appears, goes, is renamed, or when a transcript file is edited."""
+    """Return a digest that changes if a file below `folder` is added, removed or renamed, or a transcript is edited."""
     digest = hashlib.sha256(str(folder).encode())
     for directory, _, names in sorted(os.walk(folder, followlinks=True)):
         digest.update(f"{directory} {os.stat(directory).st_mtime_ns}".encode())
@@ -120,8 +120,8 @@ def _read_transcripts(path: Path, text_of_id: dict[str, str]) -> None:
 
 
 def _report_unpaired(files: SplitFiles, folder: Path, strict: bool) -> bool:
-    findings = zip(("without a transcript", "whose audio file is missing"), files.without_partner(), strict=True)
-    messages = [f"{len(ids)} utterances {what}: {listed(ids)}" for what, ids in findings if ids]
+    findings = zip(("without a transcript", "whose audio file is missing"), files.unpaired_ids(), strict=True)
+    messages = [f"{len(ids)} utterances {problem}: {listed(ids)}" for problem, ids in findings if ids]
     if not messages:
         return False
     message = f"{folder}: " + "; ".join(messages)
@@ -132,31 +132,31 @@ def _report_unpaired(files: SplitFiles, folder: Path, strict: bool) -> bool:
 
 
 def _measure(files: SplitFiles, folder: Path) -> tuple[Manifest, dict[str, str]]:
-    """The manifest of the readable pairs, and for each unreadable file the reason."""
+    """Return the manifest of the readable utterances, and the reason for each unreadable file."""
     ids = sorted(files.audio_of_id.keys() & files.text_of_id.keys())
     paths = [files.audio_of_id[utterance_id] for utterance_id in ids]
-    with ThreadPoolExecutor() as pool:  # libsndfile works outside the interpreter lock
+    with ThreadPoolExecutor() as pool:  # libsndfile releases the interpreter lock
         durations_or_reasons = list(pool.map(_duration_s_or_reason, paths))
     unreadable = {str(p): d for p, d in zip(paths, durations_or_reasons, strict=True) if isinstance(d, str)}
-    good = [i for i, d in enumerate(durations_or_reasons) if not isinstance(d, str)]
+    readable = [i for i, d in enumerate(durations_or_reasons) if not isinstance(d, str)]
     manifest = Manifest(
-        ids=[ids[i] for i in good],
-        audio_paths=[str(paths[i]) for i in good],
-        durations_s_N=np.array([durations_or_reasons[i] for i in good], dtype=np.float64),
-        texts=[files.text_of_id[ids[i]] for i in good],
-        speakers=[paths[i].relative_to(folder).parts[0] for i in good],
+        ids=[ids[i] for i in readable],
+        audio_paths=[str(paths[i]) for i in readable],
+        durations_s_N=np.array([durations_or_reasons[i] for i in readable], dtype=np.float64),
+        texts=[files.text_of_id[ids[i]] for i in readable],
+        speakers=[paths[i].relative_to(folder).parts[0] for i in readable],
     )
     return manifest, unreadable
 
 
 def _duration_s_or_reason(path: Path) -> float | str:
-    """Seconds of audio, or why there are none."""
+    """Return the seconds of audio, or the reason why the file is unreadable."""
     try:
         with soundfile.SoundFile(path) as file:
-            if shortage := cut_off(file, path):
-                return f"cut off: {shortage}"
+            if shortage := truncation(file, path):
+                return f"truncated: {shortage}"
             if file.frames == 0:
-                return "no audio in it"
+                return "contains no audio"
             return file.frames / file.samplerate if can_read(file, file.frames - 1) else "truncated or damaged"
     except (soundfile.SoundFileError, OSError) as error:
         return str(error).removeprefix(f"Error opening {str(path)!r}: ")
@@ -175,5 +175,5 @@ def _report_unreadable(reasons: dict[str, str], folder: Path, skip: bool) -> Non
 def _save_to_cache(manifest: Manifest, path: Path) -> None:
     try:
         manifest.save(path)
-    except OSError as error:  # a read-only home must not stop a run; it only lists the files again next time
-        log.warning("The manifest could not be cached as %s: %s.", path, error)
+    except OSError as error:  # a read-only home must not stop a run: the next one lists the files again
+        log.warning("The manifest cannot be cached as %s: %s.", path, error)

@@ -1,4 +1,4 @@
-"""Read, decode, augment, mask and pad: from a slot of the plan to a Batch, inside a loader worker."""
+"""Loading in a worker: read, decode, augment, mask and pad the utterances of a slot of the plan to a Batch."""
 
 import sys
 import time
@@ -20,32 +20,32 @@ from w2v_lightning.data.negatives import contrastive_indices
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import EndlessSampler, Slot, TrainSampler
 from w2v_lightning.errors import InputError
-from w2v_lightning.runtime.signals import heed_parent_only, held_back
+from w2v_lightning.runtime.signals import accept_sigterm_from_parent_only, sigterm_blocked
 from w2v_lightning.text.vocabulary import count_repeats
 
-# A fork takes along a lock that another thread holds just then, for ever held. Gloo's threads let go of a collective's
-# tensors after the main thread has gone on, and make themselves known to the interpreter for that, under such a lock:
-# in Python 3.11 a worker forked then never starts (gh-112275, fixed in its last releases and 3.12). Waiting lets them
-# finish.
+# A forked worker inherits locks held by other threads, and nothing will ever release them. Gloo's threads release the
+# tensors of a collective after the main thread has continued, and register with the interpreter for that, under such a
+# lock: in Python 3.11, a worker forked at that moment never starts (gh-112275, fixed in the last releases of 3.11 and
+# in 3.12). This wait lets the threads finish first.
 SETTLE_S = 0.05
 
 
-def _may_fork_while_a_collective_lets_go() -> bool:
+def _must_settle_before_fork() -> bool:
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return is_distributed and sys.version_info < (3, 12)
 
 
 class UtteranceDataset(Dataset):
-    """`dataset[slot]` is the slot's Batch. One worker makes a whole micro-batch: nothing is copied twice.
+    """Dataset of micro-batches: `dataset[slot]` is the Batch of a slot. One worker makes all of it, to avoid copies.
 
     Args:
         manifest: the utterances.
-        spec: what the model needs.
-        split: its name.
-        reader: where bytes come from; by default plain local reading.
-        seed: what masks and augmentation are drawn with.
+        spec: properties of the model.
+        split: name of the split.
+        reader: source of the encoded audio; default: an AudioReader without a cache.
+        seed: random seed of masks and augmentation.
         masked: draw time and channel masks, and the negatives of pre-training.
-        augmentation: what is done to the waveforms; None leaves them as they are.
+        augmentation: augmentation of the waveforms; None: none.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class UtteranceDataset(Dataset):
         seed: int = 0,
         masked: bool = False,
         augmentation: Augmentation | None = None,
-    ):
+    ) -> None:
         self.manifest = manifest
         self.spec = spec
         self.split = split
@@ -98,7 +98,7 @@ class UtteranceDataset(Dataset):
         )
 
     def _text(self, position: int) -> str:
-        """As it is encoded; nothing where the model is not trained on text."""
+        """Return the normalised transcript; "" if the model is not trained on text."""
         return self.spec.vocabulary.normalise(self.manifest.texts[position]) if self.spec.needs_text else ""
 
     def _waveforms(self, slot: Slot, labels: list[np.ndarray]) -> list[np.ndarray]:
@@ -112,21 +112,21 @@ class UtteranceDataset(Dataset):
         if self.augmenter:
             rngs = [self._rng(Draw.AUGMENTATION, slot.epoch, i) for i in slot.positions]
             waveforms = [
-                self.augmenter(as_float(waveform_T), self._least_samples(label_ids), rng)
+                self.augmenter(as_float(waveform_T), self._min_samples(label_ids), rng)
                 for waveform_T, label_ids, rng in zip(waveforms, labels, rngs, strict=True)
             ]
         is_uniform = len({waveform_T.dtype for waveform_T in waveforms}) == 1
         return waveforms if is_uniform else [as_float(waveform_T) for waveform_T in waveforms]
 
-    def _least_samples(self, label_ids: np.ndarray) -> int:
-        """Fewer than these, and the model has not enough frames for the labels."""
+    def _min_samples(self, label_ids: np.ndarray) -> int:
+        """Return the fewest samples that give the model enough frames for the labels."""
         return self.spec.samples_for(max(1, len(label_ids) + count_repeats(label_ids)))
 
-    def _rng(self, what: Draw, epoch: int, position: int) -> np.random.Generator:
-        return utterance_rng(what, self.seed, epoch, self.manifest.ids[position])
+    def _rng(self, purpose: Draw, epoch: int, position: int) -> np.random.Generator:
+        return utterance_rng(purpose, self.seed, epoch, self.manifest.ids[position])
 
     def _masks(self, slot: Slot, num_frames_B: torch.Tensor, num_frames: int) -> dict[str, torch.Tensor]:
-        """What is drawn for a Batch of `num_frames`, padding counted, by the names of its fields."""
+        """Draw the masks and negatives of a Batch of `num_frames` padded frames; return them by field name."""
         augment, num_channels = self.spec.spec_augment, self.spec.num_channels
         if not self.masked:
             return {}
@@ -147,16 +147,16 @@ class UtteranceDataset(Dataset):
 
 
 class TimedLoader(DataLoader):
-    """Counts for how long (s) its batches were waited for, since it was made: a batch that lies ready costs nothing."""
+    """DataLoader that adds up, in `waited_s`, the seconds its consumer waits for batches; a ready batch costs none."""
 
     waited_s = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader declares a private type
         started = time.perf_counter()
-        if self.num_workers and _may_fork_while_a_collective_lets_go():
+        if self.num_workers and _must_settle_before_fork():
             time.sleep(SETTLE_S)
-        with held_back() if self.num_workers else nullcontext():
-            batches = super().__iter__()  # starts the workers: not put off to the first batch
+        with sigterm_blocked() if self.num_workers else nullcontext():
+            batches = super().__iter__()  # starts the workers now, not with the first batch
         self.waited_s += time.perf_counter() - started
         return self._timed(batches)
 
@@ -173,23 +173,25 @@ class TimedLoader(DataLoader):
 
 
 class TrainLoader(TimedLoader):
-    """Goes on to the next epoch while the last batches of one are being trained on: its first batch lies ready.
+    """DataLoader that loads the next epoch during the last batches of the current one, so its first batch is ready.
 
-    Workers that were stopped between two epochs would have nothing to do at the end of one, and the device at the
-    beginning of the next: half a second at 1,600 s a batch.
+    If workers stopped between epochs, they would idle at the end of one, and the device at the beginning of the next:
+    half a second at batches of 1,600 s.
     """
 
-    _ahead: tuple[int, Iterator[Batch]] | None = None  # an epoch, and its batches followed by those of all others
+    sampler: EndlessSampler
+    _ahead: tuple[int, Iterator[Batch]] | None = None  # the next epoch, and an iterator from its first batch on
 
-    def __iter__(self) -> Iterator[Batch]:
-        wanted, num_steps = self.sampler.epochs.epoch, self.sampler.epochs.num_steps
-        epoch, batches = self._take_ahead() or (wanted, None)
-        if batches is None or epoch != wanted:  # the first, or one was left in the middle
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader declares a private type
+        epoch, num_steps = self.sampler.epochs.epoch, self.sampler.epochs.num_steps
+        next_epoch, batches = self._take_ahead() or (epoch, None)
+        if batches is None or next_epoch != epoch:  # the first epoch, or the last one was not finished
             batches = super().__iter__()
         for batch in batches:
             is_last = batch.is_last_of_step and batch.global_step == num_steps - 1
             if is_last:
-                self._ahead = wanted + 1, batches  # already: who knows the length does not ask once more
+                # Set before the yield: a consumer that knows the length does not resume this generator after it.
+                self._ahead = epoch + 1, batches
             yield batch
             if is_last:
                 return
@@ -200,12 +202,12 @@ class TrainLoader(TimedLoader):
 
 
 def train_loader(dataset: UtteranceDataset, sampler: TrainSampler, num_workers: int) -> TrainLoader:
-    """The Batches of the sampler's epochs, made by `num_workers` processes (0: by this one)."""
+    """Return a loader of the sampler's epochs, with `num_workers` worker processes (0: load in this process)."""
     return TrainLoader(dataset, persistent_workers=num_workers > 0, **_options(EndlessSampler(sampler), num_workers))
 
 
 def batch_loader(dataset: UtteranceDataset, sampler: Sampler, num_workers: int) -> TimedLoader:
-    """The Batches of the sampler's slots, made by `num_workers` processes (0: by this one)."""
+    """Return a loader of the sampler's slots, with `num_workers` worker processes (0: load in this process)."""
     return TimedLoader(dataset, **_options(sampler, num_workers))
 
 
@@ -213,12 +215,12 @@ def _options(sampler: Sampler, num_workers: int) -> dict[str, Any]:
     return {
         "sampler": sampler,
         "batch_size": None,  # the sampler's slots are whole micro-batches
-        "collate_fn": _as_it_is,
+        "collate_fn": _identity,
         "num_workers": num_workers,
-        "worker_init_fn": heed_parent_only,
+        "worker_init_fn": accept_sigterm_from_parent_only,
         "pin_memory": torch.cuda.is_available(),
     }
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _identity(batch: Batch) -> Batch:
     return batch

@@ -1,12 +1,12 @@
-"""The manifest: one JSON line per utterance, with NeMo's key names, so that other toolkits read it too.
+"""Manifest files: one JSON line per utterance, with NeMo's key names, so that other toolkits can read them, too.
 
     {"id": "19-198-0000", "audio_filepath": "...", "duration": 14.535, "text": "...", "speaker": "19"}
 
-`audio_filepath` is relative to the manifest, or absolute, or a URL. Two pairs of keys say where in that file the audio
-lies, if it is not all of it: `byte_offset` and `num_bytes` (a file within a tar shard), and `offset` and `duration` in
-seconds (a segment of a long recording, as NeMo has it). The cuts of a lhotse manifest are read too.
+`audio_filepath` is relative to the manifest, or absolute, or a URL. If the utterance is only a part of that file, two
+pairs of keys locate it: `byte_offset` and `num_bytes` (a file within a tar shard), and `offset` and `duration` in
+seconds (a segment of a long recording, as in NeMo). The cuts of a lhotse manifest can be read, too.
 
-Everything that decides what an epoch trains on (`data/plan.py`) works on a manifest alone and never opens audio.
+The plan of an epoch (`data/plan.py`) is made from a manifest alone, without opening audio.
 """
 
 import gzip
@@ -22,17 +22,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.lhotse import is_lhotse_cut, row_of_cut
+from w2v_lightning.data.lhotse import is_lhotse_cut, row_from_cut
 from w2v_lightning.data.remote import RemoteFiles, is_remote
 from w2v_lightning.errors import InputError, listed
 from w2v_lightning.runtime.files import atomic_text_file
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json")  # NeMo's own manifests are called .json
+_DEFAULT: Any = None  # of columns that __post_init__ fills
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Manifest:
     durations_s_N: np.ndarray
     texts: list[str]
     speakers: list[str]
-    byte_offsets_N: np.ndarray = None  # int64; 0 where the audio is a file of its own
-    num_bytes_N: np.ndarray = None  # int64; 0 for all of the file
-    starts_s_N: np.ndarray = None  # of a segment within its recording; NaN where it is not one
+    byte_offsets_N: np.ndarray = _DEFAULT  # int64; 0 if the audio is a file of its own
+    num_bytes_N: np.ndarray = _DEFAULT  # int64; 0 for the whole file
+    starts_s_N: np.ndarray = _DEFAULT  # start of a segment in its recording; NaN if it is not a segment
 
     def __post_init__(self) -> None:
         defaults = {
@@ -62,55 +63,54 @@ class Manifest:
         return len(self.ids)
 
     def audio(self, i: int) -> AudioRef:
-        """Where the audio of the i-th utterance lies."""
+        """Location of the audio of the i-th utterance."""
         start_s = None if math.isnan(self.starts_s_N[i]) else float(self.starts_s_N[i])
         place = int(self.byte_offsets_N[i]), int(self.num_bytes_N[i])
         return AudioRef(self.audio_paths[i], *place, start_s, float(self.durations_s_N[i]))
 
     @cached_property
     def digests(self) -> dict[str, Any]:
-        """What a change is noticed by: numbers, which say something, and digests of the rest; computed once."""
+        """Fingerprint of the data: readable numbers, and digests of the rest; computed once."""
         return {
             "utterances": len(self),
             "hours": round(float(self.durations_s_N.sum()) / 3600, 3),
             "ids": _digest(i.encode() + b"\0" for i in self.ids),
-            "durations": _digest([np.ascontiguousarray(self.durations_s_N)]),
+            "durations": _digest([self.durations_s_N.tobytes()]),
             "transcripts": _digest(text.encode() + b"\0" for text in self.texts),
         }
 
     @classmethod
     def join(cls, manifests: Sequence["Manifest"]) -> "Manifest":
-        """All utterances of several manifests, in order, whatever their ids."""
+        """Join the utterances of several manifests, in order; ids may repeat."""
         columns = [[getattr(manifest, field.name) for manifest in manifests] for field in fields(cls)]
         return cls(*(_concatenate(parts) for parts in columns))
 
     @classmethod
     def concatenate(cls, manifests: Sequence["Manifest"]) -> "Manifest":
-        """As `join`, for training.
+        """Join manifests for training; ids must be unique, since random masks are seeded with them.
 
         Raises:
-            InputError: an id occurs twice; ids name what the random masks are drawn for.
+            InputError: an id occurs more than once.
         """
         whole = cls.join(manifests)
         if len(set(whole.ids)) != len(whole):
-            twice = next(utterance_id for utterance_id, count in Counter(whole.ids).items() if count > 1)
-            raise InputError(f"Utterance id {twice!r} occurs more than once; ids must be unique over the splits used.")
+            duplicate = next(utterance_id for utterance_id, count in Counter(whole.ids).items() if count > 1)
+            raise InputError(f"Utterance id {duplicate!r} occurs more than once; ids must be unique over all splits.")
         return whole
 
     def select(self, keep_N: np.ndarray) -> "Manifest":
-        """The utterances where the boolean `keep_N` is true, in the same order."""
+        """Select the utterances whose boolean `keep_N` is true, in the same order."""
         positions = np.flatnonzero(keep_N)
-        columns = [getattr(self, field.name) for field in fields(self)]
-        return Manifest(*(c[positions] if isinstance(c, np.ndarray) else [c[i] for i in positions] for c in columns))
+        return Manifest(*(_take(getattr(self, field.name), positions) for field in fields(self)))
 
     def save(self, path: Path) -> None:
-        """Write the manifest whole or not at all (temporary file, then rename)."""
+        """Write the manifest atomically (temporary file, then rename)."""
         with atomic_text_file(path) as file:
             for i in range(len(self)):
                 file.write(self.line(i) + "\n")
 
     def line(self, i: int) -> str:
-        """The i-th utterance as it stands in a manifest, without the line's end."""
+        """Return the i-th utterance as a line of a manifest, without the line ending."""
         row: dict[str, Any] = {
             "id": self.ids[i],
             "audio_filepath": self.audio_paths[i],
@@ -126,11 +126,11 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | Path) -> "Manifest":
-        """Read a manifest, also gzipped (.gz) or from a URL; relative audio paths come back joined to its folder.
+        """Read a manifest, also gzipped (.gz) or from a URL; relative audio paths are joined to its folder.
 
         Raises:
-            InputError: the file is missing or no UTF-8 text; a line is not valid JSON, lacks a key, or holds a value of
-                the wrong kind; names file and line.
+            InputError: the file is missing or not UTF-8 text; a line is not valid JSON, lacks a key, or has a value of
+                the wrong type; the message names file and line.
         """
         rows = [row for _, row in read_rows(path)]
         folder = str(path).rpartition("/")[0] or "."
@@ -147,7 +147,7 @@ class Manifest:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """(line number, checked row) of each utterance in a manifest, read as a stream; see `Manifest.load`.
+    """Yield (line number, checked row) of each utterance in a manifest, as a stream; see `Manifest.load`.
 
     Every row has an id and a speaker, as strings.
     """
@@ -159,29 +159,30 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}.") from None
     except FileNotFoundError:
-        raise InputError(f"There is no manifest {path}.") from None
+        raise InputError(f"Manifest not found: {path}.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
-def find_manifest(root: str, split: str) -> str | None:
-    """The manifest of a split: ROOT/SPLIT.jsonl, ROOT/SPLIT.jsonl.gz, or `split` itself where it names a file so.
+def find_manifest(root: str, split: str) -> str | Path | None:
+    """Find the manifest of a split: ROOT/SPLIT.jsonl, ROOT/SPLIT.jsonl.gz, or `split` itself if it has such a name.
 
-    Below a URL nothing is looked for: it is ROOT/SPLIT.jsonl.
+    Below a URL, nothing is looked up: the result is ROOT/SPLIT.jsonl.
     """
     path = _resolve(split, str(root))
     if split.endswith(MANIFEST_SUFFIXES):
         return path
     if "://" in path:
         return f"{path}{MANIFEST_SUFFIXES[0]}"
-    return next((found for suffix in MANIFEST_SUFFIXES if (found := Path(path + suffix).expanduser()).exists()), None)
+    candidates = (Path(path + suffix).expanduser() for suffix in MANIFEST_SUFFIXES)
+    return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
-def check_files(manifest: Manifest, name: str) -> None:
-    """Whether the local files that a manifest names are there, and long enough; nothing is opened.
+def check_files(manifest: Manifest, name: str | Path) -> None:
+    """Check that the local files that a manifest names exist and are long enough, without opening them.
 
     Raises:
-        InputError: some are not; counts and lists them.
+        InputError: some are missing or too short; the message counts and lists them.
     """
     ends: dict[str, int] = {}
     for path, offset, size in zip(
@@ -189,13 +190,13 @@ def check_files(manifest: Manifest, name: str) -> None:
     ):
         if not is_remote(path):
             ends[path] = max(ends.get(path, 0), offset + size)
-    with ThreadPoolExecutor(16) as pool:  # on a network mount each question takes its time
+    with ThreadPoolExecutor(16) as pool:  # on a network mount, each stat is slow
         sizes = list(pool.map(_size_or_none, ends))
     missing = [path for path, size in zip(ends, sizes, strict=True) if size is None]
     short = [path for (path, end), size in zip(ends.items(), sizes, strict=True) if size is not None and size < end]
-    for paths, what in ((missing, "are not there"), (short, "are shorter than the manifest says")):
+    for paths, problem in ((missing, "are missing"), (short, "are shorter than the manifest says")):
         if paths:
-            raise InputError(f"{name}: {len(paths)} of its {len(ends)} audio files {what}: {listed(paths)}.")
+            raise InputError(f"{name}: {len(paths)} of its {len(ends)} audio files {problem}: {listed(paths)}.")
 
 
 def _size_or_none(path: str) -> int | None:
@@ -206,18 +207,18 @@ def _size_or_none(path: str) -> int | None:
 
 
 def cache_root() -> Path:
-    """Where manifests and the demo corpus are kept: $W2V_LIGHTNING_CACHE, else the user's cache folder."""
-    if own := os.environ.get("W2V_LIGHTNING_CACHE"):
-        return Path(own)
+    """Folder of cached manifests and the demo corpus: $W2V_LIGHTNING_CACHE, or else in the user's cache folder."""
+    if folder := os.environ.get("W2V_LIGHTNING_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "w2v_lightning"
 
 
 def _open_text(path: str) -> TextIO:
     if is_remote(path):
         (data,) = RemoteFiles().fetch([AudioRef(path)])
-        file = io.BytesIO(data)
+        file: BinaryIO = io.BytesIO(data)
     else:
-        file = open(path.removeprefix("file://"), "rb")  # noqa: SIM115  its caller closes it
+        file = open(path.removeprefix("file://"), "rb")  # noqa: SIM115  closed by the caller
     return io.TextIOWrapper(gzip.open(file) if path.endswith(".gz") else file, encoding="utf-8-sig")
 
 
@@ -225,29 +226,29 @@ def _parse_line(line: str, where: str) -> dict:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not a JSON line ({error}).") from None
+        raise InputError(f"{where}: invalid JSON ({error}).") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: must be a JSON object, found {type(row).__name__}.")
     if is_lhotse_cut(row):
         try:
-            row = row_of_cut(row, where)
+            row = row_from_cut(row, where)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{where}: not a lhotse cut that can be read ({error!r}).") from None
+            raise InputError(f"{where}: invalid lhotse cut ({error!r}).") from None
     missing = [key for key in ("audio_filepath", "duration", "text") if key not in row]
     if missing:
         raise InputError(f"{where}: key {missing[0]!r} is missing.")
-    for key, (is_right, what) in _KINDS.items():
-        if key in row and not is_right(row[key]):
-            raise InputError(f"{where}: {key} must be {what}, found {row[key]!r}.")
+    for key, (is_valid, expected) in _KINDS.items():
+        if key in row and not is_valid(row[key]):
+            raise InputError(f"{where}: {key} must be {expected}, found {row[key]!r}.")
     row["id"] = as_string(row.get("id")) or _id_from_name(row)
     row["speaker"] = as_string(row.get("speaker"))
     return row
 
 
 def as_string(value: Any) -> str:
-    """An id or a speaker, which may be a number, 0 too; null is none."""
+    """Convert an id or speaker to a string: numbers (also 0) are kept, null becomes ''."""
     return "" if value is None else str(value)
 
 
@@ -266,7 +267,7 @@ _KINDS = {
 
 
 def _id_from_name(row: dict) -> str:
-    """NeMo's manifests have no ids: the file's name, and the segment's start (ms) where a recording has several."""
+    """Make an id, which NeMo's manifests lack: the name of the file, and for a segment its start in ms."""
     stem = Path(row["audio_filepath"]).stem
     return f"{stem}-{round(row['offset'] * 1000):08}" if "offset" in row else stem
 
@@ -275,11 +276,15 @@ def _resolve(audio_path: str, folder: str) -> str:
     return audio_path if "://" in audio_path or audio_path.startswith("/") else f"{folder}/{audio_path}"
 
 
-def _digest(pieces: Iterable[bytes | np.ndarray]) -> str:
+def _digest(pieces: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()[:16]
+
+
+def _take(column: Any, positions: np.ndarray) -> Any:
+    return column[positions] if isinstance(column, np.ndarray) else [column[i] for i in positions]
 
 
 def _concatenate(parts: list) -> Any:

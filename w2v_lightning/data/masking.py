@@ -1,7 +1,7 @@
-"""SpecAugment masks as fairseq draws them, one utterance at a time, in the loader worker.
+"""SpecAugment masks, drawn as in fairseq, one utterance at a time, in the loader worker.
 
-Source: `compute_mask_indices` of fairseq (mask_type static, overlapping spans, no cross-row trimming). The
-random stream is the utterance's own (`data/draw.py`).
+Source: `compute_mask_indices` of fairseq (mask_type static, overlapping spans, no cross-row trimming). Each utterance
+has its own random stream (`data/draw.py`).
 """
 
 import logging
@@ -14,18 +14,18 @@ log = logging.getLogger(__name__)
 
 
 def warn_of_start_probability(option: str, prob: float, length: int) -> None:
-    """The paper gives the probability that a span starts at a position: 0.065 where fairseq says 0.65 (length 10).
+    """Warn if `prob` looks like the start probability of the paper, 0.065, not the share of fairseq, 0.65 (length 10).
 
     Args:
-        option: what `prob` is called, for the message.
-        prob: the share of positions to mask, as in `SpecAugment`.
-        length: of a span.
+        option: name of the option, for the message.
+        prob: share of positions to mask, as in `SpecAugment`.
+        length: length of a span.
     """
     if 0 < prob * length < 1:
         log.warning(
-            "%s=%g would mask about %.1f %% of the positions. It looks like the wav2vec 2.0 paper's probability that a"
-            " span starts at a position; here, as in fairseq, it is the share to mask, with spans of %d that never"
-            " overlap: %g as start probability is %g here, and %g here is %.2g as start probability.",
+            "%s=%g would mask about %.1f %% of the positions. It looks like the probability, in the wav2vec 2.0 paper,"
+            " that a span starts at a position. Here, as in fairseq, it is the share of positions to mask if spans (of"
+            " length %d) never overlapped: start probability %g is %g here, and %g here is start probability %.2g.",
             *(option, prob, 100 * prob, length, prob, prob * length, prob, prob / length),
         )
 
@@ -33,16 +33,16 @@ def warn_of_start_probability(option: str, prob: float, length: int) -> None:
 def draw_masks(
     spec: SpecAugment, num_frames: int, num_channels: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Time mask over `num_frames` (F,) and channel mask over `num_channels` (C,), bool, True where masked."""
+    """Draw a time mask over `num_frames` (F,) and a channel mask over `num_channels` (C,), bool, True if masked."""
     time_mask_F = span_mask(num_frames, spec.time_prob, spec.time_length, spec.time_min_spans, rng)
     channel_mask_C = span_mask(num_channels, spec.channel_prob, spec.channel_length, 0, rng)
     return time_mask_F, channel_mask_C
 
 
 def span_mask(size: int, prob: float, length: int, min_spans: int, rng: np.random.Generator) -> np.ndarray:
-    """`prob` x `size` / `length` spans (the fraction rounded up or down at random) of `length`, which may overlap.
+    """Draw `prob` x `size` / `length` spans of `length` (number rounded up or down at random), which may overlap.
 
-    An input shorter than the span gets none, as masking all of it would leave nothing to learn from.
+    An input not longer than a span gets none: masking all of it would leave nothing to learn from.
     """
     mask = np.zeros(size, dtype=bool)
     if prob <= 0 or size <= length:

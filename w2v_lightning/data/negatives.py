@@ -1,7 +1,7 @@
-"""Negatives of pre-training, one utterance at a time, in the loader worker: what each masked frame is to be told from.
+"""Negatives of pre-training: distractors of each masked frame, drawn per utterance, in the loader worker.
 
-Source: `_sample_negative_indices` of transformers, `sample_negatives` of fairseq. The random stream is the utterance's
-own (`data/draw.py`).
+Source: `_sample_negative_indices` of transformers, `sample_negatives` of fairseq. Each utterance has its own random
+stream (`data/draw.py`).
 
 Shapes: F frames of an utterance, M masked frames, K negatives of each.
 """
@@ -12,9 +12,9 @@ import numpy as np
 
 
 def draw_negatives(num_masked: int, num_negatives: int, rng: np.random.Generator) -> np.ndarray:
-    """For each of an utterance's masked frames, `num_negatives` of the others, uniformly and with repeats.
+    """Draw, for each masked frame of an utterance, `num_negatives` of its other masked frames, uniformly, with repeats.
 
-    Returns (M, K) int32: positions among the utterance's masked frames, never a frame's own.
+    Returns (M, K) int32: positions among the utterance's masked frames, never that of the frame itself.
     """
     negatives_MK = rng.integers(0, num_masked - 1, (num_masked, num_negatives), dtype=np.int32)
     return negatives_MK + (negatives_MK >= np.arange(num_masked, dtype=np.int32)[:, None])
@@ -23,18 +23,18 @@ def draw_negatives(num_masked: int, num_negatives: int, rng: np.random.Generator
 def contrastive_indices(
     time_masks: Sequence[np.ndarray], num_frames: int, num_negatives: int, rngs: Sequence[np.random.Generator]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The masked frames of a batch and their negatives, as indices that a device gathers without counting anything.
+    """Return the masked frames of a batch and their negatives as indices that a device can gather directly.
 
-    An utterance with a single masked frame has nothing to tell it from, and takes no part.
+    An utterance with a single masked frame has no negatives, and is left out.
 
     Args:
-        time_masks: bool (F,) of each utterance.
+        time_masks: time mask of each utterance, bool (F,).
         num_frames: F of the padded batch.
-        num_negatives: of each masked frame.
-        rngs: of each utterance.
+        num_negatives: number of negatives per masked frame.
+        rngs: random stream of each utterance.
 
     Returns:
-        masked_M, int64: the masked frames in a batch of B x F frames that was flattened.
+        masked_M, int64: positions of the masked frames in the flattened batch of B x F frames.
         negatives_MK, int32: positions in `masked_M`.
     """
     start = 0

@@ -1,13 +1,13 @@
-"""What an epoch trains on, decided from durations alone: two pure functions that never touch audio.
+"""Plan of an epoch, made from durations alone by two pure functions that never read audio.
 
-    plan(durations, batch_seconds, seed, epoch)              -> global step 0, 1, 2 ...: a set of utterances each
-    split(durations, step, world_size, num_micro_batches)    -> world_size x num_micro_batches sets, alike by rank
+    plan(durations, batch_seconds, seed, epoch)              -> global steps 0, 1, 2 ...: a set of utterances each
+    split(durations, step, world_size, num_micro_batches)    -> world_size x num_micro_batches sets, equal across ranks
 
-`batch_seconds` belongs to the experiment: how much audio one optimiser step sees, padding counted. `device_seconds` and
-the world size belong to the machine, and change only how a step is cut up. So the steps of an epoch, their number and
-their order are the same on any machine, and the position in an epoch is one integer.
+`batch_seconds` belongs to the experiment: the audio of one optimiser step, with padding. `device_seconds` and the world
+size belong to the machine, and only change how a step is split. So the steps of an epoch, their number and their order
+are the same on any machine, and the position in an epoch is one integer.
 
-The padded cost of a set of utterances is (number of utterances) x (longest duration): what a device computes on.
+The padded cost of a set of utterances is (number of utterances) x (longest duration): the seconds a device processes.
 """
 
 import math
@@ -18,37 +18,37 @@ import numpy as np
 
 from w2v_lightning.errors import InputError
 
-# Raised with every change of the rules below: a run whose steps were others cannot go on within its epoch.
+# Increased with every change of the rules below: a run with different steps cannot resume within its epoch.
 VERSION = 2
 
-# A pool is a stretch of the sorted durations whose utterances are shuffled among each other to make steps. Longest over
-# shortest within a pool (the spread) bounds the padding; but however sparse the durations, a pool is at least two
-# steps, or the same utterances would meet in every epoch. It ends where its last step is full, so that all steps of an
-# epoch hold about as much audio, close to what `batch_seconds` allows.
+# A pool is a range of the sorted durations. Its utterances are shuffled and cut into steps. The ratio of its longest to
+# its shortest utterance (the spread) bounds the padding. But even if durations are sparse, a pool has at least two
+# steps, or every epoch would combine the same utterances. A pool ends where its last step is full, so that all steps of
+# an epoch have about the same amount of audio, close to the limit of `batch_seconds`.
 SPREAD = 1.05
 MIN_STEPS_PER_POOL = 2
 
-# Utterances per step, where there are enough of them, are a multiple that any usual number of devices divides: with 7
-# utterances on one device and 8 on the next, the first would wait for an eighth of the time.
+# The number of utterances per step, if there are enough, is a multiple that any usual number of devices divides: with 7
+# utterances on one device and 8 on the next, the first would wait an eighth of the time.
 MULTIPLES = (48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
-LEAST_FILL = 0.9  # of what batch_seconds allows
+LEAST_FILL = 0.9  # of the utterances that batch_seconds allows
 
 
 def plan(
     durations_s_N: np.ndarray, batch_seconds: float, seed: int, epoch: int, spread: float = SPREAD
 ) -> list[np.ndarray]:
-    """The global steps of an epoch, each an array of positions into `durations_s_N`; every utterance exactly once.
+    """Return the global steps of an epoch: arrays of positions into `durations_s_N`, each utterance exactly once.
 
-    Steps are made of utterances of similar duration, drawn anew each epoch, in a new order each epoch. The padded cost
-    of a step is at most `batch_seconds` (one utterance longer than that is a step of its own), and the number of steps
-    is the same in every epoch.
+    A step has utterances of similar duration. Each epoch draws other steps, in another order. The padded cost of a step
+    is at most `batch_seconds` (an utterance longer than that is a step of its own), and the number of steps is the same
+    in every epoch.
 
     Args:
         durations_s_N: seconds of each utterance.
-        batch_seconds: padded cost of a step at the most.
-        seed, epoch: what the random draw belongs to.
-        spread: longest over shortest utterance of a step, where the corpus is large enough for it. More mixes durations
-            better within a step and costs padding.
+        batch_seconds: maximum padded cost of a step.
+        seed, epoch: seeds of the random draw.
+        spread: ratio of the longest to the shortest utterance of a step, if the corpus is large enough. A larger ratio
+            mixes durations better within a step and costs padding.
     """
     rng = np.random.Generator(np.random.PCG64([seed, epoch]))
     steps = []
@@ -59,45 +59,45 @@ def plan(
 
 
 def num_steps(durations_s_N: np.ndarray, batch_seconds: float, spread: float = SPREAD) -> int:
-    """Global steps of every epoch."""
+    """Number of global steps of every epoch."""
     pools = _pools(durations_s_N, batch_seconds, spread)
     return sum(len(_step_sizes(durations_s_N[pool], batch_seconds)) for pool in pools)
 
 
 def _pools(durations_s_N: np.ndarray, batch_seconds: float, spread: float) -> Iterator[np.ndarray]:
-    """Positions in order of duration, cut where the spread is reached; each pool but the last fills its steps."""
+    """Yield pools: positions in order of duration, cut at the spread; each pool but the last fills its steps."""
     order_N = np.argsort(durations_s_N, kind="stable")
     sorted_s_N = durations_s_N[order_N]
     start = 0
     while start < len(order_N):
         end = _end_of_pool(sorted_s_N, start, batch_seconds, spread)
         if len(order_N) - end < _full_step(sorted_s_N[-1], batch_seconds):
-            end = len(order_N)  # what is left would be one step at most, perhaps of a single utterance
+            end = len(order_N)  # the rest would be one step at most, perhaps a single utterance
         yield order_N[start:end]
         start = end
 
 
 def _end_of_pool(sorted_s_N: np.ndarray, start: int, batch_seconds: float, spread: float) -> int:
-    """As many full steps as there are within the spread, and no fewer than a pool has to have; or all that is left."""
+    """Return the end of a pool: as many full steps as fit the spread, at least the minimum, or all remaining data."""
     longest_s = sorted_s_N[start] * spread
-    shorter_s = batch_seconds / (int(batch_seconds / longest_s) + 1)  # of which one more is a step
+    shorter_s = batch_seconds / (int(batch_seconds / longest_s) + 1)  # at this duration, a step has one more utterance
     longest_s = shorter_s if shorter_s > sorted_s_N[start] else longest_s
     end = int(np.searchsorted(sorted_s_N, longest_s, side="right"))
     num_steps = max(MIN_STEPS_PER_POOL, (end - start) // _full_step(sorted_s_N[end - 1], batch_seconds))
 
-    def number_too_many(end: int) -> int:  # which grows with it, as longer utterances make smaller steps
+    def excess(end: int) -> int:  # grows with `end`, because longer utterances make smaller steps
         return end - start - num_steps * _full_step(sorted_s_N[end - 1], batch_seconds)
 
-    return start + bisect_right(range(start + 1, len(sorted_s_N) + 1), 0, key=number_too_many)
+    return start + bisect_right(range(start + 1, len(sorted_s_N) + 1), 0, key=excess)
 
 
 def _full_step(longest_s: float, batch_seconds: float) -> int:
-    """Utterances of a step of a large pool."""
+    """Number of utterances of a step of a large pool."""
     return next(_full_steps(longest_s, batch_seconds))[0]
 
 
 def _full_steps(longest_s: float, batch_seconds: float) -> Iterator[tuple[int, int]]:
-    """Utterances that fill a step, and what they are a multiple of; what most numbers of devices divide comes first."""
+    """Yield numbers of utterances that fill a step, with their multiple; those that most device counts divide first."""
     most = max(1, int(batch_seconds / longest_s))
     for multiple in MULTIPLES:
         largest = most // multiple * multiple
@@ -106,12 +106,12 @@ def _full_steps(longest_s: float, batch_seconds: float) -> Iterator[tuple[int, i
 
 
 def _step_sizes(pool_s: np.ndarray, batch_seconds: float) -> list[int]:
-    """Utterances of each step of a pool: about equal, and within `batch_seconds` however the pool is shuffled."""
+    """Return the number of utterances of each step of a pool: about equal, within `batch_seconds` in any order."""
     for largest, multiple in _full_steps(pool_s.max(), batch_seconds):
         num_steps = math.ceil(len(pool_s) / largest)
         blocks, rest = divmod(len(pool_s), multiple)
         least, more = divmod(blocks, num_steps)
-        if least >= 2 or multiple == 1:  # else the steps would be too unequal
+        if least >= 2 or multiple == 1:  # otherwise, the steps would be too unequal
             break
     sizes = [(least + (step < more)) * multiple for step in range(num_steps)]
     sizes[-1] += rest
@@ -121,12 +121,12 @@ def _step_sizes(pool_s: np.ndarray, batch_seconds: float) -> list[int]:
 def split(
     durations_s_N: np.ndarray, step: np.ndarray, world_size: int, num_micro_batches: int
 ) -> list[list[np.ndarray]]:
-    """Cut one global step for a machine: `split(...)[rank][micro_batch]` are positions into `durations_s_N`.
+    """Split one global step for a machine: `split(...)[rank][micro_batch]` are positions into `durations_s_N`.
 
-    Of the step sorted by duration, each run of neighbours makes one micro-batch on every rank, dealt to them one by
-    one: so it is as large and as long on all ranks, and none waits for another. Micro-batches differ by one utterance
-    at most, those of shorter ones having more. A step of fewer utterances than that leaves some of the first ones
-    empty.
+    The step is sorted by duration and cut into runs. Each run is dealt to the ranks in turn, and makes one micro-batch
+    on each: it has about the same size and length on all ranks, so none waits for another. The sizes of micro-batches
+    differ by at most one utterance; those of shorter utterances have more. If the step has too few utterances, some of
+    the first micro-batches are empty.
     """
     by_duration = step[np.argsort(durations_s_N[step], kind="stable")]
     pieces = np.array_split(by_duration, world_size * num_micro_batches)
@@ -141,10 +141,10 @@ def micro_batches_per_rank(
     device_seconds: float,
     spread: float = SPREAD,
 ) -> int:
-    """The fewest micro-batches per rank and step (accumulate_grad_batches) that keep each within `device_seconds`.
+    """Return the fewest micro-batches per rank and step (accumulate_grad_batches) that fit `device_seconds` each.
 
-    The same for every step of every epoch. About batch_seconds / (world_size x device_seconds): a little more where
-    whole utterances do not divide evenly, less where a small corpus fills no step.
+    The number is the same for every step of every epoch: about batch_seconds / (world_size x device_seconds), a little
+    more if whole utterances do not divide evenly, less if a small corpus does not fill a step.
 
     Raises:
         InputError: a single utterance is longer than `device_seconds`.
@@ -162,16 +162,16 @@ def micro_batches_per_rank(
 
 
 def _largest_steps(durations_s_N: np.ndarray, batch_seconds: float, spread: float) -> Iterator[tuple[int, float]]:
-    """For each pool, utterances and longest duration (s) that a step of it can have at the most."""
+    """Yield, for each pool, the largest number of utterances of a step and their longest duration (s)."""
     for pool in _pools(durations_s_N, batch_seconds, spread):
         pool_s = durations_s_N[pool]
         yield max(_step_sizes(pool_s, batch_seconds)), float(pool_s.max())
 
 
 def evaluation_batches(durations_s_N: np.ndarray, device_seconds: float, world_size: int = 1) -> list[np.ndarray]:
-    """All utterances, longest first, in batches whose padded cost is at most `device_seconds`; each exactly once.
+    """Return batches of all utterances, longest first, each once, with a padded cost of at most `device_seconds`.
 
-    At least `world_size` batches, if there are as many utterances: Lightning wants one for every device.
+    There are at least `world_size` batches if there are as many utterances: Lightning needs one for every device.
     """
     order_N = np.argsort(-durations_s_N, kind="stable")
     most = len(order_N) // world_size

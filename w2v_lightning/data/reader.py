@@ -1,4 +1,4 @@
-"""The bytes of utterances by (URL, offset, length): one reader for local files, mounts, object stores and the web."""
+"""Reading of encoded audio by (URL, offset, length), from local files, mounts, object stores and web servers."""
 
 import hashlib
 import io
@@ -19,24 +19,24 @@ MAX_OPEN_SHARDS = 64  # per process; a LibriSpeech of 960 h in shards of 512 MB 
 
 
 class AudioReader:
-    """Reads encoded audio; the same object serves the main process and any number of loader workers.
+    """Reader of encoded audio, for the main process and any number of loader workers.
 
-    Nothing is opened before the first read, a copy in a forked process makes its own connections, and pickling carries
-    the options only. For one thread at a time.
+    Nothing is opened before the first read, a copy in a forked process makes its own connections, and pickling keeps
+    only the options. It is not thread-safe.
 
     Args:
-        cache_dir: where ranges of remote files are kept for the next epoch; None: nowhere. Local files are never
-            cached. See `RangeCache` for what is guaranteed.
-        cache_gib: limit of that folder; files that were not used for longest go first. Each process that writes may
-            overshoot it by 1 %.
-        verify: compare the decoded samples of every FLAC file with the MD5 that its encoder wrote into it; as dear as
-            decoding itself, about 0.26 ms per second of audio.
+        cache_dir: folder to cache ranges of remote files in; None: no cache. Local files are never cached. See
+            `RangeCache` for its guarantees.
+        cache_gib: size limit of that folder in GiB; the least recently used files are removed first. Each process that
+            writes may exceed it by 1 %.
+        verify: compare the decoded samples of every FLAC file with the MD5 in its header; costs as much as decoding,
+            about 0.26 ms per second of audio.
 
     Raises:
         InputError: `cache_gib` is not positive.
     """
 
-    def __init__(self, cache_dir: str | Path | None = None, cache_gib: float = 50.0, verify: bool = False):
+    def __init__(self, cache_dir: str | Path | None = None, cache_gib: float = 50.0, verify: bool = False) -> None:
         if not cache_gib > 0:
             raise InputError(f"data.cache_gib must be a positive number of GiB, found {cache_gib}.")
         self.cache_dir = cache_dir
@@ -50,11 +50,11 @@ class AudioReader:
         return AudioReader, (self.cache_dir, self.cache_gib, self.verify)
 
     def read(self, refs: Sequence[AudioRef]) -> list[bytes]:
-        """The bytes of each ref's file or byte range, in order; those of remote files are asked for all at once.
+        """Read the file or byte range of each ref, in order; remote ones are requested all at once.
 
         Raises:
-            InputError: a URL of a kind that is not read; a file or object that does not exist, may not be read or is
-                too short; a store that does not recover (`remote.PATIENCE_S`); with `verify`, damaged FLAC data.
+            InputError: a URL scheme is unsupported; a file or object does not exist, may not be read or is too short; a
+                store does not recover (`remote.PATIENCE_S`); with `verify`, FLAC data is damaged.
         """
         remote = [i for i, ref in enumerate(refs) if is_remote(ref.url)]
         bodies = dict(zip(remote, self._read_remote([refs[i] for i in remote]), strict=True))
@@ -64,13 +64,12 @@ class AudioReader:
     def _read_remote(self, refs: Sequence[AudioRef]) -> list[bytes]:
         if self._cache is None:
             return self._remote.fetch(refs)
-        bodies = [self._cache.get(ref) for ref in refs]
-        missing = [i for i, body in enumerate(bodies) if body is None]
-        for i, body in zip(missing, self._fetch_and_keep([refs[i] for i in missing]), strict=True):
-            bodies[i] = body
-        return bodies
+        cached = [self._cache.get(ref) for ref in refs]
+        missing = [i for i, body in enumerate(cached) if body is None]
+        fetched = dict(zip(missing, self._fetch_and_cache([refs[i] for i in missing]), strict=True))
+        return [fetched[i] if body is None else body for i, body in enumerate(cached)]
 
-    def _fetch_and_keep(self, refs: Sequence[AudioRef]) -> list[bytes]:
+    def _fetch_and_cache(self, refs: Sequence[AudioRef]) -> list[bytes]:
         bodies = self._remote.fetch(refs)
         for ref, body in zip(refs, bodies, strict=True):
             if self._cache is not None:
@@ -78,17 +77,17 @@ class AudioReader:
         return bodies
 
     def _verified(self, ref: AudioRef, body: bytes) -> bytes:
-        if is_sound(body):
+        if has_valid_md5(body):
             return body
-        if is_remote(ref.url):  # it may have been damaged on its way, or in the cache
-            (body,) = self._fetch_and_keep([ref])
-            if is_sound(body):
+        if is_remote(ref.url):  # it may have been damaged in transit, or in the cache
+            (body,) = self._fetch_and_cache([ref])
+            if has_valid_md5(body):
                 return body
-        raise InputError(f"{ref}: the FLAC data is damaged: it does not decode to the MD5 that it names. Replace it.")
+        raise InputError(f"{ref}: the FLAC data is damaged: it does not match the MD5 in its header. Replace it.")
 
 
-def is_sound(data: bytes) -> bool:
-    """Whether FLAC data decodes to the MD5 that it names; true also where it names none, and for any other format."""
+def has_valid_md5(data: bytes) -> bool:
+    """Return whether FLAC data matches the MD5 in its header; true also without an MD5, and for other formats."""
     info = flac.stream_info(data)
     if info is None or not any(info.md5):
         return True
@@ -97,11 +96,11 @@ def is_sound(data: bytes) -> bool:
             samples = sound.read(dtype="int32", always_2d=True) >> (32 - info.bits)  # libsndfile fills the upper bits
     except soundfile.SoundFileError:
         return False
-    return hashlib.md5(flac.pcm_bytes(samples, info.bits), usedforsecurity=False).digest() == info.md5
+    return hashlib.md5(flac.pcm_bytes(samples, info.bits).data, usedforsecurity=False).digest() == info.md5
 
 
 class _LocalFiles:
-    """Reads files of this host and its mounts; the shards that were read last stay open."""
+    """Reader of local files and mounts; the most recently read shards stay open."""
 
     def __init__(self) -> None:
         self._descriptors: OrderedDict[str, int] = OrderedDict()
@@ -116,8 +115,8 @@ class _LocalFiles:
             raise InputError(f"{ref}: cannot be read: {error.strerror}.") from error
         if len(data) != ref.num_bytes:
             raise InputError(
-                f"{ref}: {ref.num_bytes} bytes wanted, {len(data)} found: the file is cut off, or the manifest was made"
-                " for another version of it."
+                f"{ref}: expected {ref.num_bytes} bytes, found {len(data)}: the file is truncated, or the manifest was"
+                " made for another version of it."
             )
         return data
 

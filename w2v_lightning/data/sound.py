@@ -1,4 +1,4 @@
-"""What makes an open sound file unfit: that it is not whole, or that its samples are no numbers."""
+"""Checks of an open sound file: that it is complete, and that its samples are finite."""
 
 import io
 import os
@@ -9,86 +9,86 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-TOLERANCE_S = 0.01  # rounded seconds in a manifest, or a header that counts itself, are no fault
-# A program that writes WAV or AIFF to a pipe cannot say how long it will be, and says a number from here on (sox
-# 0x7FFFF000 or 0x7F000000, arecord 2**31, ffmpeg 2**32 - 1): 18 h of 16 kHz audio.
+TOLERANCE_S = 0.01  # tolerates rounded seconds in a manifest, and headers that count themselves
+# A program that writes WAV or AIFF to a pipe does not know the length in advance, and writes a number at or above this
+# (sox 0x7FFFF000 or 0x7F000000, arecord 2**31, ffmpeg 2**32 - 1), which is 18 h of 16 kHz audio.
 UNKNOWN_BYTES = 0x7F000000
-# Of libsndfile's log, and nowhere else: the chunk of samples in a WAV or AIFF file is longer than the file.
+# Line of libsndfile's log if the sample chunk of a WAV or AIFF file is longer than the file; only the log has this.
 SHORT_CHUNK = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
-# A page of OGG (RFC 3533): 27 bytes, the last of which counts its segments; a byte for the size of each; the segments.
+# OGG page (RFC 3533): 27 bytes, the last one the number of segments; one byte per segment with its size; the segments.
 PAGE_HEADER_BYTES = 27
 MAX_PAGE_BYTES = PAGE_HEADER_BYTES + 255 + 255 * 255
 END_OF_STREAM = 4
 BLOCK_FRAMES = 1 << 16
-FLOATING_POINT = ("FLOAT", "DOUBLE")  # no other samples can be NaN or infinite
+FLOATING_POINT = ("FLOAT", "DOUBLE")  # samples of other types cannot be NaN or infinite
 
 
 def can_read(sound: soundfile.SoundFile, frame: int) -> bool:
-    """Whether that frame can be read: of the last one, it finds truncated files for 0.06 ms more each."""
+    """Return whether a frame can be read; trying the last one detects truncated files, at 0.06 ms per file."""
     try:
         sound.seek(frame)
         return len(sound.read(1)) == 1
-    except soundfile.SoundFileError:  # what libsndfile says of it ("Internal psf_fseek() failed") helps nobody
+    except soundfile.SoundFileError:  # its message ("Internal psf_fseek() failed") would not help the user
         return False
 
 
-def cut_off(sound: soundfile.SoundFile, source: str | Path | io.BytesIO, *, may_be_unclosed: bool = False) -> str:
-    """By what a file ends before its audio does; empty where it does not, or where nothing tells.
+def truncation(sound: soundfile.SoundFile, source: str | Path | io.BytesIO, *, may_be_unclosed: bool = False) -> str:
+    """Describe how a file is truncated; "" if it is complete, or if nothing in the file tells.
 
-    libsndfile reads such WAV, AIFF and OGG files as if they were shorter, without a word.
+    libsndfile silently reads truncated WAV, AIFF and OGG files as if they were shorter.
 
     Args:
         sound: the open file.
-        source: what it was opened from.
-        may_be_unclosed: an OGG file need not end with the last page of a stream: a recorder that was stopped, or a cut
-            between two pages, look alike.
+        source: the path or file object that it was opened from.
+        may_be_unclosed: accept an OGG file without the last page of a stream: that of a recorder that was stopped looks
+            the same as one truncated between two pages.
     """
     if sound.format == "OGG":
-        return _ogg_cut_off(sound, _last_ogg_page(source), may_be_unclosed)
+        return _ogg_truncation(sound, _last_ogg_page(source), may_be_unclosed)
     chunk = SHORT_CHUNK.search(sound.extra_info)
-    said_bytes, found_bytes = map(int, chunk.groups()) if chunk else (0, 0)
-    found_s = sound.frames / sound.samplerate
-    said_s = found_s * said_bytes / max(found_bytes, 1)
-    is_cut_off = said_bytes < UNKNOWN_BYTES and said_s > found_s + TOLERANCE_S
-    return f"its header says {said_s:.3f} s of audio, {found_s:.3f} s are there" if is_cut_off else ""
+    header_bytes, actual_bytes = map(int, chunk.groups()) if chunk else (0, 0)
+    actual_s = sound.frames / sound.samplerate
+    header_s = actual_s * header_bytes / max(actual_bytes, 1)
+    is_truncated = header_bytes < UNKNOWN_BYTES and header_s > actual_s + TOLERANCE_S
+    return f"its header says {header_s:.3f} s of audio, {actual_s:.3f} s are there" if is_truncated else ""
 
 
 def blocks(sound: soundfile.SoundFile, start: int, size: int) -> Iterator[np.ndarray]:
-    """`size` frames from `start` on as float32, some at a time: a recording may be hours."""
+    """Yield `size` frames from `start` on as float32, in blocks: a recording may last hours."""
     sound.seek(start)
     yield from sound.blocks(BLOCK_FRAMES, frames=size, dtype="float32", always_2d=True)
 
 
-def not_finite(sound: soundfile.SoundFile, parts: Iterable[np.ndarray]) -> str:
-    """How many samples are NaN or infinite; empty where none is. One is enough to make all of a model's weights NaN.
+def non_finite(sound: soundfile.SoundFile, parts: Iterable[np.ndarray]) -> str:
+    """Describe how many samples are NaN or infinite; "" if none. One is enough to make all weights of a model NaN.
 
     Args:
         sound: the open file.
-        parts: its samples as float32; not asked for where they cannot but be finite.
+        parts: its samples as float32; not read if the sample type is always finite.
     """
     if sound.subtype not in FLOATING_POINT:
         return ""
     num_samples = num_finite = 0
     for part in parts:
         num_samples += part.size
-        num_finite += np.count_nonzero(np.isfinite(part))
-    num_others = num_samples - num_finite
-    return f"{num_others:,} of {num_samples:,} samples are NaN or infinite" if num_others else ""
+        num_finite += int(np.count_nonzero(np.isfinite(part)))
+    num_bad = num_samples - num_finite
+    return f"{num_bad:,} of {num_samples:,} samples are NaN or infinite" if num_bad else ""
 
 
-def _ogg_cut_off(sound: soundfile.SoundFile, page: bytes, may_be_unclosed: bool) -> str:
-    """libsndfile's log knows of neither where the cut lies within the last page of the stream."""
-    found = f"{sound.frames / sound.samplerate:.3f} s of audio are there"
+def _ogg_truncation(sound: soundfile.SoundFile, page: bytes, may_be_unclosed: bool) -> str:
+    """Describe how the last page is truncated: libsndfile's log does not report it for OGG."""
+    rest = f"{sound.frames / sound.samplerate:.3f} s of audio are there"
     num_segments = page[PAGE_HEADER_BYTES - 1] if len(page) >= PAGE_HEADER_BYTES else 0
     sizes = page[PAGE_HEADER_BYTES : PAGE_HEADER_BYTES + num_segments]
     if len(page) < PAGE_HEADER_BYTES + num_segments + sum(sizes):
-        return f"it ends in the middle of a page, {found}"
+        return f"it ends in the middle of a page, {rest}"
     is_closed = page[5] & END_OF_STREAM or may_be_unclosed
-    return "" if is_closed else f"it has no end-of-stream page, {found}"
+    return "" if is_closed else f"it has no end-of-stream page, {rest}"
 
 
 def _last_ogg_page(source: str | Path | io.BytesIO) -> bytes:
-    """From where it begins to the end of the file."""
+    """Return the last page, up to the end of the file."""
     if isinstance(source, io.BytesIO):
         tail = bytes(source.getbuffer()[-MAX_PAGE_BYTES:])
     else:

@@ -1,1 +1,1 @@
-"""`prepare`: a corpus in any of several forms becomes a manifest, and shards where they are asked for."""
+"""The command `prepare`: make a manifest, and optionally tar shards, from corpora in any of several formats."""

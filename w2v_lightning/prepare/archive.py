@@ -1,68 +1,79 @@
-"""A .tar or .tar.gz of a corpus, such as OpenSLR's, read as a stream and never unpacked."""
+"""Reader of a .tar or .tar.gz archive of a corpus, such as OpenSLR's; streams it and never unpacks it to disk."""
 
 import gzip
+import io
 import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, cast
 
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.pairing import Pairing
 from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item
 
-READ_BYTES = 1 << 15  # tarfile copies as much for every header
+READ_BYTES = 1 << 15  # small, because tarfile copies its buffer for every header
+BinaryFile = gzip.GzipFile | io.BufferedReader
 
 
 def read_archive(path: Path) -> Iterator[Item]:
-    """The utterances of an archive; audio of a directory waits in memory for its transcripts, or the other way round.
+    """Yield the utterances of an archive.
+
+    Audio files wait in memory for the transcripts of their directory, or transcripts for the audio.
 
     Raises:
-        InputError: the archive is damaged or ends early, or has a member whose name leads out of its folder.
+        InputError: the archive is damaged or truncated, or has a member whose path leads outside the archive.
     """
     pairings: dict[PurePosixPath, Pairing] = {}
-    for file, data in _files(path):
-        pairing = pairings.setdefault(file.parent, Pairing(file.parent, f"{path}:{file.parent}"))
-        if file.suffix.lower() in AUDIO_SUFFIXES:
-            yield from pairing.add_audio(file.stem, data)
+    for name, data in _files(path):
+        pairing = pairings.setdefault(name.parent, Pairing(name.parent, f"{path}:{name.parent}"))
+        if name.suffix.lower() in AUDIO_SUFFIXES:
+            yield from pairing.add_audio(name.stem, data)
         else:
-            yield from pairing.add_transcripts(file.name, data)
+            yield from pairing.add_transcripts(name.name, data)
         if pairing.is_complete:
-            del pairings[file.parent]
+            del pairings[name.parent]
     for pairing in pairings.values():
         yield from pairing.unmatched()
 
 
 def _files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """(name, content) of the audio and text files, as they come."""
-    last = "its beginning"
+    """Yield name and content of the audio and text files, in the archive's order."""
+    last_name = "its beginning"
     try:
         with _open(path) as file:
             stream = _Watched(file)
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=READ_BYTES) as archive:
+            # cast: tarfile's stubs ask for a writable file, but mode "r|" only calls `read`
+            with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", bufsize=READ_BYTES) as archive:
                 while (member := archive.next()) is not None:
-                    archive.members.clear()  # tarfile would keep them all
+                    archive.members.clear()  # type: ignore[attr-defined]  # missing in the stubs; it would grow without end
                     _refuse_escape(member, path)
                     name = PurePosixPath(member.name)
                     if member.isfile() and name.suffix.lower() in (*AUDIO_SUFFIXES, ".txt"):
-                        yield name, archive.extractfile(member).read()
-                    last = member.name
+                        content = archive.extractfile(member)
+                        assert content is not None, "extractfile returns None for directories and devices only"
+                        yield name, content.read()
+                    last_name = member.name
             stream.expect_end()
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged or incomplete after {last} ({error}); download it again.") from None
+        raise InputError(f"{path}: damaged or truncated after {last_name} ({error}); download it again.") from None
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryFile:
     with path.open("rb") as file:
-        is_gzip = file.read(2) == b"\x1f\x8b"  # browsers like to unpack a .tar.gz and keep its name
+        # By content, because browsers may unpack a .tar.gz and keep its name.
+        is_gzip = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if is_gzip else path.open("rb")
 
 
 class _Watched:
-    """The bytes of an archive; tarfile alone takes one that was cut off between two members for a whole one."""
+    """File wrapper that remembers the last block, to notice an archive that is truncated between two members.
 
-    def __init__(self, file: BinaryIO) -> None:
+    tarfile itself accepts such an archive as complete.
+    """
+
+    def __init__(self, file: BinaryFile) -> None:
         self._file = file
         self._last_block = b""
 
@@ -72,7 +83,11 @@ class _Watched:
         return data
 
     def expect_end(self) -> None:
-        """Only zeros may follow, and the last block must be one of them; gzip checks its sum at the end too."""
+        """Read the rest, where gzip also verifies its checksum.
+
+        Raises:
+            tarfile.ReadError: the rest is not all zeros, or the archive does not end with a block of zeros.
+        """
         while data := self.read(READ_BYTES):
             if data.strip(b"\0"):
                 raise tarfile.ReadError("a damaged header")
@@ -81,10 +96,10 @@ class _Watched:
 
 
 def _refuse_escape(member: tarfile.TarInfo, path: Path) -> None:
-    places = [member.name]
+    paths = [member.name]
     if member.issym():
-        places.append(posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname)))
+        paths.append(posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname)))
     elif member.islnk():
-        places.append(posixpath.normpath(member.linkname))
-    if any(posixpath.isabs(place) or ".." in place.split("/") for place in places):
-        raise InputError(f"{path}: member {member.name!r} leads out of the archive's folder; it is not to be trusted.")
+        paths.append(posixpath.normpath(member.linkname))
+    if any(posixpath.isabs(each) or ".." in each.split("/") for each in paths):
+        raise InputError(f"{path}: member {member.name!r} leads outside the archive; do not trust this file.")

@@ -1,4 +1,4 @@
-"""`prepare SOURCE... --out DIR`: a corpus in any of several forms becomes a manifest, and shards if asked for."""
+"""The command `prepare`: make a manifest, and optionally tar shards, from corpora in any of several formats."""
 
 import json
 import os
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 
+from w2v_lightning.command_line import Parser, parse, parser_of
 from w2v_lightning.errors import InputError
-from w2v_lightning.prepare import options as command_line
 from w2v_lightning.prepare import output, record
-from w2v_lightning.prepare.options import Options
+from w2v_lightning.prepare.options import DEFAULT_SHARD_BYTES, PrepareOptions, Recipe
 from w2v_lightning.prepare.parts import Parts
 from w2v_lightning.prepare.pipeline import Prepared, outcomes
 from w2v_lightning.prepare.progress import Progress
@@ -20,62 +20,72 @@ from w2v_lightning.prepare.upload import Upload
 from w2v_lightning.prepare.utterance import Rejected
 
 
-def main(args: Sequence[str]) -> None:
-    """Prepare what the command line asks for, and say in a few lines what came of it."""
-    parsed = command_line.parse(args)
-    try:
-        sources = [recognise(path) for path in parsed.sources]
-        is_packed = any(source.is_packed for source in sources)
-        options = command_line.checked(parsed, is_packed=is_packed)
-        if is_packed and not parsed.shard_size and not parsed.to:
-            print(f"Audio that is not in files of its own goes into shards of {options.shard_size / 1e6:g} MB.")
-        prepare(sources, parsed.out, options, parsed.workers)
-    except OSError as error:
-        raise InputError(f"{error}. After a remedy, the same command goes on where this one ended.") from error
+def parser() -> Parser:
+    """Return the parser of the command."""
+    return parser_of(PrepareOptions, "prepare", positional=["sources"])
 
 
-def prepare(sources: Sequence[Source], out: Path, options: Options, workers: int) -> None:
-    """Make manifest.jsonl, stats.json and the rest in the folder `out`; do nothing where all that is done.
-
-    An interrupted run goes on where it was: `Parts` knows what is done, and everything comes in the same order again.
+def main(args: Sequence[str]) -> int:
+    """Run the command and print a summary of the output.
 
     Raises:
-        InputError: `out` holds something else, nothing in the sources is usable, or the upload fails.
+        InputError: an option is wrong, a source is not supported or damaged, or the disk or the store fails.
+    """
+    options = parse(PrepareOptions, "prepare", args, positional=["sources"])
+    try:
+        sources = [recognise(path) for path in options.sources]
+        is_packed = any(source.is_packed for source in sources)
+        if is_packed and not options.shard_size and not options.to:
+            megabytes = f"{DEFAULT_SHARD_BYTES / 1e6:g} MB"
+            print(f"Packed audio (archives, datasets) is written to shards of {megabytes} (--shard_size).")
+        prepare(sources, options.out, options.recipe(is_packed=is_packed), options.workers)
+    except OSError as error:
+        raise InputError(f"{error}. Fix this and run the same command again; it resumes where it stopped.") from error
+    return 0
+
+
+def prepare(sources: Sequence[Source], out: Path, recipe: Recipe, workers: int) -> None:
+    """Make manifest.jsonl, stats.json and the rest in the folder `out`, unless they are complete already.
+
+    An interrupted run resumes where it stopped: `Parts` knows which utterances are done, and the order never changes.
+
+    Raises:
+        InputError: `out` holds something else, no utterance is usable, or the upload fails.
     """
     out = Path(os.path.abspath(out))
     _refuse_out_within(sources, out)
     with record.locked(out):
-        asked = record.asked(options, sources)
-        if record.is_finished(out, asked):
+        request = record.request(recipe, sources)
+        if record.is_finished(out, request):
             print(f"{out} is complete; nothing to do.")
         else:
-            with closing(Upload(options.to)) if options.to else nullcontext() as upload:
-                _make(sources, out, options, workers, asked, upload)
+            with closing(Upload(recipe.to)) if recipe.to else nullcontext() as upload:
+                _make(sources, out, recipe, workers, request, upload)
             print(output.summary(out))
         output.remove_parts(out)
 
 
 def _make(
-    sources: Sequence[Source], out: Path, options: Options, workers: int, asked: record.Asked, upload: Upload | None
+    sources: Sequence[Source], out: Path, recipe: Recipe, workers: int, request: record.Request, upload: Upload | None
 ) -> None:
     if upload:
-        record.refuse_other_remote(upload.read("stats.json"), asked, options.to)
-    record.begin(out, asked)
-    parts = Parts(out, options.shard_size, upload.begin if upload else lambda shard: None)
-    with _progress(sources, asked) as progress:
-        reasons = _fill(parts, outcomes(sources, out, options, workers, parts.done, progress), out)
-    files = output.assemble(out, asked, reasons)
+        record.refuse_other_remote(upload.read("stats.json"), request, upload.url)
+    record.begin(out, request)
+    parts = Parts(out, recipe.shard_size, upload.begin if upload else lambda shard: None)
+    with _progress(sources, request) as progress:
+        reasons = _fill(parts, outcomes(sources, out, recipe, workers, parts.done, progress), out)
+    files = output.assemble(out, request, reasons)
     if upload:
         upload.finish(files)
     output.publish(out, files)
 
 
-def _fill(parts: Parts, found: Iterable[Prepared | Rejected], out: Path) -> Counter[str]:
-    """Write what was found; returns how many utterances were left out, by reason."""
+def _fill(parts: Parts, prepared: Iterable[Prepared | Rejected], out: Path) -> Counter[str]:
+    """Write all utterances, and return how many were rejected for each reason."""
     reasons: Counter[str] = Counter()
-    # What a file name may hold and UTF-8 may not is written as an escape, which JSON has too.
+    # File names may contain bytes that are not UTF-8. They are written as backslash escapes, which are valid JSON.
     with (out / ".parts" / "rejected.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as rejected:
-        for outcome in found:
+        for outcome in prepared:
             if isinstance(outcome, Prepared):
                 parts.add(outcome.utterance, outcome.audio, outcome.audio_filepath)
             else:
@@ -86,10 +96,10 @@ def _fill(parts: Parts, found: Iterable[Prepared | Rejected], out: Path) -> Coun
     return reasons
 
 
-def _progress(sources: Sequence[Source], asked: record.Asked) -> Progress:
+def _progress(sources: Sequence[Source], request: record.Request) -> Progress:
     tables = [source for source in sources if source.is_table]
     return Progress(
-        total_bytes=None if tables else sum(source["bytes"] for source in asked["sources"]),
+        total_bytes=None if tables else sum(source["bytes"] for source in request["sources"]),
         total_utterances=sum(count_rows(source.path) for source in tables) if len(tables) == len(sources) else None,
     )
 
@@ -97,4 +107,7 @@ def _progress(sources: Sequence[Source], asked: record.Asked) -> Progress:
 def _refuse_out_within(sources: Sequence[Source], out: Path) -> None:
     for source in sources:
         if source.path.is_dir() and out.resolve().is_relative_to(source.path):
-            raise InputError(f"--out {out} lies within the source {source.path}, which would grow by it.")
+            raise InputError(
+                f"--out {out} is inside the source {source.path}, so the output would become part of it."
+                " Choose a folder outside."
+            )

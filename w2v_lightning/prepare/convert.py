@@ -1,19 +1,25 @@
-"""One utterance's audio: looked at, and converted where the options ask for it."""
+"""Audio of one utterance: checked, and converted if the recipe says so."""
 
 import io
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.sound import TOLERANCE_S, blocks, can_read, cut_off, not_finite
-from w2v_lightning.prepare.options import Options
+from w2v_lightning.data.sound import TOLERANCE_S, blocks, can_read, non_finite, truncation
+from w2v_lightning.prepare.options import Recipe
 
 
 class UnusableAudioError(Exception):
-    """Why an utterance is left out: one of few reasons, so that they can be counted; `detail` is of this one alone."""
+    """Reason why an utterance is rejected.
+
+    Args:
+        reason: one of a few texts, so that utterances can be counted by reason.
+        detail: what is wrong with this utterance in particular; may be empty.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -22,41 +28,49 @@ class UnusableAudioError(Exception):
 
 @dataclass(frozen=True)
 class Audio:
-    """Audio that can be used."""
+    """Usable audio of one utterance."""
 
     duration_s: float
-    sample_rate: int
+    sample_rate: int  # Hz
     num_bytes: int
     suffix: str
-    data: bytes | None  # None: it stays where it is
+    data: bytes | None  # None: the audio stays in its file
     is_converted: bool = False
 
 
-def prepare_audio(audio: AudioRef | bytes, options: Options) -> Audio:
-    """The audio as it goes into the corpus: bytes for shards and after conversion, else only what it is.
+@dataclass(frozen=True)
+class _Segment:
+    """Part of a recording, in seconds."""
+
+    start_s: float
+    duration_s: float
+
+
+def prepare_audio(audio: AudioRef | bytes, recipe: Recipe) -> Audio:
+    """Check the audio of an utterance, and return it with its bytes if they go into a shard or were converted.
 
     Raises:
-        UnusableAudioError: it is missing, empty, damaged, or of a duration that is not wanted.
+        UnusableAudioError: the audio is missing, empty, damaged, or outside the limits of duration.
     """
+    segment = _segment_of(audio)
     try:
-        data = audio if isinstance(audio, bytes) else _read_packed(audio)
-        source = audio.url if data is None else io.BytesIO(data)
+        data, path = (audio, "") if isinstance(audio, bytes) else (_read_packed(audio), audio.url)
+        source = path if data is None else io.BytesIO(data)
         with soundfile.SoundFile(source) as sound:
-            if not _is_segment(audio) and (shortage := cut_off(sound, source)):
+            if segment is None and (shortage := truncation(sound, source)):
                 raise UnusableAudioError("truncated or damaged", shortage)
-            start, size = _extent(sound, audio)
-            _check_duration(size / sound.samplerate, options)
-            if fault := not_finite(sound, blocks(sound, start, size)):
+            start, size = _extent(sound, segment)
+            _check_duration(size / sound.samplerate, recipe)
+            if fault := non_finite(sound, blocks(sound, start, size)):
                 raise UnusableAudioError("samples that are NaN or infinite", fault)
-            if _must_convert(sound, audio, options):
-                return _convert(sound, start, size, options)
+            if _must_convert(sound, segment, recipe):
+                return _convert(sound, start, size, recipe)
             duration_s, sample_rate, suffix = size / sound.samplerate, sound.samplerate, _suffix(sound)
             share = size / sound.frames
-        if data is None and options.shard_size:
-            with open(audio.url, "rb") as file:
-                data = file.read()
-        num_bytes = round(share * (os.path.getsize(audio.url) if data is None else len(data)))
-        return Audio(duration_s, sample_rate, num_bytes, suffix, data if options.shard_size else None)
+        if data is None and recipe.shard_size:
+            data = Path(path).read_bytes()
+        num_bytes = round(share * (os.path.getsize(path) if data is None else len(data)))
+        return Audio(duration_s, sample_rate, num_bytes, suffix, data if recipe.shard_size else None)
     except FileNotFoundError:
         raise UnusableAudioError("no audio file") from None
     except OSError as error:
@@ -66,7 +80,7 @@ def prepare_audio(audio: AudioRef | bytes, options: Options) -> Audio:
 
 
 def _read_packed(ref: AudioRef) -> bytes | None:
-    """The bytes of a file within a file; None for a file of its own."""
+    """Return the bytes of a file within a file; None for audio that is a file itself."""
     if os.path.getsize(ref.url) == 0:
         raise UnusableAudioError("an empty file")
     if not ref.num_bytes:
@@ -76,17 +90,19 @@ def _read_packed(ref: AudioRef) -> bytes | None:
         return file.read(ref.num_bytes)
 
 
-def _is_segment(audio: AudioRef | bytes) -> bool:
-    return isinstance(audio, AudioRef) and audio.start_s is not None
+def _segment_of(audio: AudioRef | bytes) -> _Segment | None:
+    if isinstance(audio, bytes) or audio.start_s is None:
+        return None
+    return _Segment(audio.start_s, audio.duration_s)
 
 
-def _extent(sound: soundfile.SoundFile, audio: AudioRef | bytes) -> tuple[int, int]:
-    """First frame and number of frames; the last one can be read."""
+def _extent(sound: soundfile.SoundFile, segment: _Segment | None) -> tuple[int, int]:
+    """Return first frame and number of frames, after reading the last frame to make sure that it is there."""
     start, size = 0, sound.frames
-    if _is_segment(audio):
-        start, size = round(audio.start_s * sound.samplerate), round(audio.duration_s * sound.samplerate)
+    if segment is not None:
+        start, size = round(segment.start_s * sound.samplerate), round(segment.duration_s * sound.samplerate)
         if start + size > sound.frames + TOLERANCE_S * sound.samplerate:
-            segment_end_s, end_s = audio.start_s + audio.duration_s, sound.frames / sound.samplerate
+            segment_end_s, end_s = segment.start_s + segment.duration_s, sound.frames / sound.samplerate
             detail = f"the segment ends at {segment_end_s:.3f} s, the recording at {end_s:.3f} s"
             raise UnusableAudioError("a segment that ends after its recording", detail)
         size = min(size, sound.frames - start)
@@ -97,33 +113,33 @@ def _extent(sound: soundfile.SoundFile, audio: AudioRef | bytes) -> tuple[int, i
     return start, size
 
 
-def _check_duration(duration_s: float, options: Options) -> None:
-    if options.min_duration is not None and duration_s < options.min_duration:
-        raise UnusableAudioError(f"shorter than {options.min_duration:g} s")
-    if options.max_duration is not None and duration_s > options.max_duration:
-        raise UnusableAudioError(f"longer than {options.max_duration:g} s")
+def _check_duration(duration_s: float, recipe: Recipe) -> None:
+    if recipe.min_duration is not None and duration_s < recipe.min_duration:
+        raise UnusableAudioError(f"shorter than {recipe.min_duration:g} s")
+    if recipe.max_duration is not None and duration_s > recipe.max_duration:
+        raise UnusableAudioError(f"longer than {recipe.max_duration:g} s")
 
 
-def _must_convert(sound: soundfile.SoundFile, audio: AudioRef | bytes, options: Options) -> bool:
-    is_other = options.resample is not None and (sound.samplerate != options.resample or sound.channels != 1)
-    return is_other or (_is_segment(audio) and (options.segment or options.shard_size is not None))
+def _must_convert(sound: soundfile.SoundFile, segment: _Segment | None, recipe: Recipe) -> bool:
+    differs = recipe.resample is not None and (sound.samplerate != recipe.resample or sound.channels != 1)
+    return differs or (segment is not None and (recipe.segment or recipe.shard_size is not None))
 
 
-def _convert(sound: soundfile.SoundFile, start: int, size: int, options: Options) -> Audio:
-    """Those frames as 16-bit FLAC."""
+def _convert(sound: soundfile.SoundFile, start: int, size: int, recipe: Recipe) -> Audio:
+    """Encode `size` frames from `start` on as 16-bit FLAC."""
     sound.seek(start)
     samples = sound.read(size, dtype="float32", always_2d=True)
     if len(samples) < size:
         raise UnusableAudioError("truncated or damaged")
-    rate = options.resample or sound.samplerate
-    if options.resample:
+    rate = recipe.resample or sound.samplerate
+    if recipe.resample:
         samples = samples.mean(axis=1)
         if rate != sound.samplerate:
-            from w2v_lightning.data.decode import resample  # imports torch, for seconds
+            from w2v_lightning.data.decode import resample  # imports torch, which takes seconds
 
             samples = resample(samples, sound.samplerate, rate)
     file = io.BytesIO()
-    # Scaled here, because what is 16-bit already must stay the same bit for bit.
+    # Scaled here and not by libsndfile, so that 16-bit audio stays bit for bit the same.
     samples_16bit = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
     soundfile.write(file, samples_16bit, rate, format="FLAC", subtype="PCM_16")
     data = file.getvalue()
@@ -131,5 +147,5 @@ def _convert(sound: soundfile.SoundFile, start: int, size: int, options: Options
 
 
 def _suffix(sound: soundfile.SoundFile) -> str:
-    """By what it is, whatever its name says."""
+    """Return the suffix for the format of the content, which the file's name may contradict."""
     return {"WAVEX": ".wav", "RF64": ".wav", "MPEG": ".mp3"}.get(sound.format, f".{sound.format.lower()}")

@@ -1,4 +1,4 @@
-"""A folder of audio files with transcripts beside them: LibriSpeech, one split of it, or any other."""
+"""Folder of audio files with transcripts beside them: LibriSpeech, one split of it, or any other."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """(directory, names of its files) in sorted order, one directory in memory at a time.
+    """Yield each directory with the names of its files, all sorted; one directory in memory at a time.
 
     Raises:
-        OSError: a directory cannot be listed; os.walk would pass over it without a word.
+        OSError: a directory cannot be listed; plain os.walk would skip it silently.
     """
     for directory, folders, names in os.walk(root, onerror=_raise, followlinks=True):
         folders.sort()
@@ -21,7 +21,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def read_folder(root: Path) -> Iterator[Item]:
-    """The utterances of all directories below `root`."""
+    """Yield the utterances of all directories below `root`."""
     root = root.resolve()
     for directory, names in walk(root):
         pairing = Pairing(directory.relative_to(root.parent), str(directory))

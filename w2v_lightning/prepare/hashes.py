@@ -1,4 +1,4 @@
-"""A set of strings in eight bytes each: ten million ids are 80 MB, where Python's set takes a gigabyte."""
+"""Set of strings in eight bytes each: ten million ids take 80 MB instead of a gigabyte for Python's set."""
 
 import numpy as np
 
@@ -6,7 +6,10 @@ MAX_RECENT = 1 << 16
 
 
 class HashSet:
-    """Strings that were added, known by their 64-bit hashes; ten million collide with a chance of 1 to 370,000."""
+    """Set of strings, stored as 64-bit hashes.
+
+    With ten million strings, the chance of any collision is 1 in 370,000.
+    """
 
     def __init__(self) -> None:
         self._recent: set[int] = set()
@@ -16,11 +19,11 @@ class HashSet:
         value = hash(string)
         if value in self._recent:
             return True
-        place = np.searchsorted(self._sorted, value)
-        return bool(place < len(self._sorted) and self._sorted[place] == value)
+        position = np.searchsorted(self._sorted, value)
+        return bool(position < len(self._sorted) and self._sorted[position] == value)
 
     def add(self, string: str) -> None:
-        """Add one."""
+        """Add a string."""
         self._recent.add(hash(string))
         if len(self._recent) >= MAX_RECENT:
             recent = np.fromiter(self._recent, dtype=np.int64)

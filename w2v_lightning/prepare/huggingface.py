@@ -1,4 +1,4 @@
-"""A folder of a Hugging Face dataset: parquet files as on the Hub, or arrow files as save_to_disk writes them."""
+"""Folder of a Hugging Face dataset: parquet files as on the Hub, or arrow files as save_to_disk writes them."""
 
 import re
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".parquet", ".arrow")
-ROWS_AT_A_TIME = 16  # a row is a whole audio file
+ROWS_PER_BATCH = 16  # small, because each row holds a whole audio file
 
 
 def read_dataset(root: Path) -> Iterator[Item]:
-    """The utterances of all parquet and arrow files at or below `root`.
+    """Yield the utterances of all parquet and arrow files at or below `root`.
 
     Raises:
         InputError: pyarrow is not installed, or a file has no Audio column or no text column, or is damaged.
@@ -32,21 +32,26 @@ def read_dataset(root: Path) -> Iterator[Item]:
 
 
 def require_pyarrow() -> None:
-    """Raises InputError where pyarrow, which nothing else here needs, is not installed."""
+    """Make sure that pyarrow, an optional dependency, is installed.
+
+    Raises:
+        InputError: it is not; says how to install it.
+    """
     try:
         import pyarrow  # noqa: F401
     except ImportError:
         raise InputError(
-            "Parquet and arrow files are read with pyarrow; run: pip install 'w2v-lightning[hf]'"
+            "Parquet and arrow files are read with pyarrow, which is not installed; run:"
+            " pip install 'w2v-lightning[hf]'"
         ) from None
 
 
 def _split_of(path: Path, root: Path) -> str:
-    """`train` of train-00000-of-00012.parquet, and of train/data-00000-of-00001.arrow in a saved DatasetDict."""
+    """Return `train` for train-00000-of-00012.parquet, and for train/data-00000-of-00001.arrow in a DatasetDict."""
     if path.parent.parent == root and (root / "dataset_dict.json").is_file():
         return path.parent.name
-    named = re.fullmatch(r"(.+)-\d{5}-of-\d{5}", path.stem)
-    return named[1] if named and named[1] != "data" else ""
+    match = re.fullmatch(r"(.+)-\d{5}-of-\d{5}", path.stem)
+    return match[1] if match and match[1] != "data" else ""
 
 
 def _read_file(path: Path, split: str) -> Iterator[Item]:
@@ -59,7 +64,7 @@ def _read_file(path: Path, split: str) -> Iterator[Item]:
                 yield _item(row, split, path, number)
                 number += 1
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: damaged or no file of a dataset: {error}.") from None
+        raise InputError(f"{path}: damaged, or not a file of a dataset: {error}.") from None
 
 
 def _batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
@@ -67,33 +72,34 @@ def _batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
     from pyarrow import parquet
 
     if path.suffix == ".parquet":
-        # A buffered stream is read piece by piece; otherwise whole columns of a row group would lie in memory.
+        # A buffered stream is read piece by piece; without it, pyarrow holds whole columns of a row group in memory.
         with parquet.ParquetFile(path, buffer_size=1 << 20) as file:
             columns = list(_columns(file.schema_arrow, path).values())
-            yield from _named(file.iter_batches(ROWS_AT_A_TIME, columns=columns), path)
+            yield from _renamed(file.iter_batches(ROWS_PER_BATCH, columns=columns), path)
     else:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
-            pieces = (b.slice(i, ROWS_AT_A_TIME) for b in stream for i in range(0, len(b), ROWS_AT_A_TIME))
-            yield from _named(pieces, path)
+            batches = (b.slice(i, ROWS_PER_BATCH) for b in stream for i in range(0, len(b), ROWS_PER_BATCH))
+            yield from _renamed(batches, path)
 
 
-def _named(batches: Iterator["pyarrow.RecordBatch"], path: Path) -> Iterator["pyarrow.RecordBatch"]:
-    """The columns that are needed, under names that do not differ between datasets."""
+def _renamed(batches: Iterator["pyarrow.RecordBatch"], path: Path) -> Iterator["pyarrow.RecordBatch"]:
+    """Select the columns that are needed, and rename them to the same names for every dataset."""
     for batch in batches:
         columns = _columns(batch.schema, path)
         yield batch.select(list(columns.values())).rename_columns(list(columns))
 
 
 def _columns(schema: "pyarrow.Schema", path: Path) -> dict[str, str]:
-    """The column of each of audio, text, speaker, id that there is."""
+    """Return the names of the columns for audio, text, speaker and id; the last two may be missing."""
     from pyarrow import types
 
     audio = [field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
-    wanted = {"text": TEXT_COLUMNS, "speaker": SPEAKER_COLUMNS, "id": ("id",)}
-    columns = {key: name for key, names in wanted.items() for name in reversed(names) if name in schema.names}
-    for what, found in (("Audio column", audio), (f"column {' or '.join(TEXT_COLUMNS)}", columns.get("text"))):
-        if not found:
-            raise InputError(f"{path} has no {what}; its columns are {', '.join(schema.names)}.")
+    candidates = {"text": TEXT_COLUMNS, "speaker": SPEAKER_COLUMNS, "id": ("id",)}
+    columns = {key: name for key, names in candidates.items() for name in reversed(names) if name in schema.names}
+    required = {"Audio column": bool(audio), f"column {' or '.join(TEXT_COLUMNS)}": "text" in columns}
+    for description, is_there in required.items():
+        if not is_there:
+            raise InputError(f"{path} has no {description}; its columns are {', '.join(schema.names)}.")
     return {"audio": audio[0], **columns}
 
 

@@ -1,82 +1,124 @@
-"""The command line of `prepare`."""
+"""Options of `prepare`, and the recipe that they give."""
 
-import argparse
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+
 from w2v_lightning.errors import InputError
-from w2v_lightning.prepare.sources import UNDERSTOOD
 
 DEFAULT_SHARD_BYTES = 512_000_000
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 655_350  # the maximum is FLAC's
 
 
 @dataclass(frozen=True)
-class Options:
-    """What decides the output; two runs with the same options and sources give the same."""
+class Recipe:
+    """Options that determine the output: the same recipe and the same sources give the same files."""
 
     shard_size: int | None = None  # bytes; None: no shards
     to: str | None = None
     resample: int | None = None  # Hz
     min_duration: float | None = None  # seconds
-    max_duration: float | None = None
+    max_duration: float | None = None  # seconds
     segment: bool = False
 
 
-def parse(args: Sequence[str]) -> argparse.Namespace:
-    """The command line; argparse ends the program where it is not one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_lightning prepare",
-        description="Make a manifest, and shards where asked for, of one or several corpora.",
-        epilog=UNDERSTOOD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="a corpus; see below for the kinds")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where manifest.jsonl goes")
-    parser.add_argument("--shard-size", type=_size, metavar="SIZE", help="write tar shards of about this size (512MB)")
-    parser.add_argument("--to", metavar="URL", help="upload to s3://bucket/prefix as well; implies shards")
-    parser.add_argument("--resample", type=_hertz, metavar="HZ", help="convert other rates and channels to HZ, mono")
-    parser.add_argument("--min-duration", type=float, metavar="S", help="leave out what is shorter, in seconds")
-    parser.add_argument("--max-duration", type=float, metavar="S", help="leave out what is longer, in seconds")
-    parser.add_argument("--segment", action="store_true", help="cut segments of recordings into files of their own")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads (one per core)")
-    return parser.parse_args(args)
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Make a manifest, and optionally tar shards, from one or more corpora.
 
+    After an interruption, run the same command again; it resumes where it stopped.
 
-def checked(parsed: argparse.Namespace, *, is_packed: bool) -> Options:
-    """The options, with shards where something else asks for them: an upload, or audio that is not in files.
+    Supported sources:
+
+    - a LibriSpeech folder, one split of it, or any folder of audio with .txt or .trans.txt files beside it
+
+    - a .tar, .tar.gz or .tgz archive of such a folder
+
+    - a NeMo manifest, a lhotse CutSet or SupervisionSet (.json or .jsonl, also .gz)
+
+    - a .csv or .tsv table (also .gz) with a path and a text column; with start and end, or offset and duration, in
+    seconds, its rows are segments of recordings
+
+    - a folder of a Hugging Face dataset (.parquet, or .arrow as save_to_disk writes it)
+
+    Args:
+        sources: paths of the corpora, of the kinds listed above.
+        out: output folder, for manifest.jsonl, stats.json and the rest.
+        shard_size: approximate size of each tar shard, such as 512MB or 1GiB; default: no shards, except for an upload
+            and for audio that is packed in archives or datasets (512MB).
+        to: URL of the store to upload to, such as s3://bucket/prefix; implies shards.
+        resample: sample rate in Hz; audio of another rate or with several channels is converted to it, in mono;
+            default: no conversion.
+        min_duration: duration in seconds below which utterances are left out; default: no limit.
+        max_duration: duration in seconds above which utterances are left out; default: no limit.
+        segment: a separate file for each segment of a longer recording, instead of a reference into it.
+        workers: number of threads; default: one per CPU core.
 
     Raises:
-        InputError: they contradict each other, or the URL has a password in it.
+        InputError: an option is out of range, options contradict each other, or the URL contains a password.
     """
-    low, high = parsed.min_duration, parsed.max_duration
-    if low is not None and high is not None and low > high:
-        raise InputError(f"--min-duration {low:g} is more than --max-duration {high:g}; nothing would be left.")
-    if parsed.workers < 1:
-        raise InputError(f"--workers must be 1 or more, found {parsed.workers}.")
-    if parsed.to and re.match(r"[^/]+://[^/]*@", parsed.to):
-        raise InputError("--to has a user or password in its URL; give these by AWS's environment or profile instead.")
-    if parsed.to and "://" not in parsed.to:
-        raise InputError(f"--to must be a URL such as s3://bucket/prefix, found {parsed.to!r}.")
-    implied = DEFAULT_SHARD_BYTES if parsed.to or is_packed else None
-    return Options(
-        parsed.shard_size or implied, parsed.to and parsed.to.rstrip("/"), parsed.resample, low, high, parsed.segment
-    )
+
+    sources: list[Path]
+    out: Path
+    shard_size: str | None = None
+    to: str | None = None
+    resample: PositiveInt | None = None
+    min_duration: NonNegativeFloat | None = None
+    max_duration: PositiveFloat | None = None
+    segment: bool = False
+    workers: PositiveInt = os.cpu_count() or 1
+
+    def __post_init__(self) -> None:
+        shortest_s, longest_s = self.min_duration, self.max_duration
+        if shortest_s is not None and longest_s is not None and shortest_s > longest_s:
+            raise InputError(
+                f"--min_duration {shortest_s:g} is more than --max_duration {longest_s:g}, which leaves no utterance."
+                " Swap them, or drop one."
+            )
+        if self.resample is not None and not MIN_RATE_HZ <= self.resample <= MAX_RATE_HZ:
+            raise InputError(
+                f"--resample is {self.resample}: must be a sample rate from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz, such as"
+                " 16000."
+            )
+        if self.to and re.match(r"[^/]+://[^/]*@", self.to):
+            raise InputError(
+                "--to contains a user or password in its URL; pass them in AWS's environment variables or profile."
+            )
+        if self.to and "://" not in self.to:
+            raise InputError(f"--to is {self.to!r}: must be a URL such as s3://bucket/prefix.")
+        if self.shard_size is not None:
+            _bytes_of(self.shard_size)
+
+    def recipe(self, *, is_packed: bool) -> Recipe:
+        """Return the recipe, with shards if an upload or packed audio needs them.
+
+        Args:
+            is_packed: a source holds audio that is not in files of its own.
+        """
+        return Recipe(
+            shard_size=self._shard_bytes(is_packed),
+            to=self.to and self.to.rstrip("/"),
+            resample=self.resample,
+            min_duration=self.min_duration,
+            max_duration=self.max_duration,
+            segment=self.segment,
+        )
+
+    def _shard_bytes(self, is_packed: bool) -> int | None:
+        if self.shard_size is not None:
+            return _bytes_of(self.shard_size)
+        return DEFAULT_SHARD_BYTES if self.to or is_packed else None
 
 
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
-    unit = match and (match[2] if match[2] in UNITS else f"{match[2]}B")
-    size = int(float(match[1]) * UNITS[unit]) if unit in UNITS else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"must be a size such as 512MB or 1GiB, found {text!r}")
-    return size
-
-
-def _hertz(text: str) -> int:
-    if not text.isdecimal() or not 1_000 <= int(text) <= 655_350:  # FLAC's highest
-        raise argparse.ArgumentTypeError(f"must be a sample rate in Hz such as 16000, found {text!r}")
-    return int(text)
+def _bytes_of(size: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", size.strip().upper())
+    if match:
+        unit = match[2] if match[2] in UNITS else f"{match[2]}B"
+        num_bytes = int(float(match[1]) * UNITS.get(unit, 0))
+        if num_bytes >= 1:
+            return num_bytes
+    raise InputError(f"--shard_size is {size!r}: must be a size such as 512MB or 1GiB.")

@@ -1,4 +1,4 @@
-"""The end of a run: the parts become manifest.jsonl, one manifest per split, and stats.json."""
+"""Final files of a run: manifest.jsonl, one manifest per split, and stats.json, assembled from the parts."""
 
 import json
 import shutil
@@ -13,11 +13,11 @@ from w2v_lightning.prepare.parts import lines_of, read_headers
 from w2v_lightning.prepare.statistics import Statistics
 
 
-def assemble(out: Path, asked: dict[str, Any], reasons: Counter[str]) -> dict[str, Path]:
-    """Write what `publish` will move; returns it by name, in the order in which a reader may see it.
+def assemble(out: Path, request: dict[str, Any], reasons: Counter[str]) -> dict[str, Path]:
+    """Write the files that `publish` will move, and return them by name, in the order in which readers may see them.
 
     Raises:
-        InputError: not one utterance is left.
+        InputError: no utterance is left.
     """
     folder = out / ".parts"
     paths_of_split: dict[str, list[Path]] = defaultdict(list)
@@ -28,15 +28,15 @@ def assemble(out: Path, asked: dict[str, Any], reasons: Counter[str]) -> dict[st
     rejected = {"rejected.jsonl": folder / "rejected.jsonl"} if reasons else {}
     if not paths_of_split:
         publish(out, rejected)
-        raise InputError(f"Nothing in the sources is usable: {_counted(reasons) or 'they are empty'}.")
+        raise InputError(f"No utterance in the sources is usable: {_counted(reasons) or 'they are empty'}.")
     manifests = _write_manifests(folder, paths_of_split)
-    stats = _stats(asked, statistics_of_split, reasons)
+    stats = _stats(request, statistics_of_split, reasons)
     (folder / "stats.json").write_text(json.dumps(stats, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return rejected | manifests | {"stats.json": folder / "stats.json"}
 
 
 def publish(out: Path, files: dict[str, Path]) -> None:
-    """Move the files to their places; with stats.json, the last, the run is finished."""
+    """Move the files into the output folder; stats.json comes last and marks the run as finished."""
     if "rejected.jsonl" not in files:
         (out / "rejected.jsonl").unlink(missing_ok=True)
     for name, path in files.items():
@@ -45,23 +45,23 @@ def publish(out: Path, files: dict[str, Path]) -> None:
 
 
 def remove_parts(out: Path) -> None:
-    """What only an interrupted run needs."""
+    """Delete the folder that only an interrupted run needs."""
     shutil.rmtree(out / ".parts", ignore_errors=True)
 
 
 def summary(out: Path) -> str:
-    """What was made, in a line or two."""
+    """Return one line on the corpus, and one on the rejected utterances if there are any."""
     stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
-    shards, reasons = len(list((out / "shards").glob("*.tar"))), stats["rejected"]
+    num_shards, reasons = len(list((out / "shards").glob("*.tar"))), stats["rejected"]
     counts = [f"{stats['utterances']:,} utterances", f"{stats['hours']:.2f} h", f"{stats['speakers']:,} speakers"]
-    line = f"{out / 'manifest.jsonl'}: {', '.join(counts)}{f', in {shards:,} shards' if shards else ''}."
+    line = f"{out / 'manifest.jsonl'}: {', '.join(counts)}{f', in {num_shards:,} shards' if num_shards else ''}."
     if not reasons:
         return line
     return f"{line}\n{sum(reasons.values()):,} left out, listed in {out / 'rejected.jsonl'}: {_counted(reasons)}."
 
 
 def _write_manifests(folder: Path, paths_of_split: dict[str, list[Path]]) -> dict[str, Path]:
-    """manifest.jsonl, and before it one per split that has a name."""
+    """Write a manifest for each split that has a name, and manifest.jsonl of all splits."""
     files = {f"{split}.jsonl": folder / f"{split}.jsonl" for split in sorted(paths_of_split) if split}
     files["manifest.jsonl"] = folder / "manifest.jsonl"
     with files["manifest.jsonl"].open("w", encoding="utf-8") as whole, ExitStack() as stack:
@@ -75,13 +75,15 @@ def _write_manifests(folder: Path, paths_of_split: dict[str, list[Path]]) -> dic
     return files
 
 
-def _stats(asked: dict[str, Any], statistics_of_split: dict[str, Statistics], reasons: Counter[str]) -> dict[str, Any]:
+def _stats(
+    request: dict[str, Any], statistics_of_split: dict[str, Statistics], reasons: Counter[str]
+) -> dict[str, Any]:
     whole = Statistics()
     for _, statistics in sorted(statistics_of_split.items()):
         whole.merge(statistics)
     splits = {split: s.summary() for split, s in sorted(statistics_of_split.items()) if split}
-    ran = {"w2v_lightning": __version__, **asked}
-    return ran | whole.summary() | {"splits": splits, "rejected": dict(sorted(reasons.items()))}
+    run = {"w2v_lightning": __version__, **request}
+    return run | whole.summary() | {"splits": splits, "rejected": dict(sorted(reasons.items()))}
 
 
 def _counted(reasons: dict[str, int]) -> str:

@@ -1,6 +1,6 @@
-"""The corpus grows by parts: some thousand lines of the manifest, and the shard that they speak of if there is one.
+"""Parts of the output: up to 2,000 lines of the manifest, or one shard with its lines.
 
-A part appears under its name when it is complete, so what was done is known after an interruption at any time.
+A part gets its final name once it is complete, so a run can be interrupted at any time and knows what was done.
 
     DIR/.parts/[SPLIT-]000000.part     one line of statistics, then lines of the manifest
     DIR/shards/[SPLIT-]000000.tar
@@ -24,10 +24,15 @@ MAX_LINES = 2_000
 
 
 class Parts:
-    """The parts of one output folder: those that were found there, and those that `add` begins."""
+    """Parts of one output folder: the complete ones of an earlier run, and those that `add` begins.
+
+    Args:
+        out: the output folder.
+        shard_size: size of a shard in bytes; None: no shards.
+        on_shard: called with the path of each complete shard, those of an earlier run first.
+    """
 
     def __init__(self, out: Path, shard_size: int | None, on_shard: Callable[[Path], None]) -> None:
-        """`on_shard` is called with each complete shard, those of an earlier run first."""
         self._folder = out / ".parts"
         self._shards = out / "shards"
         self._shard_size = shard_size
@@ -35,10 +40,10 @@ class Parts:
         self._open: dict[str, _Part] = {}
         self._number: Counter[str] = Counter()
         self.done = HashSet()
-        self._take_up()
+        self._resume()
 
     def add(self, utterance: Utterance, audio: Audio, audio_filepath: str) -> None:
-        """Append an utterance to the part of its split; `audio_filepath` is where its audio lies without shards."""
+        """Append an utterance to the part of its split; `audio_filepath` locates its audio without shards."""
         part = self._open.get(utterance.split)
         if part and self._is_full(part, audio):
             self._complete(part)
@@ -52,8 +57,8 @@ class Parts:
             self._complete(self._open[split])
 
     def _is_full(self, part: "_Part", audio: Audio) -> bool:
-        """Without room for one more; a shard may pass its size by header blocks and a transcript."""
-        if part.shard:
+        """Return whether the audio does not fit; header blocks and a transcript may exceed a shard's size."""
+        if part.shard and self._shard_size:
             return part.shard.size + audio.num_bytes + END_BYTES > self._shard_size
         return len(part.lines) >= MAX_LINES
 
@@ -64,20 +69,21 @@ class Parts:
         return self._open[split]
 
     def _complete(self, part: "_Part") -> None:
+        final_path = None
         if part.shard:
             part.shard.close()
             self._shards.mkdir(exist_ok=True)
-            final = self._shards / part.shard.path.name
-            os.replace(part.shard.path, final)
+            final_path = self._shards / part.shard.path.name
+            os.replace(part.shard.path, final_path)
         temporary = self._folder / f"{part.name}.tmp"
         temporary.write_text("".join(f"{line}\n" for line in [part.header(), *part.lines]), encoding="utf-8")
         os.replace(temporary, self._folder / f"{part.name}.part")
         del self._open[part.split]
         self._number[part.split] += 1
-        if part.shard:
-            self._on_shard(final)
+        if final_path:
+            self._on_shard(final_path)
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         for path, header in read_headers(self._folder):
             self._number[header["split"]] += 1
             for line in lines_of(path):
@@ -87,7 +93,7 @@ class Parts:
 
 
 class _Part:
-    """A part that is being written."""
+    """Part that is being written."""
 
     def __init__(self, name: str, split: str, shard: Shard | None) -> None:
         self.name = name
@@ -97,19 +103,20 @@ class _Part:
         self._statistics = Statistics()
 
     def add(self, utterance: Utterance, audio: Audio, audio_filepath: str) -> None:
-        row = {"id": utterance.id, "audio_filepath": audio_filepath, "duration": audio.duration_s}
+        row: dict[str, Any] = {"id": utterance.id, "audio_filepath": audio_filepath, "duration": audio.duration_s}
         row |= {"text": utterance.text, "speaker": utterance.speaker}
         if self.split:
             row["split"] = self.split
-        self.lines.append(json.dumps(row | self._place(utterance, audio), ensure_ascii=False))
+        self.lines.append(json.dumps(row | self._position(utterance, audio), ensure_ascii=False))
         self._statistics.add(utterance.text, utterance.speaker, audio)
 
     def header(self) -> str:
         return json.dumps({"split": self.split, "statistics": self._statistics.as_json()}, ensure_ascii=False)
 
-    def _place(self, utterance: Utterance, audio: Audio) -> dict[str, Any]:
-        """The keys that say where in its file the audio lies."""
+    def _position(self, utterance: Utterance, audio: Audio) -> dict[str, Any]:
+        """Return the keys that locate the audio within its file, after adding it to the shard if there is one."""
         if self.shard:
+            assert audio.data is not None, "prepare_audio returns the bytes if there are shards"
             name = member_name(utterance.id)
             offset = self.shard.add(name + audio.suffix, audio.data)
             self.shard.add(f"{name}.txt", utterance.text.encode())
@@ -120,23 +127,24 @@ class _Part:
             }
         if audio.is_converted:
             return {}
-        return _place_in_file(utterance.audio)
+        assert isinstance(utterance.audio, AudioRef), "packed audio goes to shards"
+        return _position_in_file(utterance.audio)
 
 
-def _place_in_file(ref: AudioRef) -> dict[str, Any]:
-    packed = {"byte_offset": ref.byte_offset, "num_bytes": ref.num_bytes} if ref.num_bytes else {}
+def _position_in_file(ref: AudioRef) -> dict[str, Any]:
+    packed: dict[str, Any] = {"byte_offset": ref.byte_offset, "num_bytes": ref.num_bytes} if ref.num_bytes else {}
     return packed if ref.start_s is None else packed | {"offset": ref.start_s}
 
 
 def read_headers(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(file, its first line) of each complete part, in the manifest's order."""
+    """Yield path and first line of each complete part, in the manifest's order."""
     for path in sorted(folder.glob("*.part")):
         with path.open(encoding="utf-8") as file:
             yield path, json.loads(file.readline())
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The manifest's lines in a part, with their ends."""
+    """Yield the manifest's lines in a part, with their line ends."""
     with path.open(encoding="utf-8") as file:
         file.readline()
         yield from file

@@ -1,9 +1,9 @@
-"""From sources to utterances that are ready to be written: in order, over all cores, with little in memory."""
+"""Preparation of all utterances of the sources: in order, on all cores, with few utterances in memory."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,7 +13,7 @@ from typing import TypeVar
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.prepare.convert import Audio, UnusableAudioError, prepare_audio
 from w2v_lightning.prepare.hashes import HashSet
-from w2v_lightning.prepare.options import Options
+from w2v_lightning.prepare.options import Recipe
 from w2v_lightning.prepare.progress import Progress
 from w2v_lightning.prepare.shards import member_name
 from w2v_lightning.prepare.sources import Source
@@ -21,36 +21,39 @@ from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
 
 AHEAD_PER_WORKER = 4
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An utterance that is ready to be written."""
+    """Utterance that is ready to be written."""
 
     utterance: Utterance
     audio: Audio
-    audio_filepath: str  # where its audio lies without shards
+    audio_filepath: str  # path of its audio; empty if it goes to a shard
 
 
 def outcomes(
-    sources: Sequence[Source], out: Path, options: Options, workers: int, done: HashSet, progress: Progress
+    sources: Sequence[Source], out: Path, recipe: Recipe, workers: int, done: HashSet, progress: Progress
 ) -> Iterator[Prepared | Rejected]:
-    """Every utterance that is not `done`, in the order of the sources."""
-    items = _admitted(chain.from_iterable(sources), done, progress)
-    pool = ThreadPoolExecutor(workers)  # libsndfile and the reading of files work outside the interpreter lock
+    """Yield every utterance that is not `done`, in the order of the sources."""
+    items = _pending(chain.from_iterable(sources), done, progress)
+    pool = ThreadPoolExecutor(workers)  # threads are enough: libsndfile and file reads release the interpreter lock
     try:
-        yield from in_order(pool, partial(_prepare, out=out, options=options), items, AHEAD_PER_WORKER * workers)
+        yield from in_order(pool, partial(_prepare, out=out, recipe=recipe), items, AHEAD_PER_WORKER * workers)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Given], Made], items: Iterable[Given], ahead: int
-) -> Iterator[Made]:
-    """`work` of each item in order, with at most `ahead` under way; the executor's own map would take up all items."""
-    pending = deque()
+    pool: ThreadPoolExecutor, work: Callable[[Input], Output], items: Iterable[Input], ahead: int
+) -> Iterator[Output]:
+    """Yield `work(item)` of each item in order, with at most `ahead` of them under way.
+
+    The executor's own `map` would read all items at once.
+    """
+    pending: deque[Future[Output]] = deque()
     for item in items:
         pending.append(pool.submit(work, item))
         if len(pending) >= ahead:
@@ -59,8 +62,8 @@ def in_order(
         yield pending.popleft().result()
 
 
-def _admitted(items: Iterable[Item], done: HashSet, progress: Progress) -> Iterator[Item]:
-    """Without those that an earlier run has done; an id comes once."""
+def _pending(items: Iterable[Item], done: HashSet, progress: Progress) -> Iterator[Item]:
+    """Yield the items that no earlier run has done; an id that occurs again is rejected."""
     seen = HashSet()
     for item in items:
         if isinstance(item, Rejected):
@@ -75,19 +78,20 @@ def _admitted(items: Iterable[Item], done: HashSet, progress: Progress) -> Itera
             yield item
 
 
-def _prepare(item: Item, out: Path, options: Options) -> Prepared | Rejected:
+def _prepare(item: Item, out: Path, recipe: Recipe) -> Prepared | Rejected:
     if isinstance(item, Rejected):
         return item
     try:
         _check_text(item)
-        audio = prepare_audio(item.audio, options)
+        audio = prepare_audio(item.audio, recipe)
     except UnusableAudioError as error:
         where = "" if isinstance(item.audio, bytes) else f"{item.audio}: "
         return Rejected(item.source, item.id, str(error), error.detail and f"{where}{error.detail}")
-    if options.shard_size:
+    if recipe.shard_size:
         return Prepared(item, audio, "")
-    if audio.is_converted:
+    if audio.data is not None:  # without shards, prepare_audio returns the bytes of converted audio only
         return Prepared(item, audio, _write(audio.data, member_name(item.id) + audio.suffix, out))
+    assert isinstance(item.audio, AudioRef), "packed audio goes to shards"
     return Prepared(item, audio, _relative(os.path.abspath(item.audio.url), out))
 
 
@@ -115,7 +119,7 @@ def _relative(path: str, out: Path) -> str:
 
 
 def _num_bytes(audio: AudioRef | bytes) -> int:
-    """Of a source's audio; a segment's are not known."""
+    """Return the size of a source's audio; 0 for segments, whose size is not known, and for missing files."""
     if isinstance(audio, bytes):
         return len(audio)
     try:

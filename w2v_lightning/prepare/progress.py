@@ -1,23 +1,33 @@
-"""Utterances, bytes per second and time left: a bar on a terminal, a line now and then elsewhere."""
+"""Progress display: utterances, bytes per second and time left, as a bar on a terminal, as lines elsewhere."""
 
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
 LINE_EVERY_S = 5.0
 BAR_EVERY_S = 0.1
 
 
 class Progress:
-    """`with Progress(...) as progress`, then `advance` once per utterance."""
+    """Context manager that shows the progress; call `advance` once per utterance.
+
+    Args:
+        total_bytes: size of all audio, if it is known.
+        total_utterances: number of all utterances, if it is known; either is enough to tell the time left.
+    """
 
     def __init__(self, total_bytes: int | None, total_utterances: int | None) -> None:
-        """What there is to do in all, as far as it is known: either is enough for the time left."""
         self._total_bytes = total_bytes
         self._total_utterances = total_utterances
         self._utterances = 0
         self._bytes = 0
-        self._bar = None
+        self._bar: Bar | None = None
+        self._task: TaskID
         self._every_s = BAR_EVERY_S if sys.stderr.isatty() else LINE_EVERY_S
         self._start = self._last_shown = time.monotonic()
 
@@ -39,7 +49,7 @@ class Progress:
             self._bar.stop()
 
     def advance(self, num_bytes: int) -> None:
-        """One more utterance is done, and so much of the source's audio."""
+        """Count one more utterance, whose audio has `num_bytes` in its source."""
         self._utterances += 1
         self._bytes += num_bytes
         now = time.monotonic()
@@ -48,7 +58,7 @@ class Progress:
             self._show(self.line(now - self._start))
 
     def line(self, elapsed_s: float) -> str:
-        """`1,234 utterances  56.7 MB/s  0:01:23 left`."""
+        """Return the text to show, such as `1,234 utterances  56.7 MB/s  0:01:23 left`."""
         parts = [f"{self._utterances:,} utterances"]
         if self._bytes and elapsed_s:
             parts.append(f"{self._bytes / 1e6 / elapsed_s:,.1f} MB/s")

@@ -1,4 +1,4 @@
-"""A shard: an ordinary uncompressed tar with WebDataset's names, whose members' places are known."""
+"""Shard: an uncompressed tar with WebDataset's naming, which reports the byte offset of each member."""
 
 import hashlib
 import re
@@ -6,11 +6,11 @@ import tarfile
 from pathlib import Path
 
 END_BYTES = 2 * tarfile.BLOCKSIZE  # two blocks of zeros
-MAX_NAME_BYTES = 200  # file systems allow 255 with suffix and the name of a temporary file
+MAX_NAME_BYTES = 200  # file systems allow 255, which must include the suffixes of the file and its temporary copy
 
 
 class Shard:
-    """A tar that is being written."""
+    """Tar that is being written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -18,7 +18,10 @@ class Shard:
         self.size = 0
 
     def add(self, name: str, data: bytes) -> int:
-        """Append a file; returns where in the tar its data begins. Equal content gives equal bytes."""
+        """Append a file, and return the offset in the tar at which its data begins.
+
+        The same content always gives the same bytes.
+        """
         member = tarfile.TarInfo(name)  # time, owner and group are 0
         member.size = len(data)
         header = member.tobuf(tarfile.PAX_FORMAT)
@@ -30,13 +33,13 @@ class Shard:
         return offset
 
     def close(self) -> None:
-        """Complete it."""
+        """Write the end of the tar and close the file."""
         self._file.write(bytes(END_BYTES))
         self._file.close()
 
 
 def member_name(utterance_id: str) -> str:
-    """The id as a file name without a suffix: no dot, at which WebDataset would cut it, and no slash.
+    """Return the id as a file name without suffix, slashes or dots (WebDataset cuts names at the first dot).
 
     Different ids have different names.
     """

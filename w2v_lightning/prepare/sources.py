@@ -1,4 +1,4 @@
-"""What a SOURCE is, recognised from what is there."""
+"""Sources of `prepare`, whose kind is recognised from their files."""
 
 import hashlib
 import os
@@ -13,31 +13,28 @@ from w2v_lightning.prepare.archive import read_archive
 from w2v_lightning.prepare.folder import read_folder, walk
 from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item
 
-UNDERSTOOD = """Understood are:
-  a LibriSpeech folder, one split of it, or any folder of audio with .txt or .trans.txt beside it
-  a .tar, .tar.gz or .tgz of such a folder
-  a NeMo manifest, a lhotse CutSet or SupervisionSet (.json, .jsonl, also .gz)
-  a .csv or .tsv (also .gz) with a path and a text column; with start and end, or offset and duration, in seconds, its
-    rows are segments of recordings
-  a folder of a Hugging Face dataset (.parquet, or .arrow as save_to_disk writes it)"""
+SUPPORTED = (
+    "Supported are a folder of audio with transcripts, a .tar or .tar.gz of one, a NeMo manifest, a lhotse CutSet or"
+    " SupervisionSet, a .csv or .tsv table, and a folder of a Hugging Face dataset; see `prepare --help`."
+)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One SOURCE of the command line."""
+    """Corpus that the command line names."""
 
     path: Path
     kind: str
     reader: Callable[[Path], Iterator[Item]]
-    files: tuple[Path, ...]  # what a change is noticed in
-    is_packed: bool = False  # its audio does not lie on disk as files
-    is_table: bool = False  # one row per utterance; otherwise its size is that of its audio
+    files: tuple[Path, ...]  # files and folders whose changes make another source of it
+    is_packed: bool = False  # its audio is inside other files
+    is_table: bool = False  # it has one row per utterance, and its size is not that of its audio
 
     def __iter__(self) -> Iterator[Item]:
         return self.reader(self.path)
 
     def fingerprint(self) -> dict[str, str | int]:
-        """Path, size, and a digest of path, size and time of change of every file."""
+        """Return path, kind, size, and a digest of path, size and modification time of every file."""
         digest, size = hashlib.sha256(), 0
         for path in self.files:
             for file, status in _files(path):
@@ -47,16 +44,16 @@ class Source:
 
 
 def recognise(path: Path) -> Source:
-    """What lies at `path`.
+    """Return the source at `path`.
 
     Raises:
-        InputError: nothing is there, or nothing that is understood; or what is needed to read it is missing.
+        InputError: `path` does not exist or is not supported, or a library or file that it needs is missing.
     """
     path = path.resolve()
     if path.is_dir():
         return _recognise_folder(path)
     if not path.exists():
-        raise InputError(f"There is no {path}. {UNDERSTOOD}")
+        raise InputError(f"{path} does not exist. {SUPPORTED}")
     name = path.name.lower()
     if name.endswith((".tar", ".tar.gz", ".tgz")):
         return Source(path, "archive", read_archive, (path,), is_packed=True)
@@ -67,7 +64,7 @@ def recognise(path: Path) -> Source:
         return Source(path, "table", tables.read_table, (path,), is_table=True)
     if suffix in (".json", ".jsonl"):
         return _recognise_json_lines(path)
-    raise InputError(f"{path} is nothing that is understood, to judge by its name. {UNDERSTOOD}")
+    raise InputError(f"{path}: unsupported file type. {SUPPORTED}")
 
 
 def _recognise_folder(path: Path) -> Source:
@@ -77,7 +74,7 @@ def _recognise_folder(path: Path) -> Source:
             return Source(path, "folder", read_folder, (path,))
         if suffixes.intersection(huggingface.SUFFIXES):
             return _dataset(path)
-    raise InputError(f"{path} holds no audio ({', '.join(AUDIO_SUFFIXES)}) and no dataset. {UNDERSTOOD}")
+    raise InputError(f"{path} contains no audio ({', '.join(AUDIO_SUFFIXES)}) and no dataset. {SUPPORTED}")
 
 
 def _dataset(path: Path) -> Source:
@@ -94,8 +91,8 @@ def _recognise_json_lines(path: Path) -> Source:
     if "recording_id" in row:
         files = (path, tables.recordings_beside(path))
         return Source(path, "lhotse supervisions", tables.read_supervisions, files, is_table=True)
-    found = f"an object with {', '.join(row)}" if row else "no JSON object"
-    raise InputError(f"{path}: its first line is {found}. {UNDERSTOOD}")
+    first_line = f"an object with {', '.join(row)}" if row else "not a JSON object"
+    raise InputError(f"{path}: unsupported, its first line is {first_line}. {SUPPORTED}")
 
 
 def _files(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -105,4 +102,5 @@ def _files(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for directory, names in walk(path):
         for name in names:
             file = directory / name
-            yield file, os.stat(file, follow_symlinks=file.exists())  # a link to nothing is a finding, not an end
+            # A broken link must not stop the run: its utterance is rejected later, with the reason.
+            yield file, os.stat(file, follow_symlinks=file.exists())

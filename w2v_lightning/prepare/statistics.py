@@ -1,4 +1,4 @@
-"""What stats.json says of a set of utterances; kept as sums, so that parts add up to the whole."""
+"""Statistics for stats.json, kept as sums, so that those of the parts add up to those of the corpus."""
 
 import math
 from collections import Counter
@@ -10,7 +10,7 @@ from w2v_lightning.prepare.convert import Audio
 
 @dataclass
 class Statistics:
-    """Counts of some utterances."""
+    """Counts over a set of utterances."""
 
     utterances: int = 0
     seconds: float = 0.0
@@ -34,7 +34,7 @@ class Statistics:
             self.speakers.add(speaker)
 
     def merge(self, other: "Statistics") -> None:
-        """Count what `other` has counted too."""
+        """Add the counts of `other`."""
         self.utterances += other.utterances
         self.seconds += other.seconds
         self.num_bytes += other.num_bytes
@@ -45,17 +45,17 @@ class Statistics:
         self.speakers |= other.speakers
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that `from_json` needs."""
+        """Return the counts as JSON values, for `from_json`."""
         return vars(self) | {"speakers": sorted(self.speakers)}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Statistics":
-        """The reverse of `as_json`."""
+        """Return the counts that `as_json` has written."""
         counters = {key: Counter(row[key]) for key in ("alphabet", "sample_rates")}
         return cls(**(row | counters | {"speakers": set(row["speakers"])}))
 
     def summary(self) -> dict[str, Any]:
-        """As it stands in stats.json."""
+        """Return the values of stats.json."""
         return {
             "utterances": self.utterances,
             "hours": round(self.seconds / 3600, 6),

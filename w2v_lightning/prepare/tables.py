@@ -1,4 +1,4 @@
-"""Sources with one row per utterance: NeMo's and our own manifests, lhotse's cuts and supervisions, CSV and TSV."""
+"""Sources with one row per utterance: manifests (NeMo's and ours), lhotse cuts and supervisions, CSV and TSV."""
 
 import csv
 import gzip
@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any, TextIO
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.lhotse import row_of_supervision
+from w2v_lightning.data.lhotse import row_from_supervision
 from w2v_lightning.data.manifest import as_string, read_rows
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.segments import in_seconds, segment_columns, segment_of
@@ -21,13 +21,13 @@ SPEAKER_COLUMNS = ("speaker", "client_id", "speaker_id")
 
 
 def open_text(path: Path) -> TextIO:
-    """`path` as text, gzipped or not."""
+    """Open a text file, gzipped or not."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     return opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
 def first_json_object(path: Path) -> dict[str, Any]:
-    """The first line's object, or an empty one where it is something else."""
+    """Return the JSON object in the first line that is not blank; empty if it is not one."""
     try:
         with open_text(path) as file:
             row = json.loads(next((line for line in file if line.strip()), "{}"))
@@ -37,63 +37,65 @@ def first_json_object(path: Path) -> dict[str, Any]:
 
 
 def count_rows(path: Path) -> int:
-    """About how many utterances there are."""
+    """Return the number of lines, about the number of utterances; 0 if the file cannot be read."""
     try:
         with open_text(path) as file:
             return sum(1 for line in file)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError):
-        return 0  # the reader will say it
+        return 0  # the reader raises the error
 
 
 def read_manifest(path: Path) -> Iterator[Item]:
-    """The utterances of a NeMo manifest, of one of our own, or of a lhotse CutSet."""
+    """Yield the utterances of a NeMo manifest, of a manifest of ours, or of a lhotse CutSet."""
     for _, row in read_rows(path):
         yield _item(row, path)
 
 
 def recordings_beside(supervisions: Path) -> Path:
-    """The RecordingSet that a SupervisionSet needs: lhotse writes both under names that differ in this word only.
+    """Return the path of the RecordingSet of a SupervisionSet: lhotse's names differ only in "recordings".
 
     Raises:
-        InputError: there is none.
+        InputError: the file does not exist.
     """
     recordings = supervisions.with_name(supervisions.name.replace("supervisions", "recordings"))
-    if recordings == supervisions or not recordings.is_file():
+    need = f"{supervisions} holds lhotse supervisions, which need their RecordingSet"
+    if recordings == supervisions:
         raise InputError(
-            f"{supervisions} holds lhotse supervisions, which need their RecordingSet: there is no"
-            f" {recordings.name if recordings != supervisions else 'file with recordings for supervisions in its name'}"
-            " beside it. Put it there, or export a CutSet."
+            f'{need}, found by writing "recordings" for "supervisions" in the file name.'
+            " Rename both files, or export a CutSet."
         )
+    if not recordings.is_file():
+        raise InputError(f"{need}: {recordings.name} is missing beside it. Put it there, or export a CutSet.")
     return recordings
 
 
 def read_supervisions(path: Path) -> Iterator[Item]:
-    """The utterances of a lhotse SupervisionSet; its RecordingSet is held in memory."""
+    """Yield the utterances of a lhotse SupervisionSet; its RecordingSet is held in memory."""
     recordings = {recording["id"]: recording for _, recording in _json_objects(recordings_beside(path), "id")}
     for where, supervision in _json_objects(path, "recording_id"):
         if supervision["recording_id"] not in recordings:
             yield Rejected(str(path), str(supervision.get("id", "")), "its recording is not in the RecordingSet")
             continue
         try:
-            yield _item(row_of_supervision(supervision, recordings, where), path)
+            yield _item(row_from_supervision(supervision, recordings, where), path)
         except (KeyError, TypeError) as error:
-            raise InputError(f"{where}: not a lhotse supervision that can be read ({error!r}).") from None
+            raise InputError(f"{where}: invalid lhotse supervision ({error!r}).") from None
 
 
 def read_table(path: Path) -> Iterator[Item]:
-    """The utterances of a CSV or TSV file.
+    """Yield the utterances of a CSV or TSV file.
 
     Raises:
-        InputError: a column for the path or for the text is missing, those of segments are not clear or not in seconds,
-            or the file is not such a table.
+        InputError: the column for the path or for the text is missing, those for segments are ambiguous or not in
+            seconds, or the file is not a valid table.
     """
     return in_seconds(_rows_of_table(path), path)
 
 
 def _rows_of_table(path: Path) -> Iterator[Item]:
     is_csv = ".csv" in path.suffixes
-    # Common Voice's .tsv files have quotation marks as ordinary characters.
-    dialect = {"delimiter": ","} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    # In Common Voice's .tsv files, quotation marks are ordinary characters.
+    dialect: dict[str, Any] = {"delimiter": ","} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     try:
         with open_text(path) as file:
             table = csv.DictReader(file, **dialect)
@@ -102,19 +104,19 @@ def _rows_of_table(path: Path) -> Iterator[Item]:
                 cells = {key: row[column] or "" for key, column in columns.items()}
                 yield _item_of_table(cells, path, table.line_num)
     except (csv.Error, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a table that can be read: {error}.") from None
+        raise InputError(f"{path}: invalid table: {error}.") from None
 
 
 def _columns(header: Iterable[str], path: Path) -> dict[str, str]:
-    """The column of each of path, text, speaker, id, start, end, duration that there is and that is needed."""
-    wanted = {"path": PATH_COLUMNS, "text": TEXT_COLUMNS, "speaker": SPEAKER_COLUMNS, "id": ("id",)}
+    """Return the column for each of path, text, speaker, id, start, end, duration; only the first two are required."""
+    candidates = {"path": PATH_COLUMNS, "text": TEXT_COLUMNS, "speaker": SPEAKER_COLUMNS, "id": ("id",)}
     known = {name.strip().lower(): name for name in header}
-    columns = {key: known[name] for key, names in wanted.items() for name in reversed(names) if name in known}
+    columns = {key: known[name] for key, names in candidates.items() for name in reversed(names) if name in known}
     for key in ("path", "text"):
         if key not in columns:
             raise InputError(
                 f"{path}: no column for the {key}; its header is {', '.join(header) or 'empty'}."
-                f" Call it one of {', '.join(wanted[key])}."
+                f" Name it one of {', '.join(candidates[key])}."
             )
     return columns | segment_columns(known, path)
 
@@ -129,15 +131,15 @@ def _item_of_table(row: dict[str, str], path: Path, line: int) -> Item:
     except ValueError:
         times = ", ".join(f"{key} {row[key]!r}" for key in ("start", "end", "duration") if key in row)
         utterance_id, detail = row.get("id") or name, f"{path}:{line}: {times}"
-        return Rejected(str(path), utterance_id, "times that are no segment in seconds", detail)
+        return Rejected(str(path), utterance_id, "invalid segment times", detail)
     if segment:
-        name = f"{name}-{round(1000 * segment['offset']):08}"  # as of a manifest without ids
+        name = f"{name}-{round(1000 * segment['offset']):08}"  # the same id as for a manifest without ids
     return _item({**row, "duration": 0.0, **segment, "id": row.get("id") or name, "audio_filepath": row["path"]}, path)
 
 
 def _item(row: Mapping[str, Any], path: Path) -> Item:
     if "://" in row["audio_filepath"]:
-        return Rejected(str(path), row["id"], "audio at a URL; copy it to a disk first")
+        return Rejected(str(path), row["id"], "audio at a URL is not supported; download it first")
     return Utterance(
         id=row["id"],
         text=row["text"],
@@ -150,18 +152,21 @@ def _item(row: Mapping[str, Any], path: Path) -> Item:
         ),
         source=str(path),
         speaker=as_string(row.get("speaker")),
-        split=PurePath(str(row.get("split") or "")).name,  # it becomes part of a file's name
+        split=PurePath(str(row.get("split") or "")).name,  # without folders, because it becomes part of a file name
     )
 
 
 def _find(audio: str, folder: Path) -> str:
-    """Beside the table; in clips/, as Common Voice has it; or from the working directory, as lhotse has it."""
-    places = [folder / audio, folder / "clips" / audio, Path(audio)]
-    return str(next((place for place in places if place.exists()), places[0]))
+    """Return the path of an audio file, which may be relative to the table's folder or to the working directory.
+
+    Common Voice's files are in clips/ beside the table; lhotse's paths are relative to the working directory.
+    """
+    candidates = [folder / audio, folder / "clips" / audio, Path(audio)]
+    return str(next((path for path in candidates if path.exists()), candidates[0]))
 
 
 def _json_objects(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", object) of each line; every object has `key`."""
+    """Yield "file:line" and the object of each line; every object has `key`."""
     try:
         with open_text(path) as file:
             for number, line in enumerate(file, 1):

@@ -1,16 +1,17 @@
-"""The output folder copied to S3, or to any other store that fsspec knows."""
+"""Upload of the output folder to S3 or any other store that fsspec supports."""
 
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from w2v_lightning.errors import InputError
 
 TRIES = 6
-FIRST_PAUSE_S = 1.0  # doubled each time: half a minute in all
+FIRST_PAUSE_S = 1.0  # doubled each time, 31 s in total
 PARALLEL = 4
 PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotImplementedError)
 
@@ -18,43 +19,56 @@ T = TypeVar("T")
 
 
 class SizeMismatchError(Exception):
-    """What arrived is not as long as what was sent."""
+    """Size in the store that differs from that of the local file."""
 
 
 class Upload:
-    """Files on their way to a store: shards while others are still being made, the rest at the end."""
+    """Upload of one run: each shard in the background once it is complete, the other files at the end.
+
+    Args:
+        url: destination, such as s3://bucket/prefix.
+
+    Raises:
+        InputError: the store is not supported or its library is not installed.
+    """
 
     def __init__(self, url: str) -> None:
-        """Raises InputError where the store is not known or its library is not installed."""
-        self._url = url
+        self.url = url
         self._store, self._root = _open(url)
         self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="upload")
         self._pending: list[Future[None]] = []
 
     def begin(self, shard: Path) -> None:
-        """Upload a shard in the background, unless one of its size is there; raises what befell an earlier one."""
+        """Upload a shard in the background, unless the store has one of the same name and size.
+
+        Raises:
+            InputError: an earlier shard could not be uploaded.
+        """
         for future in [future for future in self._pending if future.done()]:
             self._pending.remove(future)
             future.result()
         self._pending.append(self._pool.submit(self._put_unless_there, shard, f"shards/{shard.name}"))
 
     def finish(self, files: Mapping[str, Path]) -> None:
-        """Wait for the shards, then upload files under names, in order: no reader sees a manifest without its shards.
+        """Wait for the shards, then upload the files in order, so that no reader sees a manifest without its shards.
+
+        Args:
+            files: local path of each file, by its name in the store.
 
         Raises:
-            InputError: something could not be uploaded.
+            InputError: a shard or file could not be uploaded.
         """
         for future in self._pending:
             future.result()
         for name, path in files.items():
-            self._retrying(name, lambda name=name, path=path: self._put(path, name))
+            self._retrying(name, partial(self._put, path, name))
 
     def read(self, name: str) -> bytes | None:
-        """What lies there under `name`; None if nothing does."""
+        """Return the content of a file in the store; None if it does not exist."""
         return self._retrying(name, lambda: self._read(name))
 
     def close(self) -> None:
-        """Give up what has not begun."""
+        """Cancel the uploads that have not begun."""
         self._pool.shutdown(cancel_futures=True)
 
     def _put_unless_there(self, path: Path, name: str) -> None:
@@ -78,7 +92,11 @@ class Upload:
         return None
 
     def _retrying(self, name: str, action: Callable[[], T]) -> T:
-        """Every store has exceptions of its own, so all but a few are taken to pass; messages may hold credentials."""
+        """Run the action, again after a failure.
+
+        Every store has its own exceptions, so all but a few count as temporary. Messages name their type only, because
+        their text may contain credentials.
+        """
         for attempt in range(TRIES):
             time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1) if attempt else 0)
             try:
@@ -87,19 +105,22 @@ class Upload:
                 problem = type(error).__name__
                 if isinstance(error, PERMANENT) or problem.endswith("CredentialsError"):
                     raise InputError(
-                        f"--to {self._url}: {name} is refused ({problem}): check bucket and rights."
+                        f"--to {self.url}: {name} was refused ({problem}); check the bucket and your permissions."
                     ) from None
         raise InputError(
-            f"--to {self._url}: {name} failed {TRIES} times ({problem}). The same command goes on where this one ended."
+            f"--to {self.url}: {name} failed {TRIES} times ({problem})."
+            " Run the same command again; it resumes where it stopped."
         )
 
 
 def _open(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs  # only where it is asked for
+    from fsspec.core import url_to_fs  # slow to import
 
     try:
         return url_to_fs(url)
     except ImportError as error:
-        raise InputError(f"--to {url} needs a library ({error}); run: pip install 'w2v-lightning[aws]'") from None
+        raise InputError(
+            f"--to {url} needs a library that is not installed ({error}); run: pip install 'w2v-lightning[aws]'"
+        ) from None
     except ValueError as error:
         raise InputError(f"--to {url}: {error}") from None

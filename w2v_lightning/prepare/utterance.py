@@ -1,4 +1,4 @@
-"""What every kind of source is read as: a stream of utterances, and of what had to be left out."""
+"""Utterances as every kind of source yields them, and those that are rejected."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,24 @@ AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance as its source has it; its audio has not been looked at."""
+    """Utterance as its source describes it; its audio has not been checked."""
 
     id: str
     text: str
-    audio: AudioRef | bytes  # where it lies, or the content of its file where it lies packed
-    source: str  # the file or folder that named it
+    audio: AudioRef | bytes  # its location, or the content of a packed file
+    source: str  # path of the file or folder that lists it
     speaker: str = ""
     split: str = ""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """An utterance that is left out, and why."""
+    """Utterance that is left out, with the reason."""
 
     source: str
     id: str
     reason: str
-    detail: str = ""  # what the reason, which many share, does not say of this one
+    detail: str = ""  # what is wrong with this utterance in particular
 
 
 Item = Utterance | Rejected

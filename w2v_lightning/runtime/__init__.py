@@ -1,1 +1,1 @@
-"""The process and its device: signals, hardware, precision, files."""
+"""Process and device: signals, hardware, precision, files."""

@@ -1,4 +1,4 @@
-"""What a measurement ran on: the device, what it computes at best, the versions of what computed."""
+"""Hardware and software of a measurement: the device, its peak matrix rate, CPU cores, package versions."""
 
 import os
 import platform
@@ -13,13 +13,14 @@ import torch
 
 from w2v_lightning import __version__
 
-MATRIX_SIZE = {"cuda": 8192, "cpu": 512}  # square; large enough for the device's best, small enough for the time below
+# Size of square matrices: large enough to reach the peak rate, small enough for the time limit below.
+MATRIX_SIZE = {"cuda": 8192, "cpu": 512}
 MEASURE_FOR_S = 0.15
 MOST_PRODUCTS = 30
 
 
 def device_name(device: torch.device | str) -> str:
-    """The model of a device, such as "NVIDIA H200" or "AMD EPYC 7763 64-Core Processor"."""
+    """Return the model name of a device, such as "NVIDIA H200" or "AMD EPYC 7763 64-Core Processor"."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -27,14 +28,14 @@ def device_name(device: torch.device | str) -> str:
 
 
 def matrix_flops_per_s(device: torch.device | str, dtype: torch.dtype) -> float:
-    """Measured: what products of square matrices of random numbers reach, a multiply-add counted as two.
+    """Measure the floating-point operations per second of square matrix products; a multiply-add counts as two.
 
-    The median of several, after a warm-up, in less than 0.3 s; only a single product that is slower takes longer.
-    float32 on a GPU is whatever torch.set_float32_matmul_precision allows at the time.
+    The result is the median of several products after a warm-up. It takes less than 0.3 s, unless a single product
+    takes longer. float32 on a GPU has the precision that torch.set_float32_matmul_precision allows at the time.
     """
     device = torch.device(device)
     size = MATRIX_SIZE.get(device.type, MATRIX_SIZE["cpu"])
-    # Random: a GPU that multiplies zeros draws less power and then clocks higher than it ever will in training.
+    # Random numbers: a GPU that multiplies zeros draws less power, and clocks higher than it ever will in training.
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
     seconds = [_elapsed_s(lambda: torch.mm(left, right, out=product), device) for _ in range(2)][-1:]
@@ -44,19 +45,19 @@ def matrix_flops_per_s(device: torch.device | str, dtype: torch.dtype) -> float:
 
 
 def usable_cores() -> int:
-    """Of the CPU, by this process."""
+    """Number of CPU cores this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def loader_workers(cores: int, devices: int) -> int:
-    """Processes that load for each of a host's devices, unless data.num_workers says how many: cores that are left."""
+    """Default number of loader workers per device: the cores of a host that its processes leave free, from 1 to 8."""
     return max(1, min(8, cores // devices - 1))
 
 
 def versions() -> dict[str, str]:
-    """Of what a speed depends on, by name; what this machine has not is left out."""
-    found = {
+    """Versions of the software that a speed depends on, by name; software that is missing here is left out."""
+    versions_or_none = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -67,7 +68,7 @@ def versions() -> dict[str, str]:
         "flash-attn-4": installed_version("flash-attn-4"),
         "w2v_lightning": __version__,
     }
-    return {name: str(value) for name, value in found.items() if value is not None}
+    return {name: str(value) for name, value in versions_or_none.items() if value is not None}
 
 
 def installed_version(package: str) -> str | None:
@@ -92,14 +93,14 @@ def _elapsed_s(function: Callable[[], object], device: torch.device) -> float:
 
 
 def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")  # Linux; Arm's names no model
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; on Arm, it names no model
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def _driver_version() -> str | None:
-    """Of NVIDIA's driver; None where there is none."""
+    """Version of the NVIDIA driver; None if there is no driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

@@ -1,7 +1,7 @@
-"""SIGTERM, heard at once: also where the main thread waits within C code, as in a collective operation.
+"""SIGTERM handling of this process: `sigterm`, which reacts even while the main thread is blocked in C code.
 
-Python runs a signal's handler only between two instructions of the main thread. But its C part writes a byte into a
-pipe first (`signal.set_wakeup_fd`), and a thread reads that.
+Python runs a signal's handler only between two instructions of the main thread, so never during a collective operation.
+Its C part, however, first writes a byte into a pipe (`signal.set_wakeup_fd`), and a thread reads that pipe.
 """
 
 import faulthandler
@@ -14,51 +14,56 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: what failed may succeed when it is started again
-# One SIGTERM may come by several ways, such as to the process group and from torchrun: within this time it is the same.
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, starting the process again may succeed
+# One SIGTERM may be delivered twice, such as to the process group and by torchrun: within this time it counts as one.
 SAME_SIGNAL_S = 2.0
-LOOK_AT_PARENT_EVERY_S = 1.0
-START_AGAIN = "Start the same command again"  # where nothing is lost, for nothing was saved
-GO_ON_FROM_THERE = "Start again from there"  # how is up to who has started it; the command line says it exactly
+PARENT_CHECK_INTERVAL_S = 1.0
+START_AGAIN = "Start the same command again"  # the hint where nothing was saved, so nothing is lost
+# The hint until `set_resume_hint` is called: only the caller knows the exact command.
+DEFAULT_RESUME_HINT = "Start the run again to resume from there"
 
 
-def give_handlers_a_stack() -> None:
-    """A stack of their own for the signal handlers of the main thread, which has to call this.
+def use_alternate_signal_stack() -> None:
+    """Run the signal handlers of the main thread, which must call this, on a stack of their own.
 
     Kernels that torch's libraries generate for CPUs use the stack pointer for something else for a while (seen in gdb:
-    it points into the heap). A signal that comes then writes there what belongs on the stack, and the process ends in
-    malloc. Handlers in Python use another stack where there is one, and what the standard library has to set one up is
-    this; it also prints where the threads are, should the process ever crash.
+    it points into the heap). A signal handler that runs then writes its frame into the heap, and the process crashes in
+    malloc. Python's handlers use an alternate stack if there is one, and `faulthandler.enable` is how the standard
+    library sets one up; it also prints a traceback of each thread if the process ever crashes.
     """
     if not faulthandler.is_enabled():
         faulthandler.enable(file=2)
 
 
-class SigtermWatch:
-    """Calls `react` on the first SIGTERM and leaves the process at once on a second. There is one a process: `watch`.
+def no_children(_signum: int) -> None:
+    """Signal no process: `kill_children` of a process that has started no others."""
 
-    `react` runs in a thread and must not wait. Until somebody sets it, there is nothing to save, and the first SIGTERM
-    leaves, too.
+
+class SigtermWatch:
+    """Reaction to SIGTERM; a process has one, `sigterm`.
+
+    The first SIGTERM calls the function given to `arm`. A second one ends the process at once. Before `arm`, nothing
+    can be saved, so the first one ends the process, too.
     """
 
     def __init__(self) -> None:
-        self.status = PREEMPTED  # of a process that leaves at once
-        self.end_others: Callable[[int], None] | None = None  # a launcher's `kill`: signals those that it has started
-        self.react = self.leave_early
-        self.how_to_go_on = GO_ON_FROM_THERE
+        self._status = PREEMPTED
+        self._kill_children: Callable[[int], None] = no_children
+        self._react: Callable[[], None] = self.exit_before_training
+        self._resume_hint = DEFAULT_RESUME_HINT
         self._stop: Callable[[], None] | None = None
-        self._process = 0  # the one that listens
+        self._process = 0  # the id of the process that listens; 0: none does
         self._first_at: float | None = None
 
     def start(self) -> bool:
-        """Listen from now on; False where that is so already, or not possible: outside the main thread."""
+        """Start to listen; return False if it listens already, or cannot, because this is not the main thread."""
         if self._process or threading.current_thread() is not threading.main_thread():
             return False
         self._first_at = None
-        give_handlers_a_stack()
+        use_alternate_signal_stack()
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        handler = signal.signal(signal.SIGTERM, lambda *_: None)  # without one, C's would end the process
+        handler = signal.signal(signal.SIGTERM, lambda *_: None)  # without a handler, SIGTERM would end the process
         wakeup_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(reader,), name="sigterm", daemon=True).start()
 
@@ -71,61 +76,94 @@ class SigtermWatch:
         self._stop, self._process = stop, os.getpid()
         return True
 
+    def arm(
+        self,
+        *,
+        react: Callable[[], None] | None = None,
+        status: int | None = None,
+        kill_children: Callable[[int], None] | None = None,
+    ) -> None:
+        """Set how this process reacts; what is not given stays as it is.
+
+        Args:
+            react: called on the first SIGTERM, in a thread of its own; it must not block.
+            status: exit status of a process that ends at once; default: PREEMPTED.
+            kill_children: sends a signal to the processes that this one has started, such as a launcher's `kill`; it is
+                called when this process ends at once. Default: `no_children`.
+        """
+        if status is not None:
+            self._status = status
+        if kill_children is not None:
+            self._kill_children = kill_children
+        if react is not None:
+            self._react = react
+
+    @property
+    def resume_hint(self) -> str:
+        """Instruction to resume from the last checkpoint, for messages: a sentence without its period."""
+        return self._resume_hint
+
+    def set_resume_hint(self, hint: str) -> None:
+        """Set `resume_hint`; `stop` sets it back to the default."""
+        self._resume_hint = hint
+
     def stop(self) -> None:
-        """Be as before `start`."""
+        """Stop to listen, and restore the signal's handler and all that `arm` sets except the status."""
         if self._stop:
             self._stop()
-        self._stop, self._process, self.react, self.end_others = None, 0, self.leave_early, None
-        self.how_to_go_on = GO_ON_FROM_THERE
+        self._stop, self._process = None, 0
+        self._react, self._kill_children = self.exit_before_training, no_children
+        self._resume_hint = DEFAULT_RESUME_HINT
 
     def after_fork(self) -> None:
-        """In a fork, such as a loader worker: the pipe is the parent's, and SIGTERM what it is to any process."""
+        """Restore SIGTERM's default action in a forked process, such as a loader worker: the pipe is the parent's."""
         if self._process:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._stop = None
             self.stop()
 
-    def leave(self, why: str, what_next: str = "") -> NoReturn:
-        """End this process now, whatever it is doing, and those that it has started.
+    def exit_now(self, why: str, hint: str = "") -> NoReturn:
+        """End this process at once, whatever its threads are doing, and the processes that it has started.
 
-        `why` is printed, and what to do next: by default, what goes on from the last checkpoint.
+        Prints `why` and then `hint`, by default `resume_hint`.
         """
-        text = f"{why} {what_next or self.how_to_go_on} (exit status {PREEMPTED}).\n"
+        text = f"{why} {hint or self._resume_hint} (exit status {PREEMPTED}).\n"
         os.write(2, text.encode())  # not by print: another thread may hold the lock of the stream
-        if self.end_others:
-            self.end_others(signal.SIGTERM)
-        os._exit(self.status)
+        self._kill_children(signal.SIGTERM)
+        os._exit(self._status)
 
-    def leave_early(self) -> NoReturn:
-        self.leave("SIGTERM before training: nothing to save.", START_AGAIN)
+    def exit_before_training(self) -> NoReturn:
+        """End this process at once: there is nothing to save yet."""
+        self.exit_now("SIGTERM before training: nothing to save.", START_AGAIN)
 
     def _listen(self, reader: int) -> None:
         while b"\0" not in (signals := os.read(reader, 64)):
             if signal.SIGTERM in signals:
-                self._heard()
+                self._on_sigterm()
         os.close(reader)
 
-    def _heard(self) -> None:
+    def _on_sigterm(self) -> None:
         now = time.monotonic()
         if self._first_at is None:
             self._first_at = now
-            self.react()
+            self._react()
         elif now - self._first_at > SAME_SIGNAL_S:
-            self.leave("A second SIGTERM: left at once, with the last complete checkpoint.")
+            self.exit_now("Second SIGTERM: stopped at once; the last complete checkpoint is kept.")
 
 
-watch = SigtermWatch()
+sigterm = SigtermWatch()
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=watch.after_fork)
+    os.register_at_fork(after_in_child=sigterm.after_fork)
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """To start loader workers in: SIGTERM waits for the end of this block, and what is forked in it does not hear it.
+def sigterm_blocked() -> Iterator[None]:
+    """Block SIGTERM until the end of this block, in which loader workers are forked: they inherit the blocked signal.
 
-    `heed_parent_only` alone would be late, not only for what comes while a worker starts: where its parent has called
-    `torch.set_num_threads`, as Lightning does, torch has begun as many threads in it, without SIGTERM blocked.
+    `accept_sigterm_from_parent_only` alone would be too late for a SIGTERM that arrives while a worker starts. It would
+    also miss the worker's other threads: if the parent has called `torch.set_num_threads`, as Lightning does, torch has
+    already started that many threads in the worker, and SIGTERM would not be blocked in them.
     """
     if not hasattr(signal, "sigtimedwait") or multiprocessing.get_start_method() != "fork":
         yield
@@ -137,11 +175,11 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def heed_parent_only(_worker_id: int = 0) -> None:
-    """To be called in a loader worker: SIGTERM ends it only where it comes from the process that has started it.
+def accept_sigterm_from_parent_only(_worker_id: int = 0) -> None:
+    """Make this loader worker ignore every SIGTERM but its parent's; call it in the worker.
 
-    torchrun and SLURM send theirs to all processes; one whose loader workers are gone could not finish its step. Where
-    that process is gone, the worker ends, too: torch's own look at it is blind to one that went as the worker started.
+    torchrun and SLURM send SIGTERM to all processes, and a rank that lost its loader workers could not finish its step.
+    A worker whose parent is gone ends, too: torch's own check misses a parent that ended while the worker started.
     """
     if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -150,10 +188,10 @@ def heed_parent_only(_worker_id: int = 0) -> None:
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    started_by = os.getppid()  # it, or a server that forks and ends with it
-    # The pipe that `is_alive` looks at is open in workers that were forked later, too: they would end one by one.
-    while parent and parent.is_alive() and os.getppid() == started_by:
-        heard = signal.sigtimedwait({signal.SIGTERM}, LOOK_AT_PARENT_EVERY_S)
-        if heard and heard.si_pid == parent.pid:
+    starter = os.getppid()  # the parent, or a fork server that ends when the parent does
+    # `is_alive` alone is not enough: workers that were forked later hold its pipe open, so they would end one by one.
+    while parent and parent.is_alive() and os.getppid() == starter:
+        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECK_INTERVAL_S)
+        if received and received.si_pid == parent.pid:
             break
     os._exit(0)

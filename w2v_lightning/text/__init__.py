@@ -1,1 +1,1 @@
-"""Transcripts: vocabulary, normalization, label ids, tokenizer folders."""
+"""Transcripts: vocabulary, normalisation, label ids, tokenizer folders."""

@@ -1,11 +1,11 @@
-"""Between transcripts and label ids: vocabulary, normalisation, encoding, greedy CTC collapse.
+"""Conversion between transcripts and label ids: vocabulary, normalisation, encoding, greedy CTC decoding.
 
-The default vocabulary is that of facebook/wav2vec2-base-960h and its siblings: 32 tokens, ``<pad>`` (id 0) doubles as
-the CTC blank, ``|`` stands for the space between words.
+The default vocabulary is that of facebook/wav2vec2-base-960h and its siblings: 32 tokens, with ``<pad>`` (id 0) as the
+CTC blank and ``|`` as the space between words.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -17,27 +17,28 @@ from w2v_lightning.text import tokenizer
 BLANK = "<pad>"
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 WORD_DELIMITER = "|"
-NO_LETTERS = (BLANK, BEGIN, END, UNKNOWN, WORD_DELIMITER)
-LIBRISPEECH_TOKENS = (*NO_LETTERS, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")
+SPECIAL_TOKENS = (BLANK, BEGIN, END, UNKNOWN, WORD_DELIMITER)
+LIBRISPEECH_TOKENS = (*SPECIAL_TOKENS, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 
-BUILT_VOCABULARIES = {"build": False, "build-mixed": True}  # words for Vocabulary.build, and its `mixed_case`
+# Values of model.vocabulary that build one from the training texts, with the `mixed_case` of Vocabulary.build.
+BUILT_VOCABULARIES = {"build": False, "build-mixed": True}
 
-# Typographic apostrophes, which word processors and web pages put where transcripts mean the plain one.
+# Typographic apostrophes: word processors and web pages use them instead of the plain one.
 _APOSTROPHES = str.maketrans("\u2018\u2019\u02bc", "'''")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The output tokens of a CTC model; a token's id is its position, and "" an output without a token.
+    """Output tokens of a CTC model. The id of a token is its position; "" is an output without a token.
 
     Args:
-        tokens: characters, or several of them that are written together, or phonemes.
-        blank: of CTC.
-        word_delimiter: stands for the space between words; "" where there is none, as of `unknown`, `begin` and `end`.
-        unknown, begin, end: are neither read nor written.
-        space: what is written for the word delimiter; "" where words run together.
-        lowercase: tokens are in upper case, texts in lower case.
-        separator: what is written between tokens: a space between phonemes.
+        tokens: characters, multi-character tokens, or phonemes.
+        blank: the CTC blank.
+        word_delimiter: the token for the space between words; "" if there is none, also for `unknown`, `begin`, `end`.
+        unknown, begin, end: special tokens, never encoded and dropped when decoding.
+        space: text of the word delimiter; "" if words are not separated.
+        lowercase: whether texts are in lower case, though the tokens are in upper case.
+        separator: text between tokens: a space between phonemes.
     """
 
     tokens: tuple[str, ...] = LIBRISPEECH_TOKENS
@@ -62,17 +63,18 @@ class Vocabulary:
 
     @cached_property
     def blank_id(self) -> int:
+        """Id of the CTC blank."""
         return self.tokens.index(self.blank)
 
     @property
     def silent(self) -> frozenset[str]:
-        """The tokens that stand for no text."""
+        """Tokens that stand for no text."""
         return frozenset((self.blank, self.unknown, self.begin, self.end, ""))
 
     @cached_property
     def _id_of_piece(self) -> dict[str, int]:
-        no_letters = self.silent | {self.word_delimiter}
-        ids = {token: i for i, token in enumerate(self.tokens) if token not in no_letters}
+        not_text = self.silent | {self.word_delimiter}
+        ids = {token: i for i, token in enumerate(self.tokens) if token not in not_text}
         has_spaces = self.word_delimiter and self.space and not self.separator
         return ids | {self.space: self.tokens.index(self.word_delimiter)} if has_spaces else ids
 
@@ -83,37 +85,37 @@ class Vocabulary:
 
     @cached_property
     def _longest_piece(self) -> re.Pattern | None:
-        """The longest token that stands next, or a character without one; None: every token is one character."""
+        """Pattern of the longest token at a position, or else one character; None if every token is one character."""
         longest_first = sorted(self._id_of_piece, key=len, reverse=True)
         if not longest_first or len(longest_first[0]) == 1:
             return None
         return re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
 
     @cached_property
-    def _fold_case(self):
+    def _fold_case(self) -> Callable[[str], str]:
         characters = "".join(self._id_of_piece)
         if self.lowercase or characters.lower() == characters != characters.upper():
             return str.lower
         return str.upper if characters.upper() == characters else str
 
     @cached_property
-    def _apostrophes(self) -> dict[int, str]:
-        """Without those that are letters here."""
+    def _apostrophes(self) -> dict[int, int]:
+        """Typographic apostrophes to replace, except those that are tokens of this vocabulary."""
         letters = set("".join(self._id_of_piece))
         return {code: plain for code, plain in _APOSTROPHES.items() if chr(code) not in letters}
 
     def normalise(self, text: str) -> str:
-        """Fit a transcript to this vocabulary's writing: its letter case, plain apostrophes, single spaces.
+        """Convert a transcript to the letter case of this vocabulary, plain apostrophes and single spaces.
 
-        Nothing is removed: a character that the vocabulary lacks is for `unknown_characters` to find.
+        Nothing is removed: `unknown_characters` finds the characters that the vocabulary lacks.
         """
         plain = text if text.isascii() else text.translate(self._apostrophes)  # translate is the slow part
         return (self.separator or self.space).join(self._fold_case(plain).split())
 
     def pieces(self, text: str) -> Sequence[str]:
-        """What of a normalised `text` has a label each: its characters, or its phonemes.
+        """Split a normalised `text` into the pieces that have one label each: its characters, tokens or phonemes.
 
-        Where tokens have several characters, the longest that fits: so has transformers, which however loses spaces.
+        Multi-character tokens match greedily, the longest first, as in transformers (which, however, loses spaces).
         """
         if self.separator:
             return text.split()
@@ -122,56 +124,55 @@ class Vocabulary:
         return text if self._longest_piece is None else self._longest_piece.findall(text)
 
     def unknown_characters(self, text: str) -> set[str]:
-        """The characters, or phonemes, of a normalised `text` that have no token."""
+        """Return the characters (or phonemes) of a normalised `text` that have no token."""
         return set(self.pieces(text)) - self._id_of_piece.keys()
 
     def encode(self, text: str) -> list[int]:
-        """Label ids of a normalised `text`.
+        """Return the label ids of a normalised `text`.
 
         Raises:
-            KeyError: a character has no token. Training on ``<unk>`` silently is how WER gets stuck at 1.0.
+            KeyError: a character has no token. Silently training on ``<unk>`` would leave the WER stuck at 1.0.
         """
         return [self._id_of_piece[piece] for piece in self.pieces(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Greedy CTC decoding of one utterance's best id per frame: merge repeats, drop blanks and specials."""
+        """Decode the best id per frame of one utterance (greedy CTC): merge repeats, drop blanks and special tokens."""
         text = self.separator.join(filter(None, (self._text_of_id[i] for i, _ in groupby(ids))))
         return " ".join((text.lower() if self.lowercase else text).split())
 
     @classmethod
     def build(cls, texts: Iterable[str], mixed_case: bool = False) -> "Vocabulary":
-        """The characters of `texts`, in upper case unless `mixed_case`, after the usual special tokens.
+        """Build a vocabulary of the special tokens and the characters of `texts`, in upper case unless `mixed_case`.
 
-        They are in the order of their code points, which more texts of the same alphabet do not change (frequencies
-        would). The apostrophe is a character like others. An existing ``|`` in the texts is left out: it is the space.
+        Characters are sorted by code point, so more texts of the same alphabet give the same ids (sorting by frequency
+        would not). The apostrophe is a character like any other. A ``|`` in the texts is left out: it is the space.
 
         Raises:
-            InputError: there is no character.
+            InputError: the texts have no character.
         """
-        found = "".join(sorted(set().union(*texts))).translate(_APOSTROPHES)
-        characters = sorted(set(found if mixed_case else found.upper()) - {WORD_DELIMITER})
+        written = "".join(sorted(set().union(*texts))).translate(_APOSTROPHES)
+        characters = sorted(set(written if mixed_case else written.upper()) - {WORD_DELIMITER})
         letters = tuple(character for character in characters if not character.isspace())
         if not letters:
-            raise InputError("A vocabulary cannot be built: the transcripts hold no character.")
-        return cls(NO_LETTERS + letters)
+            raise InputError("Cannot build a vocabulary: the transcripts have no characters.")
+        return cls(SPECIAL_TOKENS + letters)
 
     @classmethod
     def load(cls, folder: str | Path, num_outputs: int | None = None) -> "Vocabulary":
-        """Read a Hugging Face tokenizer folder as transformers does: ``vocab.json``, and beside it the files that name
-        added tokens, and which token has which role.
+        """Read a Hugging Face tokenizer folder as transformers does.
 
         Args:
-            folder: holds them.
-            num_outputs: of the CTC head that these tokens are for. It has outputs for those that were added behind
-                vocab.json's, by a user or by transformers itself, or not; a new head needs none for the silent ones.
+            folder: the folder of ``vocab.json``, and of the files that hold added tokens and the roles of tokens.
+            num_outputs: number of outputs of an existing CTC head, which may or may not cover the tokens that a user or
+                transformers added after those of vocab.json. None: a new head, without outputs for silent added tokens.
 
         Raises:
-            InputError: the file is missing, is no table of tokens and ids, or transformers cannot read the others.
+            InputError: vocab.json is missing or not a table of tokens and ids, or transformers cannot read the folder.
         """
         return cls(**tokenizer.read(Path(folder), num_outputs))
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that transformers' tokenizer and `load` read, in the place of another one's files."""
+        """Write a tokenizer folder for `load` and for transformers; existing tokenizer files are replaced."""
         table = {token: i for i, token in enumerate(self.tokens) if token}
         roles = {
             "pad_token": self.blank,
@@ -183,6 +184,6 @@ class Vocabulary:
         tokenizer.write(Path(folder), table, roles, self.space, self.lowercase, self.separator)
 
 
-def count_repeats(labels: Sequence[int]) -> int:
-    """Adjacent equal labels; CTC needs one extra frame (a blank) between the two of each pair."""
+def count_repeats(labels: Iterable[object]) -> int:
+    """Count pairs of adjacent equal labels; CTC needs one extra frame (a blank) between the two of each pair."""
     return sum(a == b for a, b in pairwise(labels))
