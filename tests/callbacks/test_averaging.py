@@ -1,4 +1,4 @@
-"""The average of the best checkpoints, and the exponential moving average."""
+"""Average of the best checkpoints, and exponential moving average."""
 
 import os
 import pickle
@@ -51,8 +51,8 @@ def test_the_average_is_the_mean_in_the_tensors_own_type(tmp_path):
         "count": torch.int64,
         "flag": torch.bool,
     }
-    assert torch.equal(average["frozen"], unchanged)  # to the bit: what was frozen stays as it was
-    assert average["count"] == 11  # the first's: a mean of counts means nothing
+    assert torch.equal(average["frozen"], unchanged)  # bit for bit: averaging leaves frozen weights unchanged
+    assert average["count"] == 11  # taken from the first checkpoint: a mean of counts is meaningless
     assert average["flag"].item() is True
 
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_that_carries_code_is_refused(tmp_path, monkeypatch):
 
 
 class Scripted(Callback):
-    """Validation scores as told, and the weights of the head after each update and as each validation sees them."""
+    """Callback that logs given scores, and records the head's weights after each update and in each validation."""
 
     def __init__(self, wers):
         self.wers, self.trained, self.validated = iter(wers), [], []
@@ -94,7 +94,7 @@ def head(module):
 
 @pytest.fixture
 def run(tmp_path):
-    """A function that trains with some callbacks and returns (module, trainer, scripted)."""
+    """Function that trains with some callbacks and returns (module, trainer, scripted)."""
     write_split(tmp_path / "corpus", "train", random_texts(12, seed=1), "1")
     write_split(tmp_path / "corpus", "dev", random_texts(2, seed=2), "2")
 
@@ -114,7 +114,7 @@ def run(tmp_path):
             str(tmp_path / "corpus"), ["train"], ["dev"], batch_seconds=60, device_seconds=60, num_workers=0
         )
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
-        assert trainer.global_step == 4  # one an epoch
+        assert trainer.global_step == 4  # one per epoch
         return module, trainer, scripted
 
     return train
@@ -128,7 +128,7 @@ def test_the_average_of_the_best_lies_beside_the_best(run):
     torch.testing.assert_close(average, (second + third + fourth) / 3, rtol=1e-6, atol=1e-8)
     assert not torch.equal(average, fourth)
     assert torch.equal(AutoModelForCTC.from_pretrained(folder / "model").lm_head.weight, second)
-    assert torch.equal(head(trainer.lightning_module), second)  # what ExportBest left there
+    assert torch.equal(head(trainer.lightning_module), second)  # ExportBest loaded these weights
 
 
 def test_one_best_checkpoint_has_no_average(run):
@@ -138,14 +138,14 @@ def test_one_best_checkpoint_has_no_average(run):
 
 def test_the_moving_average_is_validated_kept_and_exported(run):
     _, trainer, scripted = run(ExportBest(), MovingAverage(decay=0.75))
-    expected = [scripted.trained[0]]  # it begins with the weights after the first update
+    expected = [scripted.trained[0]]  # the average starts from the weights after the first update
     for weights in scripted.trained[1:]:
         expected.append(0.75 * expected[-1] + 0.25 * weights)
     for validated, average in zip(scripted.validated, expected, strict=True):
         torch.testing.assert_close(validated, average)
     assert not torch.allclose(expected[1], scripted.trained[1])
     exported = AutoModelForCTC.from_pretrained(Path(trainer.log_dir, "model"))
-    torch.testing.assert_close(exported.lm_head.weight, expected[1])  # of the best validation
+    torch.testing.assert_close(exported.lm_head.weight, expected[1])  # from the best validation
 
 
 def test_a_run_with_a_moving_average_goes_on_exactly(run):
@@ -159,7 +159,7 @@ def test_a_run_with_a_moving_average_goes_on_exactly(run):
 
 
 class Interruption(Callback):
-    """Ends the second validation before its end."""
+    """Callback that raises in the middle of the second validation."""
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         if trainer.global_step == 2:

@@ -1,4 +1,4 @@
-"""Each way in which training gets stuck, made on purpose; and a run that learns, of which nothing must be said."""
+"""Diagnosis of training that is stuck on purpose, in each way; and no warnings in a run that learns."""
 
 import logging
 from dataclasses import replace
@@ -19,7 +19,7 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.text.vocabulary import Vocabulary
 
 NO_MASKS = dict.fromkeys(("mask_time_prob", "mask_channel_prob", "layerdrop", "activation_dropout"), 0.0)
-HARMLESS = {"learning_rate": 1e-9}  # what is broken on purpose is not repaired by learning
+HARMLESS = {"learning_rate": 1e-9}  # so small that training does not repair what a test breaks
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def corpus(tmp_path):
 
 
 class Data(LibriSpeechDataModule):
-    """Spoils batches on their way to the model."""
+    """Data module that spoils batches on their way to the model."""
 
     def __init__(self, root, spoil=None):
         super().__init__(str(root), ["train"], ["dev"], batch_seconds=8, device_seconds=4, num_workers=0)
@@ -60,7 +60,7 @@ def only(messages):
 
 
 def test_nothing_is_said_of_a_run_that_learns(caplog, corpus):
-    """From random weights through the plateau of blanks (1.6 per character) to letters."""
+    """Train from random weights through the plateau of blanks (loss 1.6 per character) to letters."""
     module = tiny(learning_rate=3e-3)
     messages, trainer = warnings_of_a_run(caplog, corpus, module, max_steps=75, gradient_clip_val=1.0)
     assert trainer.callback_metrics["train_loss_per_char"] < 1.0
@@ -106,11 +106,11 @@ def test_letters_on_padding_do_not_hide_blanks_on_frames(caplog, corpus):
 @pytest.mark.parametrize(
     ("schedule", "from_scratch", "expected"),
     [
-        ((80_000, 0.1, 0), False, 8000),  # fairseq's base_100h: not before warm-up is over
-        ((50_000, 0.1, 10_000), False, 12_000),  # the paper's: the head alone for 10,000 updates
+        ((80_000, 0.1, 0), False, 8000),  # fairseq's base_100h: until the end of the warm-up
+        ((50_000, 0.1, 10_000), False, 12_000),  # the paper: only the head is trained for 10,000 updates
         ((10_000, 0.1, 0), False, 2000),
         ((10_000, 0.1, 0), True, 5000),
-        ((300, 0.1, 0), True, 300),  # no later than the end
+        ((300, 0.1, 0), True, 300),  # at most the whole run
         ((float("inf"), 0.1, 0), False, 2000),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_ends_no_run_whose_weights_are(caplog, corpus)
 
 def test_a_loss_that_another_rank_spoilt_is_for_that_one_to_name(caplog, corpus, monkeypatch):
     def reduce(strategy, tensor, group=None, reduce_op="mean"):
-        return torch.zeros_like(tensor) if reduce_op == "min" else tensor  # as if another's first micro-batch was bad
+        return torch.zeros_like(tensor) if reduce_op == "min" else tensor  # as if another rank's first loss was bad
 
     monkeypatch.setattr(SingleDeviceStrategy, "reduce", reduce)
 
@@ -175,7 +175,7 @@ def test_a_loss_that_another_rank_spoilt_is_for_that_one_to_name(caplog, corpus,
 
 
 class Scaled(Wav2Vec2CTC):
-    """Multiplies the loss of every update from `since` on."""
+    """Module that multiplies the loss of every update from `since` on."""
 
     since, factor = 0, 1.0
 
@@ -224,7 +224,7 @@ def test_a_grad_scaler_that_skips_most_steps(caplog, corpus):
 def test_a_model_that_is_all_frozen(caplog, corpus):
     module = tiny()
     module.model.requires_grad_(False)
-    with pytest.raises((RuntimeError, ValueError)):  # of torch, which does not say what it means
+    with pytest.raises((RuntimeError, ValueError)):  # torch's error, which does not explain the cause
         warnings_of_a_run(caplog, corpus, module)
     assert "No parameter is trained" in caplog.text
 

@@ -1,4 +1,4 @@
-"""What the closing summary says of the model that was exported is what its own validation found."""
+"""The final summary reports the validation of the exported model."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from w2v_lightning.callbacks.summary import RunSummary
 
 
 class Scripted(Callback):
-    """WER and another score, of each validation after a step (an epoch has one); None: the run is cut off there."""
+    """Callback that logs WER and another score in each validation (one per step); None interrupts the run."""
 
     def __init__(self, **wers):
         self.wers = wers
@@ -39,7 +39,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def summary(corpus, tmp_path):
-    """A function that trains for three epochs of a step and returns what is printed."""
+    """Function that trains for three epochs of one step and returns what is printed."""
 
     def printed(*checkpoints, ckpt_path=None, wers=(0.9, 0.5, 0.7), before=0.99, export=True, **options):
         output = io.StringIO()
@@ -76,7 +76,7 @@ def test_a_resumed_run_knows_the_best_before_it_was_cut_off(summary, tmp_path):
     out = summary(best(tmp_path), wers=(0.4, 0.8, 0.6), ckpt_path=tmp_path / "kept" / "best.ckpt")
     assert "Validation WER: 99.0 % before training, 40.0 % with the best model\n" in out
     assert "Best model: val_wer 40.0 %, after step 1\n" in out
-    assert "said" not in out  # how the best model heard was not kept
+    assert "hypothesis" not in out  # the texts of the best model were not kept
 
 
 def test_validations_that_no_checkpoint_was_made_after_do_not_count(summary, tmp_path):
@@ -103,5 +103,5 @@ def test_a_best_checkpoint_that_cannot_be_read_is_not_what_it_tells_of(summary, 
 def test_a_choice_by_a_score_of_training_is_named_with_the_last_validation(summary, tmp_path):
     every_step = best(tmp_path, monitor="train_loss", every_n_train_steps=1, save_on_train_epoch_end=True)
     out = summary(every_step, max_epochs=-1, max_steps=3, check_val_every_n_epoch=4, log_every_n_steps=1)
-    assert re.search(r"Best model: train_loss [\d.]+, after", out)  # which is no rate
+    assert re.search(r"Best model: train_loss [\d.]+, after", out)  # not a rate, so without %
     assert "with the" not in out

@@ -1,4 +1,4 @@
-"""Which model counts as a run's best, and is exported, whatever else keeps checkpoints."""
+"""Choice of the checkpoint that is exported as the best, with any other callbacks that keep checkpoints."""
 
 from types import SimpleNamespace
 
@@ -40,7 +40,7 @@ def of_user(folder, **options):
 
 @pytest.fixture
 def fit(tmp_path):
-    """A function that runs `fit` with a ModelCheckpoint of the user's own, and returns the runs' folder."""
+    """Function that runs `fit` with an additional ModelCheckpoint of the user, and returns the run's folder."""
     corpus = write_corpus(tmp_path / "corpus")
 
     def run(**options):

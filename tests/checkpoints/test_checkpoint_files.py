@@ -1,4 +1,4 @@
-"""A checkpoint's file: complete or invisible, whatever happens while it is written and after."""
+"""Checkpoint files: complete or absent, whatever happens during or after writing."""
 
 import errno
 import hashlib
@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import tarfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -35,8 +36,8 @@ def saved(tmp_path):
 
 
 def whole(path, step):
-    """Whether `path` is the checkpoint of that step, to its last bit."""
-    return files.damage(str(path)) is None and torch.equal(
+    """Check that `path` is exactly the checkpoint of that step."""
+    return files.find_damage(str(path)) is None and torch.equal(
         files.load(str(path))["state_dict"]["weight"], torch.arange(4.0) * step
     )
 
@@ -49,7 +50,7 @@ def test_it_is_a_plain_torch_checkpoint_that_names_its_checksum(saved):
     comment = zipfile.ZipFile(saved).comment.decode()
     assert comment.endswith(hashlib.sha256(saved.read_bytes()[:-64]).hexdigest())
     assert files.global_step(str(saved)) == 7
-    assert files.damage(str(saved)) is None
+    assert files.find_damage(str(saved)) is None
     assert os.listdir(saved.parent) == [saved.name]
 
 
@@ -59,21 +60,21 @@ def test_every_flipped_bit_is_found(saved):
         broken = bytearray(data)
         broken[position] ^= 1 << position % 8
         saved.write_bytes(broken)
-        assert files.damage(str(saved)), position
+        assert files.find_damage(str(saved)), position
 
 
 def test_every_truncation_is_found(saved):
     data = saved.read_bytes()
     for length in range(len(data)):
         saved.write_bytes(data[:length])
-        what = files.damage(str(saved))
-        assert what == "it is empty" if length == 0 else "cut off" in what, length
+        problem = files.find_damage(str(saved))
+        assert problem == "it is empty" if length == 0 else "truncated" in problem, length
 
 
 def test_what_is_missing_or_unreadable_is_said(tmp_path):
-    assert files.damage(str(tmp_path / "none.ckpt")) == "it is missing"
+    assert files.find_damage(str(tmp_path / "none.ckpt")) == "it is missing"
     (tmp_path / "folder.ckpt").mkdir()
-    assert "cannot be read" in files.damage(str(tmp_path / "folder.ckpt"))
+    assert "cannot be read" in files.find_damage(str(tmp_path / "folder.ckpt"))
     assert files.global_step(str(tmp_path / "none.ckpt")) is None
 
 
@@ -96,10 +97,18 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
+def test_a_file_in_torchs_oldest_format_is_refused(tmp_path):
+    (tmp_path / "sys_info").write_bytes(b"")
+    with tarfile.open(tmp_path / "old.ckpt", "w") as tar:
+        tar.add(tmp_path / "sys_info", "sys_info")
+    with pytest.raises(InputError, match=r"old\.ckpt cannot be loaded as a checkpoint: .*legacy \.tar format"):
+        files.load(str(tmp_path / "old.ckpt"))
+
+
 def test_loading_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files.save({"state_dict": Bomb()}, "bomb.ckpt")
-    assert files.damage("bomb.ckpt") is None
+    assert files.find_damage("bomb.ckpt") is None
     for read in (files.load, files.peek):
         with pytest.raises(Exception, match=r"(?i)weights_only"):
             read("bomb.ckpt")
@@ -110,7 +119,7 @@ def test_loading_runs_no_code(tmp_path, monkeypatch):
 
 
 class Ticking:
-    """A file that calls `tick` before each write, in its middle, with what came before on the disk, and after it."""
+    """File that calls `tick` before, after and in the middle of each write, with everything so far flushed."""
 
     def __init__(self, file, tick):
         self.file, self.tick = file, tick
@@ -129,7 +138,7 @@ class Ticking:
 
 
 def save_and_die(path, after):
-    """Save in a child that is gone, as by SIGKILL, after so many lines and writes of a save; whether it got through."""
+    """Save in a child process that exits, as by SIGKILL, after `after` lines and writes; return whether it finished."""
     child = os.fork()
     if child == 0:
         ticks = 0
@@ -162,7 +171,7 @@ def test_killed_at_any_moment_the_name_has_the_old_or_the_new_one_whole(saved):
     while not is_through:
         saved.write_bytes(old)
         is_through = save_and_die(saved, after)
-        assert files.found_in(str(saved.parent)) == [str(saved)]
+        assert files.list_checkpoints(str(saved.parent)) == [str(saved)]
         step = files.global_step(str(saved))
         assert whole(saved, step), f"killed at moment {after}"
         seen.add(step)
@@ -230,29 +239,29 @@ def test_only_checkpoints_are_found(saved):
     for name in ("best.ckpt.set-aside", "run_history.json", f".x.ckpt{files.TEMPORARY}12"):
         (saved.parent / name).touch()
     (saved.parent / "folder.ckpt").mkdir()
-    assert files.found_in(str(saved.parent)) == [str(saved)]
-    assert files.found_in(str(saved.parent / "nowhere")) == []
+    assert files.list_checkpoints(str(saved.parent)) == [str(saved)]
+    assert files.list_checkpoints(str(saved.parent / "nowhere")) == []
 
 
 def round_trip(folder):
     path = files.join(folder, "step-00000007.ckpt")
-    assert files.found_in(folder) == []
+    assert files.list_checkpoints(folder) == []
     files.save(checkpoint(), path)
-    assert files.found_in(folder) == [path]
+    assert files.list_checkpoints(folder) == [path]
     assert files.global_step(path) == 7
     assert whole(path, 7)
     assert files.peek(path)["global_step"] == 7
     files.write_text(files.join(folder, "note.json"), "[1]")
     files.write_text(files.join(folder, "note.json"), "[2]")
     assert files.set_aside(path) == f"{path}.set-aside"
-    assert files.found_in(folder) == []
+    assert files.list_checkpoints(folder) == []
     for number in (2, 3):
         files.write_text(path, str(number))
         assert files.set_aside(path) == f"{path}.set-aside-{number}"
     assert whole(f"{path}.set-aside", 7)
     files.write_text(path, "one more")
     files.remove(path)
-    assert files.damage(path) == "it is missing"
+    assert files.find_damage(path) == "it is missing"
 
 
 def test_a_url(tmp_path):

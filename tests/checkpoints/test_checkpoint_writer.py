@@ -1,4 +1,4 @@
-"""Writing in the background: training waits for the copy alone, nothing is lost, and what goes wrong is said."""
+"""Background writing: training waits for the copy alone, nothing is lost, and failures are reported."""
 
 import errno
 import logging
@@ -25,7 +25,7 @@ def checkpoint(step=1):
 
 
 class SlowDisk:
-    """Writes when `may_write` is set."""
+    """Fake disk that writes once `may_write` is set."""
 
     def __init__(self):
         self.may_write = threading.Event()
@@ -47,7 +47,7 @@ def disk():
 def test_training_goes_on_while_it_is_written_and_changes_nothing_of_it(disk, tmp_path):
     writer, state = BackgroundCheckpointIO(disk.save), checkpoint(1)
     writer.save_checkpoint(state, tmp_path / "a.ckpt")
-    assert disk.written == []  # and yet here we are
+    assert disk.written == []  # save_checkpoint has returned before the write
     state["state_dict"]["weight"].fill_(99)
     state["global_step"] = 99
     disk.may_write.set()
@@ -78,12 +78,12 @@ def test_the_old_one_goes_after_the_new_one_has_come(disk, tmp_path):
     writer = BackgroundCheckpointIO(disk.save)
     writer.save_checkpoint(checkpoint(2), tmp_path / "2.ckpt")
     writer.remove_checkpoint(tmp_path / "1.ckpt")
-    assert files.found_in(str(tmp_path)) == [str(tmp_path / "1.ckpt")]
+    assert files.list_checkpoints(str(tmp_path)) == [str(tmp_path / "1.ckpt")]
     disk.may_write.set()
     writer.teardown()
-    assert files.found_in(str(tmp_path)) == [str(tmp_path / "2.ckpt")]
-    writer.remove_checkpoint(tmp_path / "2.ckpt")  # after the run, at once
-    assert files.found_in(str(tmp_path)) == []
+    assert files.list_checkpoints(str(tmp_path)) == [str(tmp_path / "2.ckpt")]
+    writer.remove_checkpoint(tmp_path / "2.ckpt")  # removed at once, since the run is over
+    assert files.list_checkpoints(str(tmp_path)) == []
 
 
 def test_one_that_cannot_be_removed_is_named_and_keeps_no_other(tmp_path, monkeypatch, caplog):
@@ -104,9 +104,9 @@ def test_one_that_cannot_be_removed_is_named_and_keeps_no_other(tmp_path, monkey
     writer.remove_later(fail)
     writer.remove_later(lambda: [str(tmp_path / "1.ckpt"), str(tmp_path / "2.ckpt")])
     writer.teardown()
-    assert "all are kept: the store is busy" in caplog.text
+    assert "Old checkpoints could not be listed for removal; all are kept: the store is busy" in caplog.text
     assert f"Checkpoint {tmp_path}/1.ckpt could not be removed: " in caplog.text
-    assert files.found_in(str(tmp_path)) == [str(tmp_path / "1.ckpt"), str(tmp_path / "3.ckpt")]
+    assert files.list_checkpoints(str(tmp_path)) == [str(tmp_path / "1.ckpt"), str(tmp_path / "3.ckpt")]
 
 
 def test_loading_waits_for_what_is_being_written(disk, tmp_path):
@@ -132,14 +132,14 @@ def test_a_full_disk_is_reported_keeps_the_old_ones_and_is_not_forgotten(tmp_pat
         writer.remove_checkpoint(tmp_path / "1.ckpt")
         writer.drain()
     assert "2.ckpt could not be written: No space left on device (it needs" in caplog.text
-    assert "MiB are free). Those before it are kept, and training goes on." in caplog.text
-    assert files.found_in(str(tmp_path)) == [str(tmp_path / "1.ckpt")]
+    assert "MiB are free). Earlier checkpoints are kept, and training continues." in caplog.text
+    assert files.list_checkpoints(str(tmp_path)) == [str(tmp_path / "1.ckpt")]
     with pytest.raises(InputError, match=r"The last checkpoint, .*2\.ckpt could not be written: No space left"):
         drain(trainer)
     writer.save_checkpoint(checkpoint(3), tmp_path / "3.ckpt")
     writer.remove_checkpoint(tmp_path / "1.ckpt")
     drain(trainer)
-    assert files.found_in(str(tmp_path)) == [str(tmp_path / "3.ckpt")]
+    assert files.list_checkpoints(str(tmp_path)) == [str(tmp_path / "3.ckpt")]
     writer.teardown()
 
 
@@ -150,14 +150,14 @@ import sys, time, torch
 from w2v_lightning.checkpoints import files
 from w2v_lightning.checkpoints.writer import BackgroundCheckpointIO
 def save(checkpoint, path):
-    time.sleep(0.3)  # the process is at its end by then
+    time.sleep(0.3)  # by then the process is exiting
     files.save(checkpoint, path)
 BackgroundCheckpointIO(save).save_checkpoint({"global_step": 4}, sys.argv[1])
 sys.exit(75)
 """
     path = str(tmp_path / "a.ckpt")
     subprocess.run([sys.executable, "-c", code, path], check=False, timeout=LIMIT_S, capture_output=True)
-    assert files.damage(path) is None
+    assert files.find_damage(path) is None
 
 
 def test_the_copy_shares_no_memory_and_keeps_types_and_names():

@@ -1,4 +1,4 @@
-"""Every so often a checkpoint, of which the newest few are kept; a run goes on from any of them bit for bit."""
+"""Checkpoints at intervals, the newest few kept; a run resumes from any of them bit for bit."""
 
 import os
 import shutil
@@ -38,11 +38,11 @@ def fit(
     save=files.save,
 ):  # fmt: skip
     seed_everything(0)
-    own = RecentCheckpoints(str(folder), Interval.parse(every), keep)
+    recent = RecentCheckpoints(str(folder), Interval.parse(every), keep)
     best = ModelCheckpoint(folder, "best", monitor="val_loss", enable_version_counter=False)
     history = RunHistory(str(folder), "model: tiny", {"max_steps": max_steps})
     run = trainer(
-        folder, max_steps=max_steps, max_epochs=-1, callbacks=[*callbacks, history, best, own],
+        folder, max_steps=max_steps, max_epochs=-1, callbacks=[*callbacks, history, best, recent],
         plugins=[BackgroundCheckpointIO(save)],
     )  # fmt: skip
     module = Wav2Vec2CTC(None, TINY_CONFIG, learning_rate=1e-2, freeze_feature_encoder=False, hidden_dropout=0.2)
@@ -53,12 +53,12 @@ def fit(
 
 
 def names(folder):
-    return [os.path.basename(path) for path in files.found_in(str(folder))]
+    return [os.path.basename(path) for path in files.list_checkpoints(str(folder))]
 
 
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory):
-    """An uninterrupted run, dropout and averages and all, with a checkpoint after each step."""
+    """Uninterrupted run with dropout and averaged weights, and a checkpoint after each step."""
     folder = tmp_path_factory.mktemp("whole")
     module, _ = fit(corpus, folder, callbacks=[MovingAverage(0.7)])
     return folder, module
@@ -84,16 +84,16 @@ def test_a_finished_run_trains_on(corpus, tmp_path, max_steps):
     fit(corpus, tmp_path, every="never", max_steps=max_steps, callbacks=[MovingAverage(0.7)])
     last = tmp_path / f"step-{max_steps:08}.ckpt"
     state = torch.load(last, weights_only=True)
-    weight = "model.lm_head.weight"  # of training, not the average, which the end of a run leaves in the module
+    weight = "model.lm_head.weight"  # the trained weights, not the average that is in the module at the end
     assert not torch.equal(state["current_model_state"][weight], state["state_dict"][weight])
-    heard = Heard()
-    _, run = fit(corpus, tmp_path, ckpt_path=last, callbacks=[MovingAverage(0.7), heard])
+    trained = TrainedSteps()
+    _, run = fit(corpus, tmp_path, ckpt_path=last, callbacks=[MovingAverage(0.7), trained])
     assert run.global_step == STEPS
-    assert sorted(heard.steps) == sorted(divmod(step, STEPS_OF_EPOCH) for step in range(max_steps, STEPS))
+    assert sorted(trained.steps) == sorted(divmod(step, STEPS_OF_EPOCH) for step in range(max_steps, STEPS))
 
 
-class Heard(Callback):
-    """The (epoch, step) of what is trained on."""
+class TrainedSteps(Callback):
+    """Callback that records the (epoch, step) of each batch."""
 
     def __init__(self):
         self.steps = set()
@@ -105,12 +105,12 @@ class Heard(Callback):
 def test_the_newest_few_and_the_best_are_kept(corpus, tmp_path):
     _, run = fit(corpus, tmp_path, every="3 steps", keep=2)
     assert names(tmp_path) == ["best.ckpt", "step-00000006.ckpt", "step-00000008.ckpt"]
-    assert all(files.damage(str(path)) is None for path in tmp_path.glob("*.ckpt"))
+    assert all(files.find_damage(str(path)) is None for path in tmp_path.glob("*.ckpt"))
     assert run.checkpoint_callback.best_model_path == str(tmp_path / "best.ckpt")
 
 
 def test_a_slow_disk_has_no_more_of_them(corpus, tmp_path):
-    """The one before is not there yet when the newest is asked for."""
+    """Save faster than the disk: the previous checkpoint is not written yet when the next is requested."""
 
     def save(checkpoint, path):
         time.sleep(0.3)
@@ -126,7 +126,7 @@ def test_never_is_only_at_the_end(corpus, tmp_path):
 
 
 class Clock(Callback):
-    """A minute a micro-batch, on the clock that decides."""
+    """Simulate a minute per micro-batch on the clock that RecentCheckpoints reads."""
 
     def __init__(self, monkeypatch):
         self.now = 0.0
@@ -183,12 +183,12 @@ def test_what_is_no_interval_is_refused(text):
 
 
 def test_none_to_keep_is_refused(tmp_path):
-    with pytest.raises(InputError, match="checkpoint_keep is 0"):
+    with pytest.raises(InputError, match="checkpoint_keep is 0, must be at least 1"):
         RecentCheckpoints(str(tmp_path), Interval(), keep=0)
 
 
 class Ranks:
-    """What this rank sees of a strategy in which the first one has chosen `first`."""
+    """Fake strategy in which rank 0 has chosen `first`."""
 
     def __init__(self, first):
         self.first = first
@@ -201,12 +201,12 @@ class Ranks:
 
 
 def test_hosts_that_see_different_folders_are_told(tmp_path):
-    own = RecentCheckpoints(str(tmp_path), Interval())
-    own.goes_on_from = None
-    with pytest.raises(InputError, match=r"goes on from a\.ckpt, another one does not: checkpoint\.dirpath"):
-        own.setup(SimpleNamespace(strategy=Ranks("a.ckpt")), None, "fit")
-    own.goes_on_from = "a.ckpt"
-    own.setup(SimpleNamespace(strategy=Ranks("a.ckpt")), None, "fit")
+    recent = RecentCheckpoints(str(tmp_path), Interval())
+    recent.resume_from = None
+    with pytest.raises(InputError, match=r"Rank 0 resumes from a\.ckpt, another rank does not: checkpoint\.dirpath"):
+        recent.setup(SimpleNamespace(strategy=Ranks("a.ckpt")), None, "fit")
+    recent.resume_from = "a.ckpt"
+    recent.setup(SimpleNamespace(strategy=Ranks("a.ckpt")), None, "fit")
 
 
 def test_ranks_that_share_a_model_out_save_by_steps(tmp_path, monkeypatch):
@@ -219,8 +219,8 @@ def test_ranks_that_share_a_model_out_save_by_steps(tmp_path, monkeypatch):
 
 
 def test_where_a_checkpoint_of_this_moment_belongs(tmp_path):
-    own = RecentCheckpoints(str(tmp_path / "there"), Interval())
-    assert checkpoint_path(SimpleNamespace(callbacks=[own], global_step=5)) == str(
+    recent = RecentCheckpoints(str(tmp_path / "there"), Interval())
+    assert checkpoint_path(SimpleNamespace(callbacks=[recent], global_step=5)) == str(
         tmp_path / "there/step-00000005.ckpt"
     )
     alone = SimpleNamespace(callbacks=[], global_step=5, default_root_dir="runs")
@@ -256,7 +256,7 @@ def test_a_checkpoint_has_all_that_led_to_it(corpus, tmp_path, monkeypatch):
 
 def test_a_killed_process_leaves_what_its_last_checkpoint_knew(corpus, tmp_path):
     fit(corpus, tmp_path, every="2 steps", max_steps=2)
-    (tmp_path / "run_history.json").unlink()  # on another host, which has the checkpoint alone
+    (tmp_path / "run_history.json").unlink()  # as on another host, which only has the checkpoint
     fit(corpus, tmp_path, ckpt_path=tmp_path / "step-00000002.ckpt", max_steps=3)
     assert [segment["first_step"] for segment in read(str(tmp_path))] == [0, 2]
 

@@ -1,4 +1,4 @@
-"""The same `fit` command, started again: where it goes on, and where it refuses to."""
+"""Restarts of the same `fit` command: where it resumes, and when it refuses."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def config(tmp_path_factory):
 
 
 def fit(config, root, *options):
-    """Exit status of `fit` into a folder."""
+    """Run `fit` into a folder and return its exit status."""
     try:
         return main(["fit", "--config", str(config), "--trainer.default_root_dir", str(root), *map(str, options)])
     except SystemExit as exit_:
@@ -55,7 +55,7 @@ def weights(root):
 
 
 def interrupt(step, *command):
-    """A power cut in the step after so many."""
+    """Callback that raises in the step after `steps`."""
     training_step = Wav2Vec2CTC.training_step
 
     def until(module, batch, batch_idx):
@@ -80,23 +80,23 @@ def whole(config, tmp_path_factory):
 def interrupted_once(config, tmp_path_factory):
     root = tmp_path_factory.mktemp("interrupted")
     interrupt(5, config, root)
-    assert [files.global_step(path) for path in files.found_in(str(root / "checkpoints"))] == [3, 3, 4, 5]
+    assert [files.global_step(path) for path in files.list_checkpoints(str(root / "checkpoints"))] == [3, 3, 4, 5]
     return root
 
 
 @pytest.fixture
 def interrupted(interrupted_once, tmp_path):
-    """The folder of a run that ended in its sixth step: best.ckpt, and those after steps 3, 4 and 5."""
+    """Folder of a run interrupted in its sixth step: best.ckpt, and the checkpoints of steps 3, 4 and 5."""
     return shutil.copytree(interrupted_once, tmp_path / "interrupted")
 
 
 def test_the_same_command_goes_on_and_ends_as_if_nothing_had_happened(config, whole, interrupted, caplog):
     with caplog.at_level(logging.INFO, "w2v_lightning"):
         assert fit(config, interrupted) == 0
-    assert f"Going on from {interrupted}/checkpoints/step-00000005.ckpt" in caplog.messages
+    assert f"Resuming from {interrupted}/checkpoints/step-00000005.ckpt" in caplog.messages
     assert first_steps(interrupted) == [0, 5]
-    expected, found = weights(whole), weights(interrupted)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    expected, result = weights(whole), weights(interrupted)
+    assert all(torch.equal(expected[name], result[name]) for name in expected)
     assert list(interrupted.rglob("model.safetensors"))
 
 
@@ -104,7 +104,7 @@ def test_a_run_that_has_ended_says_so_and_trains_on_if_asked_to(config, whole, t
     root = shutil.copytree(whole, tmp_path / "whole")
     with caplog.at_level(logging.INFO, "w2v_lightning"):
         assert fit(config, root) == 0
-    assert any(message.startswith(f"This run has ended, at step {STEPS}: {whole}") for message in caplog.messages)
+    assert any(message.startswith(f"This run is finished, at step {STEPS}: {whole}") for message in caplog.messages)
     assert first_steps(root) == [0]
     assert fit(config, root, "--trainer.max_steps", STEPS + 1) == 0
     assert first_steps(root) == [0, STEPS]
@@ -140,7 +140,7 @@ def test_a_damaged_newest_one_is_named_and_the_one_before_is_taken(config, inter
     DAMAGES[damage](newest)
     assert fit(config, interrupted) == 0
     assert first_steps(interrupted) == [0, 4]
-    named = [message for message in caplog.messages if f"{newest} is not gone on from" in message]
+    named = [message for message in caplog.messages if f"Skipping checkpoint {newest}: " in message]
     assert len(named) == (damage != "missing")
 
 
@@ -151,7 +151,7 @@ def test_where_all_are_damaged_auto_begins_anew_and_must_does_not(config, interr
     assert "holds no complete checkpoint" in capsys.readouterr().err
     assert fit(config, interrupted) == 0
     assert first_steps(interrupted) == [0, 0]
-    assert sum("is not gone on from" in message for message in caplog.messages) == 2 * 4
+    assert sum(message.startswith("Skipping checkpoint ") for message in caplog.messages) == 2 * 4
 
 
 def test_must_goes_on(config, interrupted, tmp_path, capsys):
@@ -164,7 +164,7 @@ def test_must_goes_on(config, interrupted, tmp_path, capsys):
 def test_never_begins_anew_and_loses_nothing(config, interrupted):
     assert fit(config, interrupted, "--resume", "never", "--trainer.max_steps", 2) == 0
     assert first_steps(interrupted) == [0]
-    assert [files.global_step(path) for path in files.found_in(str(interrupted / "checkpoints"))] == [1, 2]
+    assert [files.global_step(path) for path in files.list_checkpoints(str(interrupted / "checkpoints"))] == [1, 2]
     aside = sorted(path.name for path in (interrupted / "checkpoints").glob("*.set-aside"))
     steps = [f"step-0000000{step}.ckpt.set-aside" for step in (3, 4, 5)]
     assert aside == ["best.ckpt.set-aside", "run_history.json.set-aside", *steps]
@@ -182,17 +182,17 @@ def test_a_run_that_began_from_a_path_goes_on_until_it_has_ended(config, whole, 
     begins_from = shutil.copy(whole / "checkpoints" / "step-00000004.ckpt", tmp_path / "from.ckpt")
     command = (config, tmp_path / "run", option, begins_from)
     interrupt(5, *command)
-    begins_from.unlink()  # it is not needed any more
+    begins_from.unlink()  # not needed any more
     with caplog.at_level(logging.INFO, "w2v_lightning"):
         assert fit(*command) == 0
     newest = tmp_path / "run" / "checkpoints" / "step-00000005.ckpt"
-    assert f"Going on from {newest}, which was trained from {begins_from}" in caplog.messages
-    assert first_steps(tmp_path / "run") == [0, 4, 5]  # the first is that of the run which it comes from
-    expected, found = weights(whole), weights(tmp_path / "run")
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert f"Resuming from {newest}, which was trained from {begins_from}" in caplog.messages
+    assert first_steps(tmp_path / "run") == [0, 4, 5]  # the first segment belongs to the run of the checkpoint PATH
+    expected, result = weights(whole), weights(tmp_path / "run")
+    assert all(torch.equal(expected[name], result[name]) for name in expected)
     with caplog.at_level(logging.INFO, "w2v_lightning"):
         assert fit(*command) == 0
-    assert any(message.startswith(f"This run has ended, at step {STEPS}") for message in caplog.messages)
+    assert any(message.startswith(f"This run is finished, at step {STEPS}") for message in caplog.messages)
 
 
 def test_going_back_to_a_path_is_done_once_by_the_same_command_and_again_by_another(config, interrupted):
@@ -216,21 +216,21 @@ def test_going_back_sets_the_best_one_aside_if_that_is_newer(config, interrupted
     ("starts", "expected"),
     [
         ([], "auto"),
-        ([(None, 0)], "auto"),  # of a version that did not say
+        ([(None, 0)], "auto"),  # written by a version without the key
         ([("auto", 0), ("must", 3)], "auto"),
         ([("P", 3), ("auto", 5), ("must", 6)], "P"),
-        ([("P", 3), ("auto", 0)], "auto"),  # none was whole
+        ([("P", 3), ("auto", 0)], "auto"),  # no checkpoint was complete
         ([("P", 3), ("Q", 5), ("auto", 6)], "Q"),
         ([("P", 3), ("never", 0), ("auto", 6)], "never"),
     ],
 )
 def test_what_a_run_began_with(starts, expected):
     segments = [{"first_step": step} | ({"resume": resume} if resume else {}) for resume, step in starts]
-    assert history.began_with(segments) == expected
+    assert history.initial_resume(segments) == expected
 
 
 def sigterm_at(step, monkeypatch):
-    """In the middle of a step, and heard."""
+    """Send SIGTERM in the middle of a step, and wait until it is received."""
     training_step = Wav2Vec2CTC.training_step
 
     def until(module, batch, batch_idx):
@@ -249,9 +249,9 @@ def sigterm_at(step, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "said", "goes_on_at"),
     [
-        ("auto", "The same command goes on from there", 2),
-        ("never", "Go on from there with --resume auto: with --resume never the same command would begin anew", 0),
-        ("PATH", "The same command goes on from there", 2),
+        ("auto", "The same command resumes from there", 2),
+        ("never", "Resume from there with --resume auto: the same command, with --resume never, would start over", 0),
+        ("PATH", "The same command resumes from there", 2),
     ],
 )
 def test_what_is_said_after_sigterm_is_true(config, whole, tmp_path, asked, said, goes_on_at, caplog, monkeypatch):
@@ -263,7 +263,7 @@ def test_what_is_said_after_sigterm_is_true(config, whole, tmp_path, asked, said
         try:
             assert fit(*command, "--trainer.max_steps", 8) == signals.PREEMPTED
         finally:
-            signals.watch.stop()
+            signals.sigterm.stop()
     assert f"{said} (exit status 75)." in caplog.messages
     assert fit(*command, "--trainer.max_steps", first + 3) == 0
     assert first_steps(tmp_path / "run")[-1] == (first + 2 if goes_on_at else 0)
@@ -276,7 +276,7 @@ def test_two_places_to_begin_from_are_refused(config, interrupted, capsys):
 
 
 def test_from_a_checkpoint_of_another_program(config, interrupted, tmp_path):
-    """Without a checksum, as Lightning writes it."""
+    """Resume from a checkpoint without a checksum, as Lightning writes it."""
     path = interrupted / "checkpoints" / "step-00000004.ckpt"
     torch.save(torch.load(path, weights_only=True), tmp_path / "foreign.ckpt")
     assert fit(config, tmp_path / "other", "--ckpt_path", tmp_path / "foreign.ckpt") == 0
@@ -313,7 +313,7 @@ def test_another_experiment_in_the_same_folder_is_refused_by_name(config, interr
     before = sorted((interrupted / "checkpoints").iterdir())
     assert fit(config, interrupted, "--model.learning_rate", "0.5") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "is of another run: model.learning_rate was 0.001, is 0.5." in error
+    assert "belongs to another run: model.learning_rate was 0.001, is 0.5." in error
     assert "trainer.default_root_dir" in error
     assert fit(config, interrupted, "--data.batch_seconds", "10") == 2
     assert "made with other data: data.batch_seconds (was 14.0, is 10.0)" in capsys.readouterr().err
@@ -336,7 +336,7 @@ def test_a_checkpoint_of_weights_alone_is_passed_over(config, interrupted):
 def test_checkpoints_may_lie_elsewhere(config, tmp_path):
     options = ["--checkpoint.dirpath", tmp_path / "there", "--trainer.max_steps", "2"]
     assert fit(config, tmp_path / "run", *options) == 0
-    assert len(files.found_in(str(tmp_path / "there"))) == 2
+    assert len(files.list_checkpoints(str(tmp_path / "there"))) == 2
     assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 
@@ -344,7 +344,7 @@ def test_checkpoints_may_lie_at_a_url(config, tmp_path):
     options = ["--checkpoint.dirpath", "memory://bucket/run", "--trainer.max_steps"]
     assert fit(config, tmp_path, *options, "2") == 0
     assert fit(config, tmp_path, *options, "4") == 0
-    assert [files.global_step(path) for path in files.found_in("memory://bucket/run")] == [3, 2, 3, 4]
+    assert [files.global_step(path) for path in files.list_checkpoints("memory://bucket/run")] == [3, 2, 3, 4]
     assert [segment["first_step"] for segment in history.read("memory://bucket/run")] == [0, 2]
 
 
@@ -363,5 +363,6 @@ def test_a_disk_that_fills_up_does_not_end_in_silence(config, interrupted, monke
     assert fit(config, interrupted) == 2
     assert "No space left on device" in caplog.text
     assert "error: The last checkpoint" in capsys.readouterr().err
-    assert [files.global_step(path) for path in files.found_in(str(interrupted / "checkpoints"))] == [3, 3, 4, 5]
-    assert list(interrupted.rglob("model.safetensors"))  # what was trained is there
+    paths = files.list_checkpoints(str(interrupted / "checkpoints"))
+    assert [files.global_step(path) for path in paths] == [3, 3, 4, 5]
+    assert list(interrupted.rglob("model.safetensors"))  # the trained model was exported

@@ -1,10 +1,10 @@
 import pytest
 
-from w2v_lightning.evaluation.error_report import WRONG, Pair, marked
+from w2v_lightning.evaluation.error_report import WRONG, Pair, mark_differences
 
 
 def words(text):
-    """[(word, is marked wrong)]"""
+    """List (word, is marked wrong) of a text."""
     starts_wrong = {span.start for span in text.spans if span.style == WRONG}
     result, position = [], 0
     for word in text.plain.split(" "):
@@ -14,7 +14,7 @@ def words(text):
 
 
 @pytest.mark.parametrize(
-    ("reference", "hypothesis", "said", "heard"),
+    ("reference", "hypothesis", "marked_reference", "marked_hypothesis"),
     [
         ("A B", "A B", [("A", False), ("B", False)], [("A", False), ("B", False)]),
         ("A B", "A C", [("A", False), ("B", True)], [("A", False), ("C", True)]),
@@ -23,12 +23,12 @@ def words(text):
         ("A B", "", [("A", True), ("B", True)], [("_", True), ("_", True)]),
     ],
 )
-def test_marks_what_differs_on_both_sides(reference, hypothesis, said, heard):
-    reference_text, hypothesis_text = marked(Pair("x", reference, hypothesis))
-    assert words(reference_text) == said
-    assert words(hypothesis_text) == heard
+def test_marks_what_differs_on_both_sides(reference, hypothesis, marked_reference, marked_hypothesis):
+    reference_text, hypothesis_text = mark_differences(Pair("x", reference, hypothesis))
+    assert words(reference_text) == marked_reference
+    assert words(hypothesis_text) == marked_hypothesis
 
 
 def test_an_empty_reference_marks_all_that_was_heard():
-    reference, hypothesis = marked(Pair("x", "", "A B"))
+    reference, hypothesis = mark_differences(Pair("x", "", "A B"))
     assert (reference.plain, hypothesis.plain, hypothesis.style) == ("", "A B", WRONG)

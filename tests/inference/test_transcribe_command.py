@@ -13,8 +13,8 @@ from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.samplers import Slot
 from w2v_lightning.errors import InputError
 from w2v_lightning.inference.command import main, transcribe
-from w2v_lightning.inference.inputs import recordings
-from w2v_lightning.inference.transcriber import Recogniser
+from w2v_lightning.inference.inputs import load_inputs
+from w2v_lightning.inference.transcriber import Transcriber
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.text.vocabulary import Vocabulary
 
@@ -28,8 +28,8 @@ def folder(tmp_path):
     return str(tmp_path / "model")
 
 
-def heard_by_transformers(folder, waveform):
-    """What a user gets who has never heard of this package."""
+def transcribed_by_transformers(folder, waveform):
+    """Transcribe with plain transformers, as a user without this package."""
     processor, model = AutoProcessor.from_pretrained(folder), AutoModelForCTC.from_pretrained(folder)
     inputs = processor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt")
     with torch.no_grad():
@@ -43,9 +43,9 @@ def test_hears_what_plain_transformers_hears(folder, tmp_path, suffix):
     soundfile.write(path, spell("HELLO WORLD"), SAMPLE_RATE)
     ((name, text),) = transcribe([path], folder, device="cpu")
     waveform, _ = soundfile.read(path, dtype="float32")
-    expected = heard_by_transformers(folder, waveform)
+    expected = transcribed_by_transformers(folder, waveform)
     assert (name, text) == (str(path), " ".join(expected.replace("<s>", "").replace("</s>", "").split()))
-    assert text  # random weights do put out something
+    assert text  # random weights produce some text
 
 
 def test_another_sample_rate_and_stereo_are_heard_like_the_original(folder, tmp_path):
@@ -54,7 +54,7 @@ def test_another_sample_rate_and_stereo_are_heard_like_the_original(folder, tmp_
     channel = spell("AB CD", sample_rate=48_000)
     soundfile.write(fast, np.stack([channel, channel], axis=1), 48_000, subtype="FLOAT")
     (_, from_mono), (_, from_fast) = transcribe([mono, fast], folder, device="cpu")
-    # Random weights put out much from little: a few letters at the edges may differ, most must not.
+    # Random weights amplify small differences: a few letters may differ, most must not.
     assert Levenshtein.normalized_similarity(from_fast, from_mono) > 0.7
 
 
@@ -94,13 +94,13 @@ def test_an_encoder_without_a_head_is_refused_instead_of_printing_random_letters
 
 @pytest.fixture
 def corpus(tmp_path, folder):
-    """Manifest of a corpus whose references are what the model hears, but for the first, which has one more word."""
+    """Manifest whose references are the model's own transcriptions; the first has an additional word."""
     write_split(tmp_path / "corpus", "dev", random_texts(6, seed=1))
-    found = recordings([tmp_path / "corpus"])
+    manifest = load_inputs([tmp_path / "corpus"])
     texts = [text.lower() for _, text in transcribe([tmp_path / "corpus"], folder, device="cpu")]
     texts[0] += " more"
-    ids = [f"utterance-{i}" for i in range(len(found))]
-    Manifest(ids, found.audio_paths, found.durations_s_N, texts, found.speakers).save(tmp_path / "dev.jsonl")
+    ids = [f"utterance-{i}" for i in range(len(manifest))]
+    Manifest(ids, manifest.audio_paths, manifest.durations_s_N, texts, manifest.speakers).save(tmp_path / "dev.jsonl")
     return Manifest.load(tmp_path / "dev.jsonl")
 
 
@@ -109,7 +109,7 @@ def rows_of(path):
 
 
 def test_with_references_what_was_heard_stands_beside_them_and_is_scored(folder, corpus, tmp_path, capsys):
-    out = tmp_path / "new" / "heard.jsonl"
+    out = tmp_path / "new" / "texts.jsonl"
     main(
         [str(tmp_path / "dev.jsonl"), "--model", folder, "--device", "cpu", "--device-seconds", "2", "--out", str(out)]
     )
@@ -127,11 +127,11 @@ def test_without_references_what_was_heard_is_a_manifest_that_can_be_read_from_a
     folder, corpus, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    main(["corpus", "--model", folder, "--device", "cpu", "--out", "elsewhere/heard.jsonl"])
+    main(["corpus", "--model", folder, "--device", "cpu", "--out", "elsewhere/texts.jsonl"])
     monkeypatch.chdir("/")
-    heard = Manifest.load(tmp_path / "elsewhere" / "heard.jsonl")
-    assert heard.audio_paths == corpus.audio_paths
-    assert heard.texts[1:] == [text.upper() for text in corpus.texts[1:]]
+    outputs = Manifest.load(tmp_path / "elsewhere" / "texts.jsonl")
+    assert outputs.audio_paths == corpus.audio_paths
+    assert outputs.texts[1:] == [text.upper() for text in corpus.texts[1:]]
     assert "WER" not in capsys.readouterr().out
 
 
@@ -150,21 +150,21 @@ def cut_in_half(path):
 def test_what_is_damaged_is_named_and_all_else_is_written(folder, corpus, tmp_path, capsys, num_workers):
     soundfile.write(corpus.audio_paths[2], np.zeros(100), SAMPLE_RATE)
     cut_in_half(corpus.audio_paths[4])
-    out = tmp_path / "heard.jsonl"
+    out = tmp_path / "texts.jsonl"
     options = ["--device", "cpu", "--device-seconds", "4", "--workers", num_workers, "--out", str(out)]
     assert main([str(tmp_path / "dev.jsonl"), "--model", folder, *options]) == 1
     rows, whole = rows_of(out), [0, 1, 3, 5]
     assert [row["id"] for row in rows] == [corpus.ids[i] for i in whole]
     assert [row["pred_text"] for row in rows[1:]] == [corpus.texts[i].upper() for i in whole[1:]]
     printed = capsys.readouterr()
-    assert "heard.jsonl: 4 recordings" in printed.out
+    assert "texts.jsonl: 4 recordings" in printed.out
     assert "WER" in printed.out
     errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 3
     assert any("0002.flac: 100 samples" in line for line in errors[:2])
     assert any("0004.flac: " in line for line in errors[:2])
-    assert errors[2] == "error: 2 recordings could not be heard, named above"
-    assert [path.name for path in tmp_path.glob("heard*")] == ["heard.jsonl"]
+    assert errors[2] == "error: 2 recordings could not be transcribed (listed above)"
+    assert [path.name for path in tmp_path.glob("texts*")] == ["texts.jsonl"]
 
 
 def test_texts_of_others_are_printed_in_order_around_what_is_damaged(folder, corpus, tmp_path, capsys):
@@ -177,7 +177,7 @@ def test_texts_of_others_are_printed_in_order_around_what_is_damaged(folder, cor
     assert [line.partition("\t")[0] for line in printed.out.splitlines()] == [files[i] for i in (0, 2, 4, 6)]
     for name in (files[1], "missing.wav", files[5]):
         assert sum(name in line for line in printed.err.splitlines()) == 1
-    assert "error: 3 recordings could not be heard, named above\n" in printed.err
+    assert "error: 3 recordings could not be transcribed (listed above)\n" in printed.err
 
 
 def test_a_name_stands_before_the_text_of_the_only_one_that_could_be_heard(folder, corpus, tmp_path, capsys):
@@ -187,19 +187,19 @@ def test_a_name_stands_before_the_text_of_the_only_one_that_could_be_heard(folde
 
 
 def test_where_nothing_can_be_heard_nothing_is_replaced(folder, corpus, tmp_path, capsys):
-    out = tmp_path / "heard.jsonl"
+    out = tmp_path / "texts.jsonl"
     out.write_text("of yesterday")
     cut_in_half(corpus.audio_paths[0])
     for source in (corpus.audio_paths[0], "missing.wav"):
         assert main([source, "--model", folder, "--device", "cpu", "--out", str(out)]) == 1
-        assert "error: 1 recording could not be heard, named above" in capsys.readouterr().err
+        assert "error: 1 recording could not be transcribed (listed above)" in capsys.readouterr().err
     assert out.read_text() == "of yesterday"
     assert not list(tmp_path.glob("*partial*"))
 
 
 @pytest.mark.parametrize("reason", [KeyboardInterrupt(), InputError("the storage is gone")])
 def test_what_was_heard_before_an_interruption_is_kept(folder, corpus, tmp_path, capsys, monkeypatch, reason):
-    original, batches = Recogniser.hear, []
+    original, batches = Transcriber.infer, []
 
     def hear(self, batch):
         batches.append(batch)
@@ -207,9 +207,9 @@ def test_what_was_heard_before_an_interruption_is_kept(folder, corpus, tmp_path,
             raise reason
         return original(self, batch)
 
-    monkeypatch.setattr(Recogniser, "hear", hear)
+    monkeypatch.setattr(Transcriber, "infer", hear)
     slots = [np.array([3]), np.array([1]), np.array([5]), np.array([0, 2, 4])]
-    monkeypatch.setattr(Recogniser, "slots", lambda *_: [Slot(positions) for positions in slots])
+    monkeypatch.setattr(Transcriber, "slots", lambda *_: [Slot(positions) for positions in slots])
     arguments = [str(tmp_path / "dev.jsonl"), "--model", folder, "--device", "cpu", "--out", str(tmp_path / "h.jsonl")]
     if isinstance(reason, KeyboardInterrupt):
         assert main(arguments) == 130
@@ -217,20 +217,20 @@ def test_what_was_heard_before_an_interruption_is_kept(folder, corpus, tmp_path,
         with pytest.raises(InputError):
             main(arguments)
     assert not (tmp_path / "h.jsonl").exists()
-    assert f"What was heard until then is in {tmp_path / 'h.partial.jsonl'}" in capsys.readouterr().err
-    heard = {row["id"]: row["pred_text"] for row in rows_of(tmp_path / "h.partial.jsonl")}
-    assert heard == {corpus.ids[i]: corpus.texts[i].upper() for i in (3, 1)}  # the text of a batch waits for the next
+    assert f"Partial results are in {tmp_path / 'h.partial.jsonl'}" in capsys.readouterr().err
+    outputs = {row["id"]: row["pred_text"] for row in rows_of(tmp_path / "h.partial.jsonl")}
+    assert outputs == {corpus.ids[i]: corpus.texts[i].upper() for i in (3, 1)}  # texts wait for the next batch
 
 
 def test_one_that_alone_is_too_long_for_the_device_is_left_out(folder, corpus, tmp_path, capsys, monkeypatch):
-    original, longest = Recogniser._best, max(range(6), key=lambda i: corpus.durations_s_N[i])
+    original, longest = Transcriber._best, max(range(6), key=lambda i: corpus.durations_s_N[i])
 
     def best(self, batch):
         if corpus.ids[longest] in batch.ids:
             raise torch.OutOfMemoryError
         return original(self, batch)
 
-    monkeypatch.setattr(Recogniser, "_best", best)
+    monkeypatch.setattr(Transcriber, "_best", best)
     options = ["--device", "cpu", "--device-seconds", "0.001"]
     assert main([str(tmp_path / "dev.jsonl"), "--model", folder, *options]) == 1
     printed = capsys.readouterr()
@@ -241,6 +241,6 @@ def test_one_that_alone_is_too_long_for_the_device_is_left_out(folder, corpus, t
 
 def test_an_output_that_cannot_be_written_is_named_before_anything_is_heard(folder, tmp_path):
     (tmp_path / "file").touch()
-    for out in (tmp_path, tmp_path / "file" / "heard.jsonl"):
-        with pytest.raises(InputError, match=r"--out: .*name another file"):
+    for out in (tmp_path, tmp_path / "file" / "texts.jsonl"):
+        with pytest.raises(InputError, match=r"--out: .*choose another file"):
             main(["no.wav", "--model", folder, "--out", str(out)])

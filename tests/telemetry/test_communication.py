@@ -1,4 +1,4 @@
-"""What exchanging gradients costs, and what the network carries, as throughput.json says."""
+"""Cost of exchanging gradients, and network traffic, in throughput.json."""
 
 import json
 import time
@@ -34,13 +34,13 @@ def train(folder):
 
 
 def test_what_a_rank_has_more_than_the_last_one_is_waiting():
-    found = summary(torch.tensor([[5.0, 1.0, 9.0], [2.0, 4.0, 1.0]]))  # ranks x steps
-    assert found["steps"] == 3
-    assert found["exposed_ms_per_step"] == pytest.approx(22 / 6)
-    assert found["exposed_ms_median"] == pytest.approx(3.5)
-    assert found["waiting_ms_per_step_of_ranks"] == pytest.approx([11 / 3, 1], abs=1e-3)
-    assert found["waiting_ms_per_step"] == pytest.approx(14 / 6)
-    assert found["waiting_ms_median"] == pytest.approx(1.5)
+    result = summary(torch.tensor([[5.0, 1.0, 9.0], [2.0, 4.0, 1.0]]))  # ranks x steps
+    assert result["steps"] == 3
+    assert result["exposed_ms_per_step"] == pytest.approx(22 / 6)
+    assert result["exposed_ms_median"] == pytest.approx(3.5)
+    assert result["waiting_ms_per_step_of_ranks"] == pytest.approx([11 / 3, 1], abs=1e-3)
+    assert result["waiting_ms_per_step"] == pytest.approx(14 / 6)
+    assert result["waiting_ms_median"] == pytest.approx(1.5)
 
 
 @pytest.mark.slow
@@ -50,17 +50,17 @@ def test_the_slow_rank_is_the_one_that_never_waits(tmp_path):
     assert forked.ended(processes, tmp_path) == [0, 0], forked.logs(tmp_path)
     (path,) = tmp_path.rglob("throughput.json")
     report = json.loads(path.read_text())
-    found, alone = report["communication"], report["all_reduce"]
+    result, alone = report["communication"], report["all_reduce"]
     assert alone["gradient_bytes"] == report["workload"]["gradient_bytes"] > 4096
-    for name in ("latency_ms", "gradients_ms"):  # which is the longer is left to chance with so small a model
+    for name in ("latency_ms", "gradients_ms"):  # with so small a model either may take longer
         assert 0 < alone[name] < 1000
     assert (report["host"]["hosts"], report["host"]["devices_per_host"]) == (1, 2)
     for name, whole in (("audio_s", 3600 * report["audio_hours"]), ("utterances", report["utterances"])):
-        assert sum(window[name] for window in report["windows"]) == pytest.approx(whole, rel=1e-4)  # of both ranks
-    assert found["steps"] == 5  # of two micro-batches each, of which the second one exchanges
-    first, second = found["waiting_ms_per_step_of_ranks"]
+        assert sum(window[name] for window in report["windows"]) == pytest.approx(whole, rel=1e-4)  # sum of both ranks
+    assert result["steps"] == 5  # each has two micro-batches, and the second one exchanges gradients
+    first, second = result["waiting_ms_per_step_of_ranks"]
     assert second < 100 < first < 1000
-    assert found["exposed_ms_per_step"] >= found["waiting_ms_per_step"] >= 0.4 * first
+    assert result["exposed_ms_per_step"] >= result["waiting_ms_per_step"] >= 0.4 * first
 
 
 def interface(root, name, received, sent):
@@ -76,11 +76,11 @@ def test_traffic_is_that_of_all_interfaces_but_the_loopback_each_byte_once(tmp_p
     interface(tmp_path, "eth0", 100, 10)
     interface(tmp_path, "bond0", 30, 3)
     (interface(tmp_path, "eth1", 30, 3) / "master").symlink_to(tmp_path / "bond0")
-    found = Traffic.now(tmp_path)
-    assert (found.received, found.sent) == (130, 13)
-    later = Traffic(found.received + 500, found.sent + 50, found.time_s + 5)
+    result = Traffic.now(tmp_path)
+    assert (result.received, result.sent) == (130, 13)
+    later = Traffic(result.received + 500, result.sent + 50, result.time_s + 5)
     rates = {"network_received_bytes_per_s": 100, "network_sent_bytes_per_s": 10}
-    assert found.rates_until(later) == pytest.approx(rates)
+    assert result.rates_until(later) == pytest.approx(rates)
 
 
 def test_a_kernel_that_does_not_say(tmp_path):

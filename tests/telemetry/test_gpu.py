@@ -1,4 +1,4 @@
-"""What a GPU says of itself, summed; the GPU is made up."""
+"""Sums over readings of a simulated GPU."""
 
 import pynvml
 import pytest
@@ -24,7 +24,7 @@ def test_readings_are_summed_and_divided_once():
         sampler.sample()
     use = sampler.take()
     assert use.mean_utilisation == pytest.approx(0.8)
-    assert use.mean_power_w == pytest.approx(1000 / 3)  # by the energy counter, not by what the power happened to be
+    assert use.mean_power_w == pytest.approx(1000 / 3)  # from the energy counter, not from the power at the readings
     assert use.most_memory_gib == 7.0
     assert sampler.take() == GpuUse()
     assert (use + use).most_memory_gib == 7.0
@@ -64,13 +64,13 @@ def test_without_a_gpu_or_nvml_there_is_no_sampler(monkeypatch):
     def fails():
         raise pynvml.NVMLError_LibraryNotFound
 
-    assert GpuSampler.of(torch.device("cpu")) is None
+    assert GpuSampler.for_device(torch.device("cpu")) is None
     monkeypatch.setattr(pynvml, "nvmlInit", fails)
-    assert GpuSampler.of(torch.device("cuda", 0)) is None
+    assert GpuSampler.for_device(torch.device("cuda", 0)) is None
 
 
 class Nvml:
-    """NVML of a GPU that knows its power and its utilisation only, as under MIG less is known."""
+    """Fake NVML that reports power and utilisation only: some GPUs, such as with MIG, report less."""
 
     def __init__(self, monkeypatch):
         for name in ("MemoryInfo", "TotalEnergyConsumption"):

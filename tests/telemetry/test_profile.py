@@ -1,4 +1,4 @@
-"""`fit --profile`: groups by range, by backward, by name; on a CPU for real, on a GPU with made-up kernels."""
+"""`fit --profile`: attribution by range, backward and name; on a real CPU, and with simulated GPU kernels."""
 
 import functools
 import gzip
@@ -32,11 +32,11 @@ Kernel = namedtuple("Kernel", "name device duration")
     ("name", "ancestors", "group"),
     [
         ("aten::mm", ("aten::linear", "attention", "forward", STEP), "attention"),
-        ("attention", ("forward", STEP), "attention"),  # the Python in between
+        ("attention", ("forward", STEP), "attention"),  # between the operators, in Python
         ("nvjet_tst_128", ("aten::mm", "feed-forward", "forward"), "feed-forward"),
         ("aten::mul_", (STEP, "ProfilerStep*"), "optimiser"),
         ("aten::fill_", ("Optimizer.zero_grad#AdamW.zero_grad", "forward", STEP), "optimiser"),
-        ("aten::sum", ("forward", STEP), "other"),  # not the optimiser's, although within its step
+        ("aten::sum", ("forward", STEP), "other"),  # not the optimiser's, although inside its step
         ("aten::copy_", ("AddBackward0", "backward", STEP), "other"),
         ("aten::cat", ("enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__",), "data wait"),
         ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", (), "communication"),
@@ -67,7 +67,7 @@ def test_times_are_summed_the_costliest_first():
 
 
 def profiled_step():
-    """The groups' operator times of a step of Lightning's kind: forward and backward within the optimiser's step."""
+    """Profile a step as Lightning runs it, forward and backward inside the optimiser's step; return group times."""
     layer = torch.nn.Linear(64, 64)
     optimizer = torch.optim.AdamW(layer.parameters())
 
@@ -108,11 +108,11 @@ def event(name, start_us, end_us, device_type=DeviceType.CPU, **options):
 
 
 def gpu_events():
-    """Two operators that launch three kernels, one range, a wait for data, and a kernel that nobody launched."""
+    """Events: two operators that launch three kernels, a range, a wait for data, and a kernel without a launch."""
     range_ = event("feed-forward", 0, 10, is_user_annotation=True)
     matrix_product = event("aten::mm", 1, 4)
     matrix_product.kernels += [Kernel("nvjet", 0, 30.0), Kernel("splitK", 0, 5.0)]
-    range_.kernels += [Kernel("feed-forward", 0, 50.0)]  # the range as the GPU saw it
+    range_.kernels += [Kernel("feed-forward", 0, 50.0)]  # the range on the GPU's timeline
     outside = event("aten::copy_", 11, 12)
     outside.kernels += [Kernel("Memcpy DtoD", 0, 7.0)]
     wait = event("enumerate(DataLoader)#_MultiProcessingDataLoaderIter.__next__", 20, 120)
@@ -165,7 +165,7 @@ def test_a_run_prints_its_groups_and_leaves_a_trace(tmp_path, data, monkeypatch)
     names = {entry.get("name") for entry in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
     assert {"forward", "backward"} <= names
     assert sum(name.startswith("ProfilerStep#") for name in names if name) == NUM_STEPS
-    assert "training_step" not in vars(profiled)  # the module is left as it was
+    assert "training_step" not in vars(profiled)  # the module is restored
     plain = fit(tmp_path, data, max_epochs=2)
     for name, weight in plain.state_dict().items():
         assert torch.equal(weight, profiled.state_dict()[name])
@@ -190,7 +190,7 @@ def test_a_run_that_ends_early_leaves_no_half_of_a_profile(tmp_path, data, monke
     assert output.getvalue() == ""
     assert not list(tmp_path.rglob("trace.json*"))
     monkeypatch.undo()
-    fit(tmp_path, data, Console(file=output), max_steps=4)  # the profiler was closed: it can be opened again
+    fit(tmp_path, data, Console(file=output), max_steps=4)  # the profiler was closed, so it can be started again
     assert "3 steps of" in output.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Events on a device's clock, with a device that is behind the host."""
+"""StepTimer with a simulated device that lags behind the host."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from w2v_lightning.telemetry.step_timer import HostEvent, StepTimer, Times
 
 
 class Device:
-    """Finishes what it was given when the test says so."""
+    """Simulated device that finishes its queue when the test tells it to."""
 
     def __init__(self):
         self.events = []
@@ -15,7 +15,7 @@ class Device:
         return DeviceEvent(self)
 
     def reaches(self, *times_s):
-        """The next events that it has yet to pass, it passes at these times."""
+        """Pass the next pending events at these times."""
         waiting = [event for event in self.events if event.time_s is None]
         for event, time_s in zip(waiting, times_s, strict=False):
             event.time_s = time_s
@@ -44,13 +44,13 @@ def test_time_is_shared_between_device_data_and_host():
     timer.end(waited_s=2.0)
     timer.start()
     timer.end(waited_s=5.0)
-    assert timer.take() == Times()  # the device has not begun
+    assert timer.take() == Times()  # the device has not started
     device.reaches(0, 3, 10)
-    # 3 s until the first began, of which it waited for 2.
+    # 3 s until the first micro-batch started, 2 of them waiting for data.
     assert timer.take() == Times(total_s=10, device_s=7, data_wait_s=2)
     assert timer.take() == Times()
     device.reaches(11, 15)
-    # The host waited for 5 s, but for 4 of them the device still had the first in hand.
+    # The host waited for 5 s, but for 4 of them the device was still busy with the first micro-batch.
     assert timer.take() == Times(total_s=5, device_s=4, data_wait_s=1)
 
 

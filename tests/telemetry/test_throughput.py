@@ -1,4 +1,4 @@
-"""Where the time of a run goes, as its log and throughput.json say."""
+"""Throughput of a run, in its log and in throughput.json."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from w2v_lightning.data import plan
 from w2v_lightning.data.loader import TimedLoader
 from w2v_lightning.runtime.hardware import usable_cores
 from w2v_lightning.telemetry import throughput as throughput_module
-from w2v_lightning.telemetry.circumstances import process_age_s
 from w2v_lightning.telemetry.gpu import GpuUse
-from w2v_lightning.telemetry.measured import Measured, Tally, condensed
+from w2v_lightning.telemetry.measurements import Measurements, Tally, merge_windows
+from w2v_lightning.telemetry.run_context import process_age_s
 from w2v_lightning.telemetry.step_timer import StepTimer, Times
 from w2v_lightning.telemetry.throughput import Throughput
 
@@ -32,7 +32,7 @@ SHARES = ("data_wait_share", "host_share", "device_share")
 
 @pytest.fixture(autouse=True)
 def no_measurement(monkeypatch):
-    """What the CPU computes at best takes a fifth of a second to find out."""
+    """Skip the measurement of the CPU's peak, which takes 0.2 s."""
     monkeypatch.setattr(throughput_module, "matrix_flops_per_s", lambda device, dtype: 1e12)
 
 
@@ -61,7 +61,7 @@ def report(tmp_path):
 
 
 class Interrupt(Callback):
-    """Ends the run after some micro-batches."""
+    """Callback that raises after some micro-batches."""
 
     def __init__(self, after):
         self.left = after
@@ -74,38 +74,38 @@ class Interrupt(Callback):
 
 def test_the_file_of_a_run_is_plausible(tmp_path, corpus):
     trainer = fit(tmp_path, corpus)
-    found = report(tmp_path)
-    assert found["audio_hours"] * 3600 == pytest.approx(2 * AUDIO_S)  # what the plan has, each epoch once
-    assert found["utterances"] == 2 * len(TEXTS)
-    assert found["steps"] == trainer.global_step
-    assert sum(found[share] for share in SHARES) == pytest.approx(1)
-    assert all(0 < found[share] < 1 for share in SHARES)
-    assert found["device_share"] > found["data_wait_share"]
-    assert 0 <= found["padding_share"] < 0.5
-    assert found["audio_s_per_s"] == pytest.approx(2 * AUDIO_S / found["train_seconds"])
-    assert found["step_ms"] == pytest.approx(1000 * found["train_seconds"] / found["steps"])
-    assert 0 < found["mfu"] < 1
-    assert found["gpu_utilisation"] is None
-    assert found["energy_wh_per_audio_hour"] is None
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["world_size"] == 1
-    assert found["matrix_flops_per_s"] == 1e12
+    result = report(tmp_path)
+    assert result["audio_hours"] * 3600 == pytest.approx(2 * AUDIO_S)  # each utterance once per epoch
+    assert result["utterances"] == 2 * len(TEXTS)
+    assert result["steps"] == trainer.global_step
+    assert sum(result[share] for share in SHARES) == pytest.approx(1)
+    assert all(0 < result[share] < 1 for share in SHARES)
+    assert result["device_share"] > result["data_wait_share"]
+    assert 0 <= result["padding_share"] < 0.5
+    assert result["audio_s_per_s"] == pytest.approx(2 * AUDIO_S / result["train_seconds"])
+    assert result["step_ms"] == pytest.approx(1000 * result["train_seconds"] / result["steps"])
+    assert 0 < result["mfu"] < 1
+    assert result["gpu_utilisation"] is None
+    assert result["energy_wh_per_audio_hour"] is None
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["world_size"] == 1
+    assert result["matrix_flops_per_s"] == 1e12
 
 
 def test_the_file_has_the_windows_and_what_explains_them(tmp_path, corpus):
     fit(tmp_path, corpus)
-    found = report(tmp_path)
-    windows = found["windows"]
-    assert [window["steps"] for window in windows] == [2, 2, 1, 1, 2, 2]  # logged every two; an epoch ends after five
+    result = report(tmp_path)
+    windows = result["windows"]
+    assert [window["steps"] for window in windows] == [2, 2, 1, 1, 2, 2]  # logged every two steps; an epoch has five
     for name, whole in (("steps", "steps"), ("utterances", "utterances"), ("seconds", "train_seconds")):
-        assert sum(window[name] for window in windows) == pytest.approx(found[whole], rel=1e-4), name
+        assert sum(window[name] for window in windows) == pytest.approx(result[whole], rel=1e-4), name
     assert sum(window["audio_s"] for window in windows) == pytest.approx(2 * AUDIO_S)
     assert all(window["total_s"] >= window["device_s"] > 0 for window in windows)
-    assert not any(name.startswith("gpu_") for window in windows for name in window)  # there is none
-    workload = found["workload"]
+    assert not any(name.startswith("gpu_") for window in windows for name in window)  # there is no GPU
+    workload = result["workload"]
     assert (workload["batch_seconds"], workload["device_seconds"]) == (3, 2)
     assert workload["plan_version"] == plan.VERSION
-    assert workload["steps_per_epoch"] * 2 == found["steps"]
+    assert workload["steps_per_epoch"] * 2 == result["steps"]
     assert workload["audio_s_per_epoch"] == pytest.approx(AUDIO_S)
     assert workload["utterances_per_epoch"] == len(TEXTS)
     assert workload["loader_workers"] == 0
@@ -113,22 +113,22 @@ def test_the_file_has_the_windows_and_what_explains_them(tmp_path, corpus):
     assert workload["parameters"] == sum(p.numel() for p in parameters)
     assert workload["gradient_bytes"] == sum(4 * p.numel() for p in parameters if p.requires_grad)
     assert workload["gradient_buckets"] >= 1
-    computed = found["mfu"] * found["matrix_flops_per_s"] * found["train_seconds"]
-    assert found["flops_per_audio_s"] == pytest.approx(computed / (2 * AUDIO_S))
+    computed = result["mfu"] * result["matrix_flops_per_s"] * result["train_seconds"]
+    assert result["flops_per_audio_s"] == pytest.approx(computed / (2 * AUDIO_S))
     host = {"hosts": 1, "devices_per_host": 1, "cores": usable_cores(), "threads": torch.get_num_threads()}
-    assert found["host"] == host
-    assert found["all_reduce"] is None  # there is nobody to exchange with
-    assert found["startup_s"] > 0
-    assert found["validation"]["count"] == 2  # one an epoch; the one before training is none
-    assert found["validation"]["seconds"] > 0
+    assert result["host"] == host
+    assert result["all_reduce"] is None  # there is only one rank
+    assert result["startup_s"] > 0
+    assert result["validation"]["count"] == 2  # one per epoch; the one before training does not count
+    assert result["validation"]["seconds"] > 0
 
 
 def test_many_windows_become_fewer_and_nothing_is_lost():
-    windows = [Measured(Tally(steps=1, seconds=float(i))) for i in range(9)]
-    few = condensed(windows, 4)
+    windows = [Measurements(Tally(steps=1, seconds=float(i))) for i in range(9)]
+    few = merge_windows(windows, 4)
     assert [window.tally.steps for window in few] == [4, 4, 1]
     assert [window.tally.seconds for window in few] == [0 + 1 + 2 + 3, 4 + 5 + 6 + 7, 8]
-    assert condensed(windows, 9) == windows
+    assert merge_windows(windows, 9) == windows
 
 
 def test_the_age_of_a_process_is_its_own():
@@ -156,7 +156,7 @@ def test_the_log_has_the_window(tmp_path, corpus):
 
 
 class Clock:
-    """Stands still unless somebody takes time."""
+    """Clock that only `takes` moves."""
 
     def __init__(self):
         self.now_s = 0.0
@@ -202,16 +202,16 @@ def test_each_micro_batch_has_its_own_waiting(tmp_path, corpus, monkeypatch):
         def on_train_batch_start(self, *_):
             fetched.append(1)
 
-        on_validation_start = on_train_batch_start  # what the loader does meanwhile is not training's
+        on_validation_start = on_train_batch_start  # waiting of the loader does not count in validation
 
     monkeypatch.setattr(throughput_module, "StepTimer", Recorder)
     monkeypatch.setattr(throughput_module, "_waited_s", lambda trainer: 3.0 * len(fetched))
     fit(tmp_path, corpus, Fetches())
     assert len(waited) > 10
     assert set(waited) == {3.0}
-    found = report(tmp_path)  # on the CPU there is no more to wait than what is between two batches
-    assert found["host_share"] == pytest.approx(0, abs=1e-9)
-    assert found["data_wait_share"] == pytest.approx(1 - found["device_share"])
+    result = report(tmp_path)  # on the CPU all time between two batches was spent waiting
+    assert result["host_share"] == pytest.approx(0, abs=1e-9)
+    assert result["data_wait_share"] == pytest.approx(1 - result["device_share"])
 
 
 def test_time_between_epochs_is_left_out(tmp_path, corpus, monkeypatch):
@@ -222,7 +222,7 @@ def test_time_between_epochs_is_left_out(tmp_path, corpus, monkeypatch):
             micro_batches.append(1)
             clock.takes(1)
 
-        def on_validation_end(self, *_):  # where a checkpoint is written
+        def on_validation_end(self, *_):  # as if a checkpoint was written
             clock.takes(1000)
 
     monkeypatch.setattr(throughput_module, "perf_counter", clock.perf_counter)
@@ -231,7 +231,7 @@ def test_time_between_epochs_is_left_out(tmp_path, corpus, monkeypatch):
 
 
 class MadeUpGpu:
-    """Draws 360 W, and is asked once a window."""
+    """Simulated sampler of a GPU that draws 360 W."""
 
     is_running = False
 
@@ -247,14 +247,14 @@ class MadeUpGpu:
 
 def test_what_the_gpu_says_is_logged_and_summed(tmp_path, corpus, monkeypatch):
     gpu = MadeUpGpu()
-    monkeypatch.setattr(throughput_module.GpuSampler, "of", lambda device: gpu)
+    monkeypatch.setattr(throughput_module.GpuSampler, "for_device", lambda device: gpu)
     trainer = fit(tmp_path, corpus)
-    found, logged = report(tmp_path), trainer.callback_metrics
+    result, logged = report(tmp_path), trainer.callback_metrics
     assert not gpu.is_running
     for name, expected in (("gpu_utilisation", 0.5), ("gpu_power_w", 360), ("gpu_memory_gib", 3)):
-        assert logged[f"throughput/{name}"] == found[name] == expected
-    energy_wh = 360 * found["train_seconds"] / 3600
-    assert found["energy_wh_per_audio_hour"] == pytest.approx(energy_wh / found["audio_hours"])
+        assert logged[f"throughput/{name}"] == result[name] == expected
+    energy_wh = 360 * result["train_seconds"] / 3600
+    assert result["energy_wh_per_audio_hour"] == pytest.approx(energy_wh / result["audio_hours"])
 
 
 def test_an_interrupted_run_leaves_what_it_measured_and_goes_on_counting(tmp_path, corpus):
@@ -263,10 +263,10 @@ def test_an_interrupted_run_leaves_what_it_measured_and_goes_on_counting(tmp_pat
     assert report(tmp_path)["steps"] == 3
     assert 0 < report(tmp_path)["audio_hours"] * 3600 < AUDIO_S
     trainer = fit(tmp_path, corpus, ckpt_path=tmp_path / "last.ckpt")
-    found = report(tmp_path)
-    assert found["steps"] == trainer.global_step
-    assert found["audio_hours"] * 3600 == pytest.approx(2 * AUDIO_S)
-    assert found["utterances"] == 2 * len(TEXTS)
+    result = report(tmp_path)
+    assert result["steps"] == trainer.global_step
+    assert result["audio_hours"] * 3600 == pytest.approx(2 * AUDIO_S)
+    assert result["utterances"] == 2 * len(TEXTS)
 
 
 @pytest.mark.slow
@@ -281,15 +281,15 @@ def test_the_file_has_the_audio_of_all_ranks(tmp_path, corpus):
     path.write_text(yaml.safe_dump(config))
     processes = forked.start(tmp_path, main, ["fit", "--config", str(path), "--trainer.strategy", "ddp"], ranks=2)
     assert forked.ended(processes, tmp_path) == [0, 0], forked.logs(tmp_path)
-    found = report(tmp_path)
-    assert found["audio_hours"] * 3600 == pytest.approx(2 * AUDIO_S)
-    assert found["utterances"] == 2 * len(TEXTS)
-    assert found["world_size"] == 2
-    assert found["communication"]["steps"] == found["steps"]
+    result = report(tmp_path)
+    assert result["audio_hours"] * 3600 == pytest.approx(2 * AUDIO_S)
+    assert result["utterances"] == 2 * len(TEXTS)
+    assert result["world_size"] == 2
+    assert result["communication"]["steps"] == result["steps"]
 
 
 class SaveEach(Callback):
-    """After each whole step."""
+    """Callback that saves a checkpoint after each step."""
 
     def __init__(self, path):
         self.path = path
@@ -345,10 +345,10 @@ def test_the_best_rate_is_that_of_the_precision(monkeypatch, precision, expected
 
 
 def test_rates_are_sums_divided_once():
-    window = Measured(
+    window = Measurements(
         Tally(steps=4, seconds=2.0, audio_s=90, computed_s=100, utterances=8, flops=6e12), Times(10, 7, 2)
     )
-    run = window + Measured(Tally(steps=4, seconds=8.0, audio_s=10, computed_s=20, utterances=2), Times(10, 3, 0))
+    run = window + Measurements(Tally(steps=4, seconds=8.0, audio_s=10, computed_s=20, utterances=2), Times(10, 3, 0))
     rates = run.rates(peak_flops_per_s=6e12)
     assert rates["audio_s_per_s"] == 10
     assert rates["utterances_per_s"] == 1
@@ -356,4 +356,4 @@ def test_rates_are_sums_divided_once():
     assert rates["mfu"] == pytest.approx(0.1)
     assert rates["padding_share"] == pytest.approx(1 - 100 / 120)
     assert [rates[share] for share in SHARES] == pytest.approx([0.1, 0.4, 0.5])
-    assert set(Measured().rates(None).values()) == {None}
+    assert set(Measurements().rates(None).values()) == {None}

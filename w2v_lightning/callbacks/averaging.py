@@ -1,4 +1,4 @@
-"""Averages of weights: over the last updates while training, and over the best checkpoints afterwards."""
+"""Averaged weights: over the last updates during training, and over the best checkpoints afterwards."""
 
 import copy
 import logging
@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from w2v_lightning.callbacks.export import save_pretrained
 from w2v_lightning.checkpoints.best import best_checkpoint
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.sharding import is_finite
@@ -22,13 +23,13 @@ log = logging.getLogger(__name__)
 
 
 class MovingAverage(EMAWeightAveraging):
-    """Validates, keeps and exports an exponential moving average of the weights; training goes on with the weights.
+    """Exponential moving average of the weights, used for validation, checkpoints and export, but not for training.
 
-    Lightning's own callback, for which an interruption in mid-validation is no trap: there the two are swapped, and a
-    checkpoint made then would resume training from the average.
+    It is Lightning's callback, made safe against interruptions during validation: there the average is swapped with the
+    weights, and a checkpoint saved at that time would resume training from the average.
 
     Args:
-        decay: what is left of the average after each optimiser update; 0.999 remembers some 1,000 updates.
+        decay: share of the average that is kept at each optimiser update; 0.999 averages about 1,000 updates.
 
     Raises:
         InputError: `decay` is not between 0 and 1.
@@ -36,16 +37,16 @@ class MovingAverage(EMAWeightAveraging):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 < decay < 1:
-            raise InputError(f"MovingAverage: decay={decay} must lie between 0 and 1, such as 0.999.")
+            raise InputError(f"MovingAverage: decay={decay} must be between 0 and 1, such as 0.999.")
         super().__init__(decay=decay)
         self._is_swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and isinstance(trainer.strategy, ModelParallelStrategy):
             raise InputError(
-                "MovingAverage needs all weights on each device, which fsdp2 shares out: leave it out, or use ddp."
+                "MovingAverage needs all weights on each device, but fsdp2 shards them: remove the callback or use ddp."
             )
-        with warnings.catch_warnings():  # a module that could share itself out, and does not
+        with warnings.catch_warnings():  # it warns of any module with configure_model, also if nothing is sharded
             warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that")
             super().setup(trainer, pl_module, stage)
 
@@ -58,22 +59,24 @@ class MovingAverage(EMAWeightAveraging):
         self._is_swapped = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._is_swapped:  # ModelCheckpoint, which may save now, comes after all other callbacks
+        # ModelCheckpoint, which may save on an exception, is called after all other callbacks: after this one.
+        if self._is_swapped:
             self.on_validation_epoch_end(trainer, pl_module)
 
 
 class AverageBest(Callback):
-    """Where the run keeps several best checkpoints (`checkpoint.save_top_k`), writes LOG_DIR/model-average from them.
+    """Callback that writes the average of the best checkpoints to LOG_DIR/model-average.
 
-    The folder is a Hugging Face one as LOG_DIR/model is. The module stays as it is.
+    It needs at least two of them (`checkpoint.save_top_k`). The folder has the Hugging Face format, as LOG_DIR/model.
+    The module is not changed.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         best = best_checkpoint(trainer)
-        if trainer.fast_dev_run or best is None or len(best.best_k_models) < 2:
+        if trainer.fast_dev_run or best is None or len(best.best_k_models) < 2:  # type: ignore[attr-defined]
             return
-        folder = output_folder(trainer) / "model-average"  # asks all ranks
-        whole = whole_module(trainer)  # asks all ranks
+        folder = output_folder(trainer) / "model-average"  # collective: all ranks
+        whole = whole_module(trainer)  # collective: all ranks
         if not trainer.is_global_zero:
             return
         scores = best.best_k_models
@@ -83,14 +86,15 @@ class AverageBest(Callback):
         if not is_finite(averaged):
             log.warning("No average of the %d best checkpoints is written: weights are NaN or infinite.", len(paths))
             return
-        averaged.save_pretrained(folder)
-        log.info("The average of the %d best checkpoints: %s", len(paths), folder)
+        save_pretrained(averaged, folder)
+        log.info("Average of the %d best checkpoints: %s", len(paths), folder)
 
 
 def average_weights(paths: Sequence[str | Path]) -> dict[str, Tensor]:
-    """The mean of the weights in several checkpoints of one run; what is not of floating point, from the first.
+    """Average the weights in several checkpoints of a run; tensors not of floating point are taken from the first one.
 
-    Computed in float64, so that a weight which is the same in all comes out as it is; no code in a checkpoint is run.
+    The mean is computed in float64, so that a weight that is equal in all checkpoints stays exactly the same. No code
+    in a checkpoint is run.
 
     Raises:
         pickle.UnpicklingError: a checkpoint holds more than tensors and plain values.
@@ -98,7 +102,7 @@ def average_weights(paths: Sequence[str | Path]) -> dict[str, Tensor]:
     mean = _weights(paths[0])
     dtypes = {name: tensor.dtype for name, tensor in mean.items() if tensor.is_floating_point()}
     mean |= {name: mean[name].double() / len(paths) for name in dtypes}
-    for path in paths[1:]:  # one after the other: a large model's checkpoints would not fit together
+    for path in paths[1:]:  # one at a time: several checkpoints of a large model may not fit into memory
         weights = _weights(path)
         for name in dtypes:
             mean[name] += weights[name].double() / len(paths)

@@ -1,14 +1,15 @@
-"""At the end of a run, the best model as a Hugging Face folder beside the logs."""
+"""Export of the best model at the end of a run, as a Hugging Face folder beside the logs."""
 
 import logging
 from pathlib import Path
+from typing import Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from torch.distributed.fsdp import FSDPModule
 
 from w2v_lightning.checkpoints import files
 from w2v_lightning.checkpoints.best import best_checkpoint
+from w2v_lightning.compat.torch import FSDPModule
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.sharding import is_finite
 from w2v_lightning.strategies.fsdp2 import whole_module
@@ -17,48 +18,62 @@ from w2v_lightning.training.run_folder import output_folder
 log = logging.getLogger(__name__)
 
 
-class ExportBest(Callback):
-    """Writes LOG_DIR/model from the best checkpoint, or from the last weights where no checkpoint was kept.
+class Exportable(Protocol):
+    """Module whose model can be written as a Hugging Face folder, as ours can."""
 
-    transformers and `model.pretrained` load that folder. The module is left with the weights that were written;
-    one whose weights are shared out keeps its last ones. An InputError refuses weights that are NaN or infinite.
+    def save_pretrained(self, folder: str | Path) -> None: ...
+
+
+class ExportBest(Callback):
+    """Callback that writes LOG_DIR/model from the best checkpoint, or from the last weights if none was kept.
+
+    transformers and `model.pretrained` can load that folder. The module is left with the exported weights; a sharded
+    module keeps its last ones.
+
+    Raises:
+        InputError: at the end of the run, weights are NaN or infinite.
     """
 
     def __init__(self) -> None:
         self.folder: Path | None = None
-        self.best_step: int | None = None  # global step of the best checkpoint, where the model is from it
+        self.best_step: int | None = None  # global step of the best checkpoint; None: the last weights were exported
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning's setup
             return
         best = best_checkpoint(trainer)
-        self.folder = output_folder(trainer) / "model"  # asks all ranks
-        module = whole_module(trainer)  # asks all ranks
+        self.folder = output_folder(trainer) / "model"  # collective: all ranks
+        module = whole_module(trainer)  # collective: all ranks
         has_diverged = trainer.is_global_zero and not is_finite(module)
         if best and best.best_model_path and (trainer.is_global_zero or not isinstance(module, FSDPModule)):
             self.best_step = _load_weights(module, best.best_model_path)
         if not trainer.strategy.broadcast(trainer.is_global_zero and is_finite(module)):
             raise InputError(
                 f"{self.folder} is not written: weights are NaN or infinite. Lower model.learning_rate or set"
-                " trainer.gradient_clip_val=1.0, see that the audio is sound (check --decode), and begin anew"
-                " (resume=never) or at a checkpoint from before (resume=PATH)."
+                " trainer.gradient_clip_val=1.0, check the audio (check --decode), and start over (resume=never) or"
+                " from an earlier checkpoint (resume=PATH)."
             )
         if has_diverged:
-            log.warning("The last weights are NaN or infinite: %s is the best checkpoint, from before.", self.folder)
+            log.warning("The last weights are NaN or infinite: %s has the earlier, best checkpoint.", self.folder)
         if trainer.is_global_zero:
-            module.save_pretrained(self.folder)
+            save_pretrained(module, self.folder)
+
+
+def save_pretrained(module: LightningModule, folder: Path) -> None:
+    """Write the model of a module as a Hugging Face folder."""
+    cast("Exportable", module).save_pretrained(folder)
 
 
 def _load_weights(module: LightningModule, path: str) -> int | None:
-    """Of the best checkpoint, whose step is returned.
+    """Load the weights of the best checkpoint and return its global step.
 
-    Where that could not be written, or not be read, what was trained is not to be lost.
+    If the checkpoint cannot be read, keep the last weights, so that the training is not lost, and return None.
     """
     try:
         checkpoint = files.load(path)
         module.load_state_dict(checkpoint["state_dict"])
     except (InputError, OSError) as error:
         message = "The best checkpoint cannot be read, so the last weights are exported: %s"
-        rank_zero_only(log.warning)(message, error)  # another host has not the files that this rank does not write
+        rank_zero_only(log.warning)(message, error)  # on other hosts the file may be missing: it is rank 0's
         return None
     return checkpoint["global_step"]

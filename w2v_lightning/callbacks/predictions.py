@@ -1,6 +1,7 @@
-"""What `predict` hears, as JSON lines."""
+"""Output of `predict` as JSON lines."""
 
 import json
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -10,7 +11,7 @@ from w2v_lightning.training.run_folder import output_folder
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes LOG_DIR/predictions.jsonl, one object per utterance: id, reference, hypothesis. One file per rank."""
+    """Callback that writes id, reference and hypothesis of each utterance to LOG_DIR/predictions.jsonl, per rank."""
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
@@ -22,7 +23,14 @@ class PredictionWriter(BasePredictionWriter):
         self._file = self.path.open("w", encoding="utf-8")
 
     def write_on_batch_end(
-        self, trainer, pl_module, prediction: list[Pair], batch_indices, batch, batch_idx, dataloader_idx
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: list[Pair],
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
         for pair in prediction:
             row = {"id": pair.id, "reference": pair.reference, "hypothesis": pair.hypothesis}
@@ -30,4 +38,4 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._file.close()
-        print(f"Transcripts: {self.path}")
+        print(f"Transcriptions: {self.path}")

@@ -1,28 +1,29 @@
-"""How all ranks come to stop at the same place of a run, without a collective operation in every step.
+"""Agreement of all ranks to stop at the same point of a run, without a collective operation in every step.
 
-A run is a row of gates, the same on every rank: the beginning of each training micro-batch, and the end of each
-validation, before its sums are added up. Whatever ranks do together (the all-reduce of a step's gradients, a logged
-mean, the barrier around a checkpoint) lies between two gates, and each rank counts the gates that it has passed.
+A run is a sequence of gates, the same on every rank: the start of each training micro-batch, and the end of each
+validation, before its sums are reduced. Every collective operation (the all-reduce of a step's gradients, a logged
+mean, the barrier around a checkpoint) happens between two gates, and each rank counts the gates that it has passed.
 
-In an undisturbed run nothing else happens in the training loop: a counter and a lock that nobody else wants. A thread
-asks the store of the process group (a TCP round trip) twice a second whether somebody wants to stop. Then:
+In an undisturbed run the training loop only increments a counter under an uncontended lock. A thread asks the store of
+the process group (a TCP round trip) twice a second whether a rank wants to stop. Then:
 
-1. each rank's thread closes the gates of its rank, and publishes how many it has passed, or -1 while it has nothing to
-   save: its first step may take a minute, in which it is compiled;
-2. once the numbers of all ranks are there, the last gate to pass is the largest of them on every rank; at -1 all leave;
-3. a rank passes gates up to that one and stops at the next.
+1. each rank's thread closes the gates of its rank and publishes how many it has passed, or -1 while it has nothing to
+   save: the first step may take a minute, because it is compiled;
+2. once the numbers of all ranks are published, the largest is the last gate to pass on every rank; if it is -1, all
+   ranks exit;
+3. each rank passes gates up to the last one and stops at the next.
 
-All ranks stop at the same gate: none goes beyond the last one, for before its gates were closed it had not passed more
-than the largest number, and afterwards it asks. And each comes to it: until then it does what the foremost rank has
-done, and all that ranks do together on the way has all of them taking part. The threads answer also while the main
-thread waits within a collective operation for a rank that has stopped at a gate: the answer lets that one go on.
+All ranks stop at the same gate. None goes further: it had not passed more gates than the largest number when its gates
+were closed, and from then on it asks. And each gets there: up to the last gate it does what the foremost rank has done,
+and all ranks take part in every collective operation on the way. The threads answer even while the main thread waits in
+a collective operation for a rank that is held at a gate: the answer lets that rank continue.
 
-A rank that publishes -1 has passed no more gates than one that does not: who has a step to save has passed all gates
-of that step, and nobody passes the next one without having it, too.
+A rank that publishes -1 has not passed more gates than a rank that does not: a rank with a step to save has passed all
+gates of that step, and no rank passes the next gate without having that step, too.
 
-So nothing is assumed about how far ranks are apart: with accumulation they may be several micro-batches apart, in a
-validation as many batches as they like. Batches of a validation are no gates, because ranks may have different numbers
-of them; but ranks do nothing together there, so a rank that has no gate left to pass may stop at any of them.
+So nothing is assumed about how far ranks are apart: with gradient accumulation it may be several micro-batches, in a
+validation any number of batches. Batches of a validation are not gates, because ranks may have different numbers of
+them; but there are no collective operations between them, so a rank that has passed its last gate may stop at any.
 """
 
 import threading
@@ -33,31 +34,32 @@ from torch.distributed import Store
 
 from w2v_lightning.runtime.signals import START_AGAIN
 
-ASK_EVERY_S = 0.5
-ANSWER_WITHIN_S = 30.0  # threads answer within ASK_EVERY_S; one that does not is dead
-CLOSE_WITHIN_S = 10.0  # a store whose host has fallen silent may not answer for minutes
-NOTHING = -1  # to save: less than any number of gates
+POLL_INTERVAL_S = 0.5
+ANSWER_TIMEOUT_S = 30.0  # threads answer within POLL_INTERVAL_S unless their process is dead
+CLOSE_TIMEOUT_S = 10.0  # a store on an unreachable host may not answer for minutes
+NOTHING = -1  # published by a rank with nothing to save; less than any number of gates
 
 
 class Agreement:
-    """One rank's part. A rank that is alone needs no other way: its store is a HashStore.
+    """Agreement from the view of a single rank; a run with one rank uses it too, with a HashStore.
 
     Args:
-        store: shared by the ranks and used for nothing else; its keys must be new.
-        rank, world_size: of this process.
-        leave: called where there is nothing to stop for or nobody to stop with, with the reason and what to do next if
-            that is not to go on from the last checkpoint; ends the process.
+        store: store shared by the ranks, with unused keys, and for this purpose alone.
+        rank: global rank of this process.
+        world_size: number of ranks.
+        leave: function that ends the process if there is nothing to save or another rank does not answer. It is called
+            with the reason and, unless that is to resume from the last checkpoint, a hint what to do next.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int, leave: Callable[..., None]) -> None:
         self.passed = 0
-        self.has_something_to_save = False  # to be set before the next gate is passed
-        self.last_gate: int | None = None  # once all know it
+        self.has_something_to_save = False  # must be set before the next gate is passed
+        self.last_gate: int | None = None  # None until the ranks have agreed
         self._store = store
-        self._keys = [f"passed/{each}" for each in range(world_size)]
+        self._keys = [f"passed/{other_rank}" for other_rank in range(world_size)]
         self._rank = rank
         self._leave = leave
-        self._lock = threading.Lock()  # of `passed` and `_is_closed`
+        self._lock = threading.Lock()  # guards `passed` and `_is_closed`
         self._is_closed = False
         self._is_known = threading.Event()
         self._is_over = False
@@ -67,28 +69,28 @@ class Agreement:
         self._thread.start()
 
     def request(self) -> None:
-        """Stop all ranks, soon. Returns at once; may be called by any thread, more than once."""
+        """Request all ranks to stop. Returns at once; any thread may call it, repeatedly."""
         self._is_wanted = True
         self._wake.set()
 
     def end(self) -> None:
-        """The run is over on this rank: there is nothing left to stop."""
+        """Mark that training is over on this rank, so that there is nothing left to stop."""
         self._is_over = True
 
     def close(self) -> None:
-        """End the thread. One that is back from the store as Python shuts down would abort the process, in C++."""
+        """End the thread: if it returned from the store while Python shuts down, C++ would abort the process."""
         self._is_over = True
         self._is_wanted = False
         self._wake.set()
-        self._thread.join(CLOSE_WITHIN_S)
+        self._thread.join(CLOSE_TIMEOUT_S)
 
-    def passes_gate(self) -> bool:
-        """Pass the next gate, or find that this is where to stop. Waits only where somebody wants to stop."""
+    def pass_gate(self) -> bool:
+        """Pass the next gate and return True, or return False to stop here. Waits only after a request to stop."""
         with self._lock:
             if not self._is_closed:
                 self.passed += 1
                 return True
-        self._is_known.wait()  # not for ever: the thread finds the answer, or leaves
+        self._is_known.wait()  # not for ever: the thread sets it, or ends the process
         if self.may_stop_here:
             return False
         self.passed += 1
@@ -96,21 +98,21 @@ class Agreement:
 
     @property
     def may_stop_here(self) -> bool:
-        """At a place between two gates behind all that ranks do together."""
+        """True between two gates once all collective operations before the last gate are done."""
         return self.last_gate is not None and self.passed >= self.last_gate
 
     def _run(self) -> None:
         try:
-            if self._is_somebody_stopping():
+            if self._wait_for_request():
                 self._close_gates()
-                if self._is_answered():
+                if self._wait_for_answers():
                     self._learn_last_gate()
-        except RuntimeError:  # the store's host has left, and with it the run
+        except RuntimeError:  # the host of the store is gone, and with it the run
             self._is_known.set()
 
-    def _is_somebody_stopping(self) -> bool:
-        """Waits until somebody wants to stop; False once this is closed."""
-        while not self._wake.wait(ASK_EVERY_S) and not self._store.check(["wanted"]):
+    def _wait_for_request(self) -> bool:
+        """Wait until a rank requests to stop; return False once this is closed."""
+        while not self._wake.wait(POLL_INTERVAL_S) and not self._store.check(["wanted"]):
             pass
         if self._wake.is_set() and not self._is_wanted:
             return False
@@ -123,19 +125,19 @@ class Agreement:
             passed = self.passed if self.has_something_to_save else NOTHING
         self._store.set(self._keys[self._rank], str(passed))
 
-    def _is_answered(self) -> bool:
-        """Waits for the numbers of all ranks; False once the run is over here."""
-        give_up_at = time.monotonic() + ANSWER_WITHIN_S
+    def _wait_for_answers(self) -> bool:
+        """Wait for the numbers of all ranks; return False once training is over here."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while not self._is_over and not self._store.check(self._keys):
-            if time.monotonic() > give_up_at:
-                self._leave(f"SIGTERM, but another process did not answer within {ANSWER_WITHIN_S:g} s.")
+            if time.monotonic() > deadline:
+                self._leave(f"SIGTERM, but another process did not answer within {ANSWER_TIMEOUT_S:g} s.")
             time.sleep(0.02)
         return not self._is_over
 
     def _learn_last_gate(self) -> None:
         last_gate = max(int(self._store.get(key)) for key in self._keys)
         if last_gate == NOTHING and not self._is_over:
-            time.sleep(ASK_EVERY_S)  # until the others have read: the store may go with its host
+            time.sleep(POLL_INTERVAL_S)  # lets the other ranks read first: the store may end with this process
             self._leave("SIGTERM before the first step was complete: nothing to save.", START_AGAIN)
         self.last_gate = last_gate
         self._is_known.set()

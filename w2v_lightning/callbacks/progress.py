@@ -1,8 +1,9 @@
-"""The progress of a run on one line: optimiser steps, loss, WER, audio-seconds per second, time left."""
+"""Progress of a run on one line: optimiser steps, loss, WER, audio-seconds per second, time left."""
 
 import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -12,13 +13,13 @@ from torch import Tensor
 
 BAR_EVERY_S = 0.25
 PLAIN_LINE_EVERY_S = 10.0
-WORTH_SAYING = 0.1  # share of the time that the loader keeps the device waiting; more loader workers would help
+MIN_DATA_WAIT_SHARE = 0.1  # waiting for data is shown above this share of the time: more loader workers would help
 
 
 class RunProgress(ProgressBar):
-    """One bar for the whole run; Lightning's own start anew each epoch and so cannot tell the time left.
+    """Progress bar over the whole run. Lightning's bars restart in each epoch, and so cannot tell the time left.
 
-    A live rich bar on a terminal, a plain line now and then in a log file.
+    It is a live rich bar on a terminal, and a plain line every 10 s in a log file.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -30,10 +31,10 @@ class RunProgress(ProgressBar):
         self._last_shown = -math.inf
 
     def disable(self) -> None:
-        """Lightning calls this on every rank but the first."""
+        """Print nothing. Lightning calls this on every rank but the first."""
         self._enabled = False
 
-    def print(self, *args, **kwargs) -> None:
+    def print(self, *args: Any, **kwargs: Any) -> None:
         if self._enabled:
             self.console.print(*args, **kwargs)
 
@@ -42,10 +43,12 @@ class RunProgress(ProgressBar):
         self._start_step = trainer.global_step
         self._show("train", trainer.global_step, int(trainer.estimated_stepping_batches))
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         if done < total and not self._is_due():
-            return  # reading a metric waits for the device: not after every batch
+            return  # not after every batch: reading a metric waits for the device
         metrics = metrics_line(trainer.callback_metrics, self._seconds_left(done, total))
         self._show("train", done, total, metrics)
         if not self.console.is_terminal:
@@ -56,7 +59,7 @@ class RunProgress(ProgressBar):
             "validate", trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         )
 
-    def on_validation_batch_end(self, *_, **__) -> None:
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         self._advance_evaluation("validate")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,7 +68,7 @@ class RunProgress(ProgressBar):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_evaluation("test", trainer.num_test_batches)
 
-    def on_test_batch_end(self, *_, **__) -> None:
+    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
         self._advance_evaluation("test")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,7 +77,7 @@ class RunProgress(ProgressBar):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_evaluation("predict", trainer.num_predict_batches)
 
-    def on_predict_batch_end(self, *_, **__) -> None:
+    def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
         self._advance_evaluation("predict")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,7 +125,7 @@ class RunProgress(ProgressBar):
         self._bar, self._tasks = None, {}
 
     def _seconds_left(self, done: int, total: int) -> float | None:
-        """Validation and saving count: what the whole run took per step so far, times the steps to go."""
+        """Estimate the time left (s) from the mean time per step so far, which includes validation and saving."""
         steps = done - self._start_step
         return (time.monotonic() - self._start) / steps * (total - done) if steps else None
 
@@ -135,18 +138,18 @@ class RunProgress(ProgressBar):
 
 
 def metrics_line(metrics: Mapping[str, Tensor], seconds_left: float | None) -> str:
-    """`loss/char 1.234  WER 45.6 %  CER 12.3 %  812 audio-s/s  0:01:23 left`; what is not known yet is left out."""
+    """Format `loss/char 1.234  WER 45.6 %  CER 12.3 %  812 audio-s/s  0:01:23 left` without values not yet known."""
     parts = []
     if (loss := metrics.get("train_loss_per_char")) is not None:
         parts.append(f"loss/char {loss:.3f}")
     if (accuracy := metrics.get("train_accuracy")) is not None:
         parts.append(f"loss {metrics['train_loss']:.3f}  accuracy {100 * accuracy:.1f} %")
-    for rate in ("wer", "cer"):
-        if (value := metrics.get(f"val_{rate}")) is not None:
-            parts.append(f"{rate.upper()} {100 * value:.1f} %")
-    if (rate := metrics.get("audio_s_per_s")) is not None:
-        parts.append(f"{rate:,.0f} audio-s/s")
-    if (share := metrics.get("throughput/data_wait_share", 0)) > WORTH_SAYING:
+    for name in ("wer", "cer"):
+        if (error_rate := metrics.get(f"val_{name}")) is not None:
+            parts.append(f"{name.upper()} {100 * error_rate:.1f} %")
+    if (speed := metrics.get("audio_s_per_s")) is not None:
+        parts.append(f"{speed:,.0f} audio-s/s")
+    if (share := metrics.get("throughput/data_wait_share", 0)) > MIN_DATA_WAIT_SHARE:
         parts.append(f"{100 * share:.0f} % waiting for data")
     if seconds_left is not None:
         minutes, seconds = divmod(int(seconds_left), 60)

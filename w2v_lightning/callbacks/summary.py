@@ -1,7 +1,7 @@
-"""The last thing a user reads: what the run reached, what it hears, where everything lies, what to do next."""
+"""Final summary of a run: scores, sample transcriptions, output files, next command."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,25 +11,26 @@ from rich.table import Table
 
 from w2v_lightning.callbacks.export import ExportBest
 from w2v_lightning.checkpoints.best import best_checkpoint
-from w2v_lightning.evaluation.error_report import Pair, marked
+from w2v_lightning.evaluation.error_report import Pair, mark_differences
 from w2v_lightning.telemetry.throughput import Throughput
 from w2v_lightning.training.run_folder import output_folder
 
 NUM_PAIRS = 5
-RATES = {"wer": "WER", "cer": "CER", "accuracy": "accuracy"}  # what a module logs as val_...
+RATES = {"wer": "WER", "cer": "CER", "accuracy": "accuracy"}  # names of the metrics that modules log as val_...
+AnyCallback = TypeVar("AnyCallback", bound=Callback)
 
 
 class RunSummary(Callback):
-    """Prints WER before and after, a few utterances with their errors, the run's files, and the next command.
+    """Callback that prints WER before and after training, sample utterances, the run's files and the next command.
 
-    A model in pre-training has no WER and no words: it is the accuracy among the negatives.
+    In pre-training there is no text: it prints the accuracy among the negatives instead of WER.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
         self.before: dict[str, float] = {}  # wer and cer before training
-        self.scores: dict[int, dict[str, float]] = {}  # of each validation, by the global step, since the run began
-        self.pairs: dict[int, list[Pair]] = {}  # likewise, since this process did
+        self.scores: dict[int, dict[str, float]] = {}  # scores of each validation of the run, by global step
+        self.pairs: dict[int, list[Pair]] = {}  # sample utterances of each validation since this process started
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self.before, "scores": self.scores}
@@ -41,46 +42,46 @@ class RunSummary(Callback):
         metrics = trainer.callback_metrics
         rates = {name: float(metrics[f"val_{name}"]) for name in RATES if f"val_{name}" in metrics}
         if trainer.sanity_checking:
-            if trainer.global_step == 0 and _covers_all(trainer):  # of a run that goes on, it is not before training
+            if trainer.global_step == 0 and _covers_all(trainer):  # not in a resumed run: it has been trained already
                 self.before = rates
         else:
             self.scores[trainer.global_step] = rates
             self.pairs[trainer.global_step] = evenly_spread(getattr(pl_module, "pairs", []), NUM_PAIRS)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = output_folder(trainer)  # asks all ranks
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            step, what = self._validation_to_tell(trainer)
-            self._print_scores(step, what)
+        folder = output_folder(trainer)  # collective: all ranks
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            step, description = self._validation_to_report(trainer)
+            self._print_scores(step, description)
             self._print_choice(trainer)
             self._print_throughput(trainer)
             self._print_pairs(step)
-            self._print_places(trainer, pl_module, folder)
+            self._print_files(trainer, pl_module, folder)
 
-    def _validation_to_tell(self, trainer: Trainer) -> tuple[int, str]:
-        """That of the weights which were exported, where there was one, or else the last; its step, and in words."""
+    def _validation_to_report(self, trainer: Trainer) -> tuple[int, str]:
+        """Return step and description of the validation of the exported weights, otherwise of the last validation."""
         export = _callback(trainer, ExportBest)
-        if export and export.best_step in self.scores:
+        if export and export.best_step is not None and export.best_step in self.scores:
             return export.best_step, "with the best model"
         last = max(self.scores, default=trainer.global_step)
         is_of_last_weights = last == trainer.global_step and not (export and export.best_step)
         return last, "with the last weights" if is_of_last_weights else f"at the last validation, after step {last:,}"
 
-    def _print_scores(self, step: int, what: str) -> None:
+    def _print_scores(self, step: int, description: str) -> None:
         rates = self.scores.get(step, {})
         if rates:
             self.console.print()
         for name, rate in rates.items():
             before = f"{100 * self.before[name]:.1f} % before training, " if name in self.before else ""
-            text = f"Validation {RATES[name]}: {before}[bold]{100 * rate:.1f} %[/bold] {what}"
+            text = f"Validation {RATES[name]}: {before}[bold]{100 * rate:.1f} %[/bold] {description}"
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def _print_choice(self, trainer: Trainer) -> None:
-        """By the checkpoint's own account, which is there also where no validation of the best step is known."""
+        """Print the score that ModelCheckpoint recorded: the validation may be missing in `scores`."""
         export, best = _callback(trainer, ExportBest), best_checkpoint(trainer)
-        if export and export.best_step and best.best_model_score is not None:
+        if export and export.best_step and best and best.monitor and best.best_model_score is not None:
             score = float(best.best_model_score)
-            is_rate = best.monitor.removeprefix("val_").split("/")[0] in RATES  # val_wer/dev-clean is one of a split
+            is_rate = best.monitor.removeprefix("val_").split("/")[0] in RATES  # also of one split: val_wer/dev-clean
             shown = f"{100 * score:.1f} %" if is_rate else f"{score:.4g}"
             text = f"Best model: {best.monitor} {shown}, after step {export.best_step:,}"
             self.console.print(text, highlight=False, soft_wrap=True)
@@ -99,26 +100,26 @@ class RunSummary(Callback):
     def _print_pairs(self, step: int) -> None:
         if not self.pairs.get(step):
             return
-        self.console.print("\nSome of the validation utterances, differences in red:")
+        self.console.print("\nSample validation utterances, differences in red:")
         table = Table(box=None, show_header=False)
         for name in ("utterance", "", "text"):
             table.add_column(name, no_wrap=name != "text")
         for pair in self.pairs[step]:
-            reference, hypothesis = marked(pair)
-            table.add_row(pair.id, "said", reference)
-            table.add_row("", "heard", hypothesis)
+            reference, hypothesis = mark_differences(pair)
+            table.add_row(pair.id, "reference", reference)
+            table.add_row("", "hypothesis", hypothesis)
         self.console.print(table)
 
-    def _print_places(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
+    def _print_files(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         export = _callback(trainer, ExportBest)
         model = export.folder if export else None
-        events = next((each.log_dir for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
+        events = next((logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         rows = {
             "model": model,
             "config": folder / "config.yaml" if (folder / "config.yaml").exists() else None,
             "checkpoints": getattr(best_checkpoint(trainer), "dirpath", None),
             "TensorBoard": f"tensorboard --logdir {events}" if events else None,
-            "next": f"python -m w2v_lightning {pl_module.next_command.format(model=model)}" if model else None,
+            "next": f"python -m w2v_lightning {_next_command(pl_module, model)}" if model else None,
         }
         self.console.print()
         for name, value in rows.items():
@@ -127,9 +128,13 @@ class RunSummary(Callback):
 
 
 def evenly_spread(pairs: list[Pair], number: int) -> list[Pair]:
-    """`number` of `pairs`, evenly spread over their sorted ids: the same ones in every validation."""
+    """Select `number` pairs, evenly spread over the sorted ids: the same ones in every validation."""
     ordered = sorted(pairs, key=lambda pair: pair.id)
     return [ordered[i * len(ordered) // number] for i in range(number)] if len(ordered) > number else ordered
+
+
+def _next_command(module: LightningModule, model: Path) -> str:
+    return cast("str", module.next_command).format(model=model)  # declared by our modules
 
 
 def _peak_memory() -> str:
@@ -141,5 +146,6 @@ def _covers_all(trainer: Trainer) -> bool:
     return list(trainer.num_sanity_val_batches) == list(trainer.num_val_batches)
 
 
-def _callback(trainer: Trainer, kind: type[Callback]) -> Callback | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+def _callback(trainer: Trainer, callback_class: type[AnyCallback]) -> AnyCallback | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's callback connector
+    return next((callback for callback in callbacks if isinstance(callback, callback_class)), None)

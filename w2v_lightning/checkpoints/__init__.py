@@ -1,1 +1,1 @@
-"""Checkpoints: written whole or not at all, in the background, every so often; found again by the next start."""
+"""Checkpoints: atomic files, written in the background at intervals, and found again when a run restarts."""

@@ -1,29 +1,35 @@
-"""Which checkpoint of a run is its best: that model is exported, and the closing summary is about it."""
+"""The best checkpoint of a run, which is exported and reported in the final summary."""
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """What the `checkpoint` section of a config keeps.
+    """ModelCheckpoint that is configured by the `checkpoint` section of a config.
 
-    A class of its own, so that it is known among the ModelCheckpoints that a user adds, and so that one with the same
-    monitor is no second of its kind, which Lightning refuses.
+    It is a class of its own to tell it from ModelCheckpoints that a user adds, and because Lightning refuses two
+    ModelCheckpoints with the same monitor.
     """
 
     monitor_option = "checkpoint.monitor"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning warns of a score that is not there, also in a run that validates nothing, or not in this epoch."""
-        is_to_come = (self.monitor or "").startswith("val_") and self.monitor not in trainer.callback_metrics
-        if not is_to_come:
+        """Skip epochs without validation, where Lightning would warn that the monitored score is missing."""
+        is_pending = (self.monitor or "").startswith("val_") and self.monitor not in trainer.callback_metrics
+        if not is_pending:
             super().on_train_epoch_end(trainer, pl_module)
 
 
 def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
-    """The `checkpoint` of the config; in a script, the first ModelCheckpoint that monitors a score, or else the first.
+    """Return the callback that keeps the best checkpoint.
 
-    `trainer.checkpoint_callback` is the first of anything that saves.
+    That is the config's `checkpoint`; in a script, the first ModelCheckpoint with a monitor, otherwise the first one.
+    `trainer.checkpoint_callback` would not do: it is the first callback that saves anything.
     """
-    candidates = [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]
-    return max(candidates, key=lambda each: (isinstance(each, BestCheckpoint), each.monitor is not None), default=None)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's callback connector
+    candidates = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    return max(
+        candidates,
+        key=lambda candidate: (isinstance(candidate, BestCheckpoint), candidate.monitor is not None),
+        default=None,
+    )

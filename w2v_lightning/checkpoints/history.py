@@ -1,7 +1,7 @@
-"""What a run was: every stretch of it, on which machine, when, which steps; and what made it.
+"""History of a run: when, where and for which steps each of its processes ran, and with which software.
 
-A run that is preempted is a chain of starts. Each is a segment in FOLDER/run_history.json, beside the checkpoints, and
-every checkpoint has those that led to it, with versions, config and commit, under the key "run".
+A run that is preempted is started several times. Each start is a segment in FOLDER/run_history.json, beside the
+checkpoints. Every checkpoint has the segments that led to it, with versions, config and commit, under the key "run".
 """
 
 import json
@@ -25,31 +25,32 @@ from w2v_lightning.training.run_folder import output_folder
 log = logging.getLogger(__name__)
 
 FILE = "run_history.json"
-FROM_NEWEST = ("auto", "must")  # what `resume` is where a run goes on, wherever it began
-LIMITS = ("max_steps", "max_epochs", "max_time")  # of the trainer: where training ends
+FROM_NEWEST = ("auto", "must")  # values of `resume` that resume from the newest checkpoint
+LIMITS = ("max_steps", "max_epochs", "max_time")  # options of the trainer that say where training ends
 
 
 class RunHistory(Callback):
-    """Keeps FOLDER/run_history.json, and gives checkpoints what there is to know of their run.
+    """Callback that keeps FOLDER/run_history.json, and adds the history to each checkpoint.
 
-    A segment has `started`, `ended` (UTC), `first_step`, `last_step`, `end` ("running", "finished", or what ended it; a
-    process that was killed leaves "running"), `world_size`, `num_nodes`, `device`, `instance_type` (SageMaker's),
-    `log_dir` and `resume`, as it was asked for. `ended` and `last_step` are as of the last checkpoint while it runs.
+    A segment has `started`, `ended` (UTC), `first_step`, `last_step`, `end` ("running", "finished", or the name of the
+    exception that ended it; a killed process leaves "running"), `world_size`, `num_nodes`, `device`, `instance_type`
+    (on SageMaker), `log_dir` and `resume`, the option. While a segment is running, `ended` and `last_step` are those of
+    its last checkpoint.
 
     Args:
-        folder: a folder or URL.
-        config: of the run, as YAML, all defaults filled in.
-        limits: where training was to end, such as max_steps; plain values.
+        folder: folder of the checkpoints, or its URL.
+        config: the run's config as YAML, with all defaults filled in.
+        limits: options that say where training ends, such as max_steps; plain values.
     """
 
     def __init__(self, folder: str, config: str, limits: dict[str, Any]) -> None:
         self.folder = folder
         self.limits = limits
-        self.resume = "auto"  # the option; "never": what lies in the folder is of another run
-        self._made_by = {"versions": versions(), "config": config, "git_commit": git_commit()}
+        self.resume = "auto"  # the option; with "never", files in the folder belong to another run
+        self._provenance = {"versions": versions(), "config": config, "git_commit": git_commit()}
         self._has_begun = False
-        self._segments: list[dict[str, Any]] = []  # rank 0's
-        self._past: list[dict[str, Any]] = []  # from the checkpoint
+        self._segments: list[dict[str, Any]] = []  # on rank 0 only
+        self._past: list[dict[str, Any]] = []  # segments in the checkpoint that was loaded
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._past = checkpoint.get("run", {}).get("segments", [])
@@ -60,11 +61,11 @@ class RunHistory(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._segments and trainer.is_global_zero:
             self._write(trainer, self._segments[-1]["end"])
-            checkpoint["run"] = self._made_by | {"segments": self._segments}
+            checkpoint["run"] = self._provenance | {"segments": self._segments}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._has_begun:
-            self._begin(trainer)  # it was killed after its last step, and has only exported its model now
+            self._begin(trainer)  # a run killed after its last step: this start trained nothing, it only exports
         self._write(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -72,18 +73,18 @@ class RunHistory(Callback):
 
     def _begin(self, trainer: Trainer) -> None:
         self._has_begun = True
-        log_dir = str(output_folder(trainer))  # asks all ranks
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        log_dir = str(output_folder(trainer))  # collective: all ranks
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning's setup
             return
         segment = _new_segment(trainer, log_dir) | {"resume": self.resume}
         if self.resume == "never":
             files.set_aside(files.join(self.folder, FILE))
-            self.resume = "auto"  # where memory runs out, `recovery.fit` fits a second time
-        self._segments = [*_united(self._past, read(self.folder)), segment]
+            self.resume = "auto"  # after running out of memory, `out_of_memory.fit` calls fit again
+        self._segments = [*_merged(self._past, read(self.folder)), segment]
         self._write(trainer, "running")
 
     def _write(self, trainer: Trainer, end: str) -> None:
-        """The record must not end the run that it is about."""
+        """Write the file. A failure is logged only: it must not end the run."""
         if not self._segments:
             return
         self._segments[-1] |= {"ended": _now(), "last_step": trainer.global_step, "end": end, "limits": self.limits}
@@ -94,42 +95,42 @@ class RunHistory(Callback):
 
 
 def read(folder: str) -> list[dict[str, Any]]:
-    """The segments of the run in `folder`; none where there is no history, or one that cannot be read."""
+    """Read the segments of the run in `folder`; none if the file is missing or cannot be read."""
     try:
         with fsspec.open(files.join(folder, FILE), "rt") as file:
             segments = json.load(file)
         if not isinstance(segments, list) or not all("started" in segment for segment in segments):
-            raise ValueError("it is no list of segments")
+            raise ValueError("it is not a list of segments")
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:
-        log.warning("%s in %s cannot be read (%s): a new one is begun.", FILE, folder, error)
+        log.warning("%s in %s cannot be read (%s); starting a new one.", FILE, folder, error)
         return []
     return segments
 
 
-def began_with(segments: Iterable[Mapping[str, Any]]) -> str:
-    """The `resume` that what these segments have trained began with: the other starts have only gone on from there."""
+def initial_resume(segments: Iterable[Mapping[str, Any]]) -> str:
+    """Return the `resume` option that started the training in these segments: later starts only resumed it."""
     for segment in reversed(list(segments)):
-        asked = segment.get("resume", "auto")
-        if asked not in FROM_NEWEST or segment["first_step"] == 0:
-            return asked
+        resume = segment.get("resume", "auto")
+        if resume not in FROM_NEWEST or segment["first_step"] == 0:
+            return resume
     return "auto"
 
 
 def limits_of(trainer: Mapping[str, Any]) -> dict[str, str]:
-    """LIMITS, as a run history has them, from the trainer's options."""
+    """Extract LIMITS from the trainer's options, in the format of a run history."""
     return {name: str(trainer.get(name)) for name in LIMITS}
 
 
-def finished(folder: str, limits: dict[str, Any]) -> dict[str, Any] | None:
-    """The last segment of a run that has reached its end, and still would: `limits` are as they were."""
-    last = next(reversed(read(folder)), {})
+def finished_segment(folder: str, limits: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the last segment of a run that reached its end under the same `limits`; None otherwise."""
+    last: dict[str, Any] = next(reversed(read(folder)), {})
     return last if last.get("end") == "finished" and last.get("limits") == limits else None
 
 
 def git_commit() -> str | None:
-    """Of the checkout that this package runs from; None where it is installed. `git rev-parse` runs no hook."""
+    """Commit of the checkout that this package runs from; None if it is installed. `git rev-parse` runs no hooks."""
     checkout = Path(w2v_lightning.__file__).parents[1]
     if not (checkout / ".git").exists():
         return None
@@ -141,8 +142,8 @@ def git_commit() -> str | None:
     return done.stdout.strip()
 
 
-def _united(*histories: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same segment is in several; the last one knows most of it."""
+def _merged(*histories: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merge histories. A segment that is in several is taken from the last one, which is the most recent."""
     by_start = {segment["started"]: segment for history in histories for segment in history}
     return [by_start[started] for started in sorted(by_start)]
 

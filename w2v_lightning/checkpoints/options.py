@@ -1,4 +1,4 @@
-"""The options of `fit` that checkpoints have, and what follows from them."""
+"""Checkpoint options of `fit`, and how they are applied."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from w2v_lightning.checkpoints.history import FROM_NEWEST, RunHistory, finished, limits_of
+from w2v_lightning.checkpoints.history import FROM_NEWEST, RunHistory, finished_segment, limits_of
 from w2v_lightning.checkpoints.recent import Interval, RecentCheckpoints
 from w2v_lightning.checkpoints.resume import choose
 from w2v_lightning.errors import InputError
@@ -16,23 +16,31 @@ log = logging.getLogger(__name__)
 
 
 def add_options(parser: ArgumentParser) -> None:
-    every, keep = "such as 90s, 15m, '500 steps', never", "how many of the newest checkpoints"
-    resume = "go on from the newest checkpoint? auto, must, never; or the PATH of one to begin from, once"
-    parser.add_argument("--resume", type=str, default="auto", help=f"of fit: {resume}")
-    parser.add_argument("--checkpoint_every", type=str, default="15m", help=f"of fit: {every}")
-    parser.add_argument("--checkpoint_keep", type=int, default=2, help=f"of fit: {keep}")
+    resume = (
+        "checkpoint to start from: the newest one if there is any (auto), the newest one or an error (must), none"
+        " (never), or a PATH, which only counts until the run has checkpoints of its own"
+    )
+    every = "time or number of steps between checkpoints, such as 90s, 15m, '500 steps' or never"
+    keep = "number of newest checkpoints to keep"
+    parser.add_argument("--resume", type=str, default="auto", help=f"{resume} (fit only)")
+    parser.add_argument("--checkpoint_every", type=str, default="15m", help=f"{every} (fit only)")
+    parser.add_argument("--checkpoint_keep", type=int, default=2, help=f"{keep} (fit only)")
 
 
 def run_folder(options: Namespace) -> str:
-    """Where a run's checkpoints lie: the same at every start, as the loggers' folders are not."""
+    """Folder of a run's checkpoints, the same at every start, unlike the loggers' folders."""
     return str(options.checkpoint.dirpath or Path(options.trainer.default_root_dir, "checkpoints").absolute())
 
 
 def callbacks(options: Namespace, resolved: str) -> list[Callback]:
-    """What keeps the newest checkpoints and the record of the run; `resolved` is its whole config.
+    """Create the callbacks that keep the newest checkpoints and the history of the run.
+
+    Args:
+        options: options of the command line.
+        resolved: the run's config as YAML, with all defaults filled in.
 
     Raises:
-        InputError: `checkpoint_every` or `checkpoint_keep` make no sense.
+        InputError: `checkpoint_every` or `checkpoint_keep` is invalid.
     """
     folder, every = run_folder(options), Interval.parse(options.checkpoint_every)
     recent = RecentCheckpoints(folder, every, options.checkpoint_keep)
@@ -40,52 +48,55 @@ def callbacks(options: Namespace, resolved: str) -> list[Callback]:
 
 
 def check_ckpt_path(subcommand: str, options: Namespace) -> None:
-    """Lightning's words for the checkpoints of a run mean nothing, or no checkpoint at all, where none has been run.
+    """Refuse Lightning's keywords best, last and hpc, which refer to the checkpoints of a preceding `fit`.
 
     Raises:
-        InputError: `ckpt_path` is one of them.
+        InputError: `ckpt_path` is one of them, and the subcommand is not fit.
     """
     if subcommand != "fit" and options.ckpt_path in ("best", "last", "hpc"):
         best = f"{run_folder(options)}/best.ckpt"
-        raise InputError(f"--ckpt_path is {options.ckpt_path}: {subcommand} wants a path or URL, such as {best}.")
+        raise InputError(f"--ckpt_path is {options.ckpt_path}: {subcommand} needs a path or URL, such as {best}.")
 
 
 def begin(trainer: Trainer, module: LightningModule, options: Namespace) -> tuple[bool, str | None]:
-    """Whether there is anything left to train, and the checkpoint to go on from; None: begin at step 0.
+    """Decide where `fit` starts, and tell the callbacks and the user.
+
+    Returns:
+        Whether there is anything left to train, and the checkpoint to resume from (None: start at step 0).
 
     Raises:
-        InputError: see `choose`.
+        InputError: `resume` and `ckpt_path` disagree, or the checkpoint cannot be used; see `choose`.
     """
-    resume, folder = _asked(options), run_folder(options)
+    resume, folder = _requested_resume(options), run_folder(options)
     chosen = choose(resume, folder, module.hparams)
-    signals.watch.how_to_go_on = _how_to_go_on(resume)
-    for callback in trainer.callbacks:
+    signals.sigterm.set_resume_hint(_resume_hint(resume))
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's callback connector
         if isinstance(callback, RecentCheckpoints):
-            callback.goes_on_from = chosen
+            callback.resume_from = chosen
         if isinstance(callback, RunHistory):
             callback.resume = resume
-    last = finished(folder, limits_of(options.trainer)) if chosen not in (None, resume) else None
+    last = finished_segment(folder, limits_of(options.trainer)) if chosen not in (None, resume) else None
     if last:
-        log.info("This run has ended, at step %d: %s", last["last_step"], last["log_dir"] or folder)
-        log.info("To train on, raise trainer.max_steps or trainer.max_epochs; to begin anew, --resume never.")
+        log.info("This run is finished, at step %d: %s", last["last_step"], last["log_dir"] or folder)
+        log.info("To continue training, raise trainer.max_steps or trainer.max_epochs; to restart, --resume never.")
     elif chosen:
         origin = "" if resume in (*FROM_NEWEST, chosen) else f", which was trained from {resume}"
-        log.info("Going on from %s%s", chosen, origin)
+        log.info("Resuming from %s%s", chosen, origin)
     return last is None, chosen
 
 
-def _how_to_go_on(resume: str) -> str:
-    """What a run says that has been interrupted."""
+def _resume_hint(resume: str) -> str:
+    """Tell how to resume, for the message of an interrupted run."""
     if resume == "never":
-        return "Go on from there with --resume auto: with --resume never the same command would begin anew"
-    return "The same command goes on from there"
+        return "Resume from there with --resume auto: the same command, with --resume never, would start over"
+    return "The same command resumes from there"
 
 
-def _asked(options: Namespace) -> str:
-    """`resume`, of which Lightning's own `ckpt_path` is another name.
+def _requested_resume(options: Namespace) -> str:
+    """Return the option `resume`, for which Lightning's `ckpt_path` is an alias.
 
     Raises:
-        InputError: they name different things.
+        InputError: both are given, and differ.
     """
     path = options.ckpt_path
     if path in (None, "last"):

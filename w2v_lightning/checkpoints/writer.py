@@ -1,4 +1,4 @@
-"""Checkpoints are written by a thread: training waits only until their tensors are copied to the host's memory."""
+"""Background writing of checkpoints: training waits only until the tensors are copied to the host's memory."""
 
 import copy
 import logging
@@ -18,47 +18,46 @@ from w2v_lightning.checkpoints import files
 
 log = logging.getLogger(__name__)
 
-MOST_COPIES = 2  # in the host's memory: one that is being written, and one that waits for it
+MOST_COPIES = 2  # copies in the host's memory: one being written, and one in the queue
 
 
 class BackgroundCheckpointIO(CheckpointIO):
-    """A plugin of the Trainer: saves and removals happen one after the other in a thread, in the order of asking.
+    """Plugin of the Trainer that saves and removes checkpoints in a thread, one after the other, in order of request.
 
-    What goes wrong there is logged at once and kept in `failure` until a save succeeds; training goes on, and nothing
-    is removed meanwhile. `load_checkpoint` and `drain` wait for all that was asked; so does the end of a run, and of
-    the process.
+    A failed save is logged at once and kept in `failure` until a save succeeds; meanwhile training continues, and no
+    checkpoint is removed. `load_checkpoint`, `drain` and the ends of a run and of the process wait for all requests.
 
     Args:
-        save: writes a checkpoint to a path; for tests.
+        save: function that writes a checkpoint to a path; replaced in tests.
     """
 
     def __init__(self, save: Callable[[dict[str, Any], str], None] = files.save) -> None:
         self.failure: str | None = None
         self._save = save
-        self._thread: ThreadPoolExecutor | None = None  # made when first needed: a plugin is pickled by ddp_spawn
+        self._thread: ThreadPoolExecutor | None = None  # created when first needed: ddp_spawn pickles the plugin
         self._copies: threading.BoundedSemaphore | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        """Copy `checkpoint` to the host's memory and have it written to `path`, a file or a URL.
+        """Copy `checkpoint` to the host's memory and queue it to be written to `path`, a file or a URL.
 
         Raises:
-            TypeError: there are `storage_options`, which have no meaning here.
+            TypeError: `storage_options` are given, which are not supported.
         """
         if storage_options is not None:
-            raise TypeError("storage_options mean nothing to BackgroundCheckpointIO.")
-        self._start()
-        self._copies.acquire()
+            raise TypeError("BackgroundCheckpointIO does not support storage_options.")
+        thread, copies = self._start()
+        copies.acquire()
         try:
             copied = on_host(checkpoint)
         except BaseException:
-            self._copies.release()
+            copies.release()
             raise
-        self._thread.submit(self._write, copied, str(path))
+        thread.submit(self._write, copied, str(path), copies)
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """As `files.load`; no code in the file is run unless `weights_only` is false."""
+        """Load a checkpoint with `files.load`; no code in the file is run unless `weights_only` is false."""
         self.drain()
         return files.load(str(path), map_location or "cpu", True if weights_only is None else weights_only)
 
@@ -66,15 +65,15 @@ class BackgroundCheckpointIO(CheckpointIO):
         self.remove_later(lambda: [str(path)])
 
     def remove_later(self, choose: Callable[[], list[str]]) -> None:
-        """Remove what `choose` returns once all that was asked for before is done: then it sees what is there."""
-        if self._thread is None:  # after a run there is nothing left that a removal has to wait for
+        """Remove the paths that `choose` returns; it is called once all earlier requests are done."""
+        if self._thread is None:  # before the first save and after a run, there are no earlier requests
             for path in choose():
                 files.remove(path)
         else:
             self._thread.submit(self._remove, choose)
 
     def drain(self) -> None:
-        """Return when all that was asked for is done."""
+        """Wait until all requests are done."""
         if self._thread is not None:
             self._thread.submit(lambda: None).result()
 
@@ -83,28 +82,29 @@ class BackgroundCheckpointIO(CheckpointIO):
             self._thread.shutdown(wait=True)
             self._thread = self._copies = None
 
-    def _start(self) -> None:
-        if self._thread is None:
+    def _start(self) -> tuple[ThreadPoolExecutor, threading.BoundedSemaphore]:
+        if self._thread is None or self._copies is None:
             self._thread = ThreadPoolExecutor(1, "checkpoints")
             self._copies = threading.BoundedSemaphore(MOST_COPIES)
+        return self._thread, self._copies
 
-    def _write(self, checkpoint: dict[str, Any], path: str) -> None:
+    def _write(self, checkpoint: dict[str, Any], path: str, copies: threading.BoundedSemaphore) -> None:
         try:
             self._save(checkpoint, path)
             self.failure = None
         except Exception as error:
             self.failure = f"{path} could not be written: {_reason(error, checkpoint, path)}"
-            log.error("Checkpoint %s. Those before it are kept, and training goes on.", self.failure)
+            log.error("Checkpoint %s. Earlier checkpoints are kept, and training continues.", self.failure)
         finally:
-            self._copies.release()
+            copies.release()
 
     def _remove(self, choose: Callable[[], list[str]]) -> None:
-        if self.failure is not None:  # what was to take its place is not there
+        if self.failure is not None:  # the checkpoint that would replace the removed one is missing
             return
         try:
             paths = choose()
         except Exception as error:
-            log.warning("Which checkpoints are to be removed could not be found out, and all are kept: %s", error)
+            log.warning("Old checkpoints could not be listed for removal; all are kept: %s", error)
             return
         for path in paths:
             try:
@@ -114,9 +114,9 @@ class BackgroundCheckpointIO(CheckpointIO):
 
 
 def on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A copy that no later step changes, all of its tensors on the CPU.
+    """Copy a checkpoint to the CPU, so that no later step changes it.
 
-    From a GPU they are copied side by side, and waited for once.
+    Tensors on a GPU are all copied asynchronously, followed by one synchronisation.
     """
     tensors: list[Tensor] = []
     apply_to_collection(checkpoint, Tensor, tensors.append)
@@ -134,7 +134,7 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 
 def _reason(error: Exception, checkpoint: dict[str, Any], path: str) -> str:
-    """What went wrong, with what a full disk would need."""
+    """Describe an error; an OSError with the space that is needed and free."""
     if not isinstance(error, OSError):
         return f"{type(error).__name__}: {error}"
     needed: list[int] = []

@@ -1,1 +1,1 @@
-"""Scoring: word and character error rates, and what the errors look like."""
+"""Scoring: word and character error rates, and marked differences between texts."""

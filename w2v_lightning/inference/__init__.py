@@ -1,1 +1,1 @@
-"""Transcription with a trained model: audio files to text."""
+"""Transcription of audio files with a fine-tuned model."""

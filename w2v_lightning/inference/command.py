@@ -1,73 +1,107 @@
-"""`transcribe FILE|FOLDER|MANIFEST... --model DIR`: the text of recordings, each heard whole."""
+"""Command `transcribe`: the texts of recordings, each transcribed as a whole."""
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import transformers
+from jsonargparse.typing import NonNegativeInt, PositiveFloat
 
+from w2v_lightning.command_line import Parser, parse, parser_of
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.remote import is_remote
 from w2v_lightning.errors import InputError
 from w2v_lightning.evaluation.wer import ErrorCounts, error_rates
-from w2v_lightning.inference.inputs import recordings
-from w2v_lightning.inference.transcriber import Recogniser, in_order
+from w2v_lightning.inference.inputs import load_inputs
+from w2v_lightning.inference.transcriber import Transcriber, in_order
 from w2v_lightning.prepare.progress import Progress
 from w2v_lightning.runtime.files import atomic_text_file
-from w2v_lightning.runtime.precision import DTYPES
 from w2v_lightning.text.vocabulary import Vocabulary
 
-DETAILS = """\
-Printed is one line of text per recording, in the order given; with several, each line starts with the file's name (or
-the manifest's id) and a tab. A recording is heard whole, whatever its length, and what that takes grows faster than its
-duration: cut up what lasts longer than some minutes. What cannot be heard, because it is damaged, missing or too short,
-is named on standard error; all else is transcribed, and the exit status is 1.
-"""
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]  # auto, or a key of DTYPES
+Outcomes = Iterable[tuple[int, str | InputError]]  # position in the manifest, and text or error
 
-Outcomes = Iterable[tuple[int, str | InputError]]  # of the positions in a manifest
+
+@dataclass(frozen=True)
+class TranscribeOptions:
+    """Transcribe audio files, folders of them, or manifests.
+
+    Prints one line of text for each recording, in the order given; with several recordings, each line starts with the
+    name of the file (or the id in the manifest) and a tab. A recording is transcribed as a whole, and time and memory
+    grow faster than its duration: split recordings of more than a few minutes. A recording that is damaged, missing or
+    too short is named on standard error; all others are transcribed, and the exit status is 1.
+
+    Args:
+        sources: audio files of any sample rate, folders of them, or manifests (.jsonl) as `prepare` or NeMo write them.
+        model: name on the Hugging Face Hub, or folder, of a wav2vec2 CTC model.
+        device: device to compute on, such as cpu or cuda; default: the GPU if there is one.
+        precision: precision of the computation; auto is bf16-mixed on GPUs from compute capability 8.0 on, 16-mixed on
+            older GPUs, and 32-true on CPUs.
+        device_seconds: audio in a batch in seconds, padding included; default: what fits into the memory of the device,
+            at most 800. A batch that does not fit is split.
+        workers: number of loader processes; default: none for little audio, at most 16.
+        out: manifest (.jsonl) to write instead of printing: the transcription is `text`, or `pred_text` beside a
+            reference, and the word error rate is printed. After an interruption, partial results are in
+            FILE.partial.jsonl.
+    """
+
+    sources: list[str]
+    model: str
+    device: str | None = None
+    precision: Precision = "auto"
+    device_seconds: PositiveFloat | None = None
+    workers: NonNegativeInt | None = None
+    out: Path | None = None
+
+
+def parser() -> Parser:
+    """Return the parser of this command."""
+    return parser_of(TranscribeOptions, "transcribe", positional=["sources"])
 
 
 def main(args: Sequence[str]) -> int:
-    """Print the texts, or write them as JSON lines and print how fast and, with references, how well it went.
+    """Print the texts, or write them as JSON lines and print the speed and, with references, the error rates.
 
     Returns:
-        The exit status: 1 if a recording could not be heard.
+        The exit status: 1 if a recording could not be transcribed.
     """
-    options = _parse(args)
+    options = parse(TranscribeOptions, "transcribe", args, positional=["sources"])
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if options.out:
         _check_writable(options.out)
-    unheard = Unheard()
+    failures = Failures()
     try:
-        manifest = recordings(options.sources, unheard.add)
+        manifest = load_inputs(options.sources, failures.add)
         if len(manifest):
-            _hear(manifest, options, unheard)
+            _transcribe(manifest, options, failures)
     except KeyboardInterrupt:
-        return 130  # as a shell has it
-    return unheard.status()
+        return 130  # the status of a process that SIGINT ends, as shells report it
+    return failures.status()
 
 
-class Unheard:
-    """Names what could not be heard, and counts it."""
+class Failures:
+    """Printer and counter of the recordings that could not be transcribed."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def add(self, error: InputError) -> None:
+        """Print the error of a recording."""
         self.count += 1
         print(f"error: {error.line}", file=sys.stderr, flush=True)
 
     def status(self) -> int:
-        """The exit status, after a line that sums up."""
+        """Print a summary if there were failures, and return the exit status."""
         if self.count:
             recordings = "1 recording" if self.count == 1 else f"{self.count:,} recordings"
-            print(f"error: {recordings} could not be heard, named above", file=sys.stderr)
+            print(f"error: {recordings} could not be transcribed (listed above)", file=sys.stderr)
         return min(self.count, 1)
 
 
@@ -80,47 +114,47 @@ def transcribe(
     device_seconds: float | None = None,
     num_workers: int | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """(name, text) of each recording, in order: the file's path, or the manifest's id.
+    """Iterate over (name, text) of each recording, in order. The name is the file's path, or the id in the manifest.
 
     Args:
-        sources: audio files (WAV, FLAC, OGG and what else libsndfile reads, any sample rate, any channels), folders of
-            them, manifests.
+        sources: audio files (WAV, FLAC, OGG and other formats of libsndfile, any sample rate, any number of channels),
+            folders of them, or manifests.
         model: Hugging Face name or folder of a wav2vec2 CTC model.
-        device: such as "cuda"; by default the GPU if there is one.
-        precision: Lightning's name; by default bf16-mixed or 16-mixed on a GPU, 32-true on a CPU.
-        device_seconds: audio per batch, padding counted; by default what the device has memory for.
-        num_workers: loader processes; by default none for little audio.
+        device: name such as "cuda"; default: the GPU if there is one.
+        precision: Lightning's name of a precision; "auto": bf16-mixed or 16-mixed on a GPU, 32-true on a CPU.
+        device_seconds: audio per batch including padding (s); default: what fits into the device's memory.
+        num_workers: number of loader processes; default: 0 for little audio, at most 16.
 
     Raises:
-        InputError: the model cannot be read or has no CTC head, a recording cannot be read or is too short for one
-            frame. `Recogniser.attempt` hears the others all the same.
+        InputError: the model cannot be read or has no CTC head, or a recording cannot be read or is too short for one
+            frame. `Transcriber.attempt` transcribes the other recordings regardless.
     """
-    manifest = recordings(sources)
-    recogniser = Recogniser.from_pretrained(model, device, precision)
-    texts = in_order(recogniser.transcribe(manifest, device_seconds, num_workers))
+    manifest = load_inputs(sources)
+    transcriber = Transcriber.from_pretrained(model, device, precision)
+    texts = in_order(transcriber.transcribe(manifest, device_seconds, num_workers))
     return zip(manifest.ids, texts, strict=True)
 
 
-def _hear(manifest: Manifest, options: argparse.Namespace, unheard: Unheard) -> None:
-    recogniser = Recogniser.from_pretrained(options.model, options.device, options.precision)
-    outcomes = recogniser.attempt(manifest, options.device_seconds, options.workers)
+def _transcribe(manifest: Manifest, options: TranscribeOptions, failures: Failures) -> None:
+    transcriber = Transcriber.from_pretrained(options.model, options.device, options.precision)
+    outcomes = transcriber.attempt(manifest, options.device_seconds, options.workers)
     if options.out:
-        _write(options.out, manifest, outcomes, recogniser.vocabulary, unheard)
+        _write(options.out, manifest, outcomes, transcriber.vocabulary, failures)
     else:
-        _print(manifest, outcomes, unheard)
+        _print(manifest, outcomes, failures)
 
 
-def _print(manifest: Manifest, outcomes: Outcomes, unheard: Unheard) -> None:
-    is_alone = len(manifest) + unheard.count == 1
+def _print(manifest: Manifest, outcomes: Outcomes, failures: Failures) -> None:
+    is_alone = len(manifest) + failures.count == 1
     for name, outcome in zip(manifest.ids, in_order(outcomes), strict=True):
         if isinstance(outcome, InputError):
-            unheard.add(outcome)
+            failures.add(outcome)
         else:
             print(outcome if is_alone else f"{name}\t{outcome}", flush=True)
 
 
-def _write(path: Path, manifest: Manifest, outcomes: Outcomes, vocabulary: Vocabulary, unheard: Unheard) -> None:
-    """As they are heard, the texts go to a file of their own, which whatever ends the process leaves behind."""
+def _write(path: Path, manifest: Manifest, outcomes: Outcomes, vocabulary: Vocabulary, failures: Failures) -> None:
+    """Write each text to FILE.partial as it arrives, so that an interruption keeps it; finally sort them into FILE."""
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     counts, start_s = ErrorCounts(), time.perf_counter()
     start_of_line_N = np.full(len(manifest), -1)
@@ -129,14 +163,14 @@ def _write(path: Path, manifest: Manifest, outcomes: Outcomes, vocabulary: Vocab
             for i, outcome in outcomes:
                 progress.advance(0)
                 if isinstance(outcome, InputError):
-                    unheard.add(outcome)
+                    failures.add(outcome)
                     continue
                 start_of_line_N[i] = file.tell()
                 file.write(f"{_line(manifest, i, outcome)}\n".encode())
                 if manifest.texts[i]:
                     counts.update([outcome], [vocabulary.normalise(manifest.texts[i])])
     except BaseException:
-        print(f"What was heard until then is in {partial}", file=sys.stderr)
+        print(f"Partial results are in {partial}", file=sys.stderr)
         raise
     elapsed_s = time.perf_counter() - start_s
     if not partial.stat().st_size:
@@ -166,7 +200,7 @@ def _report(path: Path, durations_s_N: np.ndarray, elapsed_s: float, counts: Err
 
 
 def _line(manifest: Manifest, i: int, text: str) -> str:
-    """A line of a manifest that can be read from anywhere; what was heard stands beside a reference if there is one."""
+    """Format a manifest line with absolute paths and the transcription, as `pred_text` if there is a reference."""
     row = json.loads(manifest.line(i))
     if not is_remote(row["audio_filepath"]):
         row["audio_filepath"] = os.path.abspath(row["audio_filepath"])
@@ -175,47 +209,10 @@ def _line(manifest: Manifest, i: int, text: str) -> str:
 
 
 def _check_writable(path: Path) -> None:
-    """Before hours of audio are heard for nothing."""
+    """Refuse an output file that cannot be written, before hours of transcription."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out: {path.parent} cannot be made ({error.strerror}); name another file.") from None
+        raise InputError(f"--out: {path.parent} cannot be created ({error.strerror}); choose another file.") from None
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"--out: {path} cannot be written; name another file.")
-
-
-def _parse(args: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_lightning transcribe",
-        description=f"{__doc__}\n\n{DETAILS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="FILE|FOLDER|MANIFEST",
-        help="audio of any sample rate, a folder of it, or a manifest (.jsonl) as `prepare` or NeMo write it",
-    )
-    parser.add_argument("--model", required=True, help="Hugging Face name or folder of a wav2vec2 CTC model")
-    parser.add_argument("--device", help="such as cpu or cuda; by default the GPU if there is one")
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", *DTYPES),
-        help="auto: bf16-mixed, on GPUs before compute capability 8.0 16-mixed, on a CPU 32-true",
-    )
-    parser.add_argument(
-        "--device-seconds",
-        type=float,
-        help="audio per batch, padding counted; by default what the device has memory for, at most 800; if that is too"
-        " much, batches are heard in parts",
-    )
-    parser.add_argument("--workers", type=int, help="loader processes; by default none for little audio, at most 16")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="write a manifest (.jsonl) instead, what was heard as `text`, or as `pred_text` beside a reference, and"
-        " print the word error rate; if it is interrupted, what was heard until then is in FILE.partial.jsonl",
-    )
-    return parser.parse_args(args)
+        raise InputError(f"--out: {path} cannot be written; choose another file.")

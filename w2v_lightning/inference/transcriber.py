@@ -1,7 +1,7 @@
-"""Speech to text by a CTC model, at the speed of the device: nothing waits for what it does not need.
+"""Transcription with a CTC model, pipelined so that the device is always busy.
 
-Loader processes read, decode and pad. Batches are of neighbours in duration, come in pinned memory, and are queued on
-the device; the text of one is put together while the device computes the next.
+Loader processes read, decode and pad. A batch holds utterances of similar duration, arrives in pinned memory and is
+queued on the device; its text is decoded while the device computes the next batch.
 
 Shapes: B utterances, T samples, F frames, V tokens.
 """
@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from w2v_lightning.data import checks, plan
@@ -32,53 +32,53 @@ from w2v_lightning.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-# Utterances that are sorted by duration together. Texts come in the order of the input at the latest when a window is
-# done, and no more of them are held; the last batch of a window, which is seldom full, costs under 1 %.
+# Number of utterances that are sorted by duration together. At most this many texts are held back to keep the order of
+# the input. The last batch of a window is seldom full, which costs under 1 %.
 WINDOW = 10_000
 
-MAX_WORKERS = 16  # half of them deliver 15,000 audio-seconds per second, an H200 hears 21,000 (docs/performance.md)
-MAX_DEVICE_SECONDS = 800.0  # more per batch makes no GPU faster
-CPU_DEVICE_SECONDS = 15.0  # more per batch makes a CPU slower
-SHARE_OF_MEMORY = 0.8  # of what is free on the GPU
-# What the first convolution puts out, 3,200 frames of 512 channels per second, is by far the largest tensor of a batch
-# of ordinary utterances; its norm holds so many of it at once, in float32.
+MAX_WORKERS = 16  # 8 deliver 15,000 audio-seconds per second, an H200 transcribes 21,000 (docs/performance.md)
+MAX_DEVICE_SECONDS = 800.0  # larger batches make no GPU faster
+CPU_DEVICE_SECONDS = 15.0  # larger batches make a CPU slower
+SHARE_OF_MEMORY = 0.8  # share of the GPU's free memory to use
+# The output of the first convolution, 3,200 frames of 512 channels per second, is by far the largest tensor of a batch
+# of ordinary utterances. Its normalisation needs this many tensors of that size at once, in float32.
 LARGEST_TENSORS = 6
 
 
-Outcome = TypeVar("Outcome", str, str | InputError)  # of an utterance
+Outcome = TypeVar("Outcome", str, str | InputError)  # text of an utterance, or its error
 
 
 @dataclass(frozen=True)
-class Heard:
-    """The best token of each frame of a batch, on the CPU once `done` has happened (None: they are there)."""
+class BatchOutput:
+    """Most probable token of each frame of a batch, on the CPU."""
 
     best_BF: Tensor
     num_frames_B: Tensor
-    done: torch.cuda.Event | None
+    done: torch.cuda.Event | None  # event after which `best_BF` is valid; None: at once
 
 
 class TooLargeError(InputError):
-    """The device's memory is too small for a batch."""
+    """A batch needs more memory than the device has."""
 
 
-class Read(NamedTuple):
-    """What of a slot could be read, None if nothing, and what is wrong with the others, by their positions."""
+class LoadedSlot(NamedTuple):
+    """The readable utterances of a slot as a batch, and the errors of the others."""
 
-    positions: np.ndarray
-    batch: Batch | None
-    errors: dict[int, InputError]
+    positions: np.ndarray  # positions of the readable utterances
+    batch: Batch | None  # None: none is readable
+    errors: dict[int, InputError]  # by position
 
 
 class ReadableDataset(UtteranceDataset):
-    """Leaves out of a batch the utterances that cannot be read: one of them is no reason to lose the others."""
+    """Dataset that leaves unreadable utterances out of a batch, instead of failing as a whole."""
 
-    def __getitem__(self, slot: Slot) -> Read:
+    def __getitem__(self, slot: Slot) -> LoadedSlot:  # type: ignore[override]  # the loader passes on any item
         try:
-            return Read(slot.positions, super().__getitem__(slot), {})
-        except InputError:  # which of them is it?
+            return LoadedSlot(slot.positions, super().__getitem__(slot), {})
+        except InputError:  # read the utterances one by one to find those at fault
             errors = {i: error for i in slot.positions.tolist() if (error := self._error(i))}
         readable = np.array([i for i in slot.positions.tolist() if i not in errors])
-        return Read(readable, super().__getitem__(Slot(readable)) if len(readable) else None, errors)
+        return LoadedSlot(readable, super().__getitem__(Slot(readable)) if len(readable) else None, errors)
 
     def _error(self, position: int) -> InputError | None:
         try:
@@ -88,19 +88,19 @@ class ReadableDataset(UtteranceDataset):
         return None
 
 
-class Recogniser:
-    """A CTC model on a device, in a precision.
+class Transcriber:
+    """A CTC model for transcription, on a device and in a precision.
 
     Args:
-        network: transformers' model; goes to the device, in evaluation mode.
-        vocabulary: what it puts out.
-        normalise: it hears each utterance with zero mean and unit variance.
-        device: such as "cuda"; by default the GPU if there is one.
-        precision: Lightning's name, or "auto": what suits the device.
-        speed: how the network is computed; by default the fastest ways.
+        network: model of transformers; it is moved to the device, in evaluation mode.
+        vocabulary: output tokens of the model.
+        normalise: normalise each utterance to zero mean and unit variance before the model.
+        device: name such as "cuda"; default: the GPU if there is one.
+        precision: Lightning's name, or "auto" to choose by device.
+        speed: implementations of the network's parts; default: the fastest.
 
     Raises:
-        InputError: there is no such device or precision.
+        InputError: the device or precision is not available.
     """
 
     def __init__(
@@ -115,40 +115,41 @@ class Recogniser:
         self.device = _device(device)
         self.precision = choose_precision(self.device.type)[0] if precision == "auto" else precision
         if self.precision not in DTYPES:
-            raise InputError(f"--precision: there is no {precision!r}; choose from auto, {', '.join(DTYPES)}.")
+            raise InputError(f"--precision: {precision!r} is not supported; choose from auto, {', '.join(DTYPES)}.")
         self.network = network.eval().to(self.device, weights_dtype(self.precision))
         self.vocabulary = vocabulary
         self.speed = speed or Speed()
         self.spec = wav2vec2.input_spec(network.config, vocabulary, normalise)
-        self._too_many_samples = float("inf")  # in a batch, padding counted: the device's memory was too small for it
+        # Samples of the smallest batch (padding included) that needed too much memory; larger ones are split at once.
+        self._too_many_samples = float("inf")
 
     @classmethod
     def from_pretrained(
         cls, model: str, device: str | None = None, precision: str = "auto", speed: Speed | None = None
-    ) -> "Recogniser":
-        """With a wav2vec2 CTC model by its Hugging Face name or folder.
+    ) -> "Transcriber":
+        """Load a wav2vec2 CTC model by its Hugging Face name or folder.
 
         Raises:
-            InputError: as above, or the model cannot be read, or has no CTC head.
+            InputError: the device or precision is not available, or the model cannot be read or has no CTC head.
         """
-        wav2vec2.check_head("--model", model, "fine-tune it first (fit), and name the folder that this exports")
+        wav2vec2.check_head("--model", model, "fine-tune it first (fit), and give the folder that fit exports")
         return cls(*wav2vec2.from_pretrained(model, {}), device, precision, speed)
 
     def transcribe(
         self, manifest: Manifest, device_seconds: float | None = None, num_workers: int | None = None
     ) -> Iterator[tuple[int, str]]:
-        """(position in the manifest, text) of each utterance, as batches are done; see `in_order`.
+        """Iterate over (position in the manifest, text) of each utterance, in the order of batches; see `in_order`.
 
-        Every utterance is heard whole; what that takes grows faster than its duration.
+        Each utterance is transcribed as a whole; time and memory grow faster than its duration.
 
         Args:
-            manifest: the utterances; their texts are not looked at.
-            device_seconds: audio per batch, padding counted; by default what the device has memory for.
-            num_workers: loader processes; by default as many as pay, none for a single batch.
+            manifest: utterances; their texts are ignored.
+            device_seconds: audio per batch including padding (s); default: what fits into the device's memory.
+            num_workers: number of loader processes; default: depends on the device, 0 for a single batch.
 
         Raises:
-            InputError: an utterance is too short for one frame (before anything is heard), too long for the device's
-                memory, or cannot be read.
+            InputError: an utterance is too short for one frame (raised before anything is transcribed), too long for
+                the device's memory, or cannot be read.
         """
         self._check_long_enough(manifest)
         outcomes = self.attempt(manifest, device_seconds, num_workers)
@@ -157,18 +158,18 @@ class Recogniser:
     def attempt(
         self, manifest: Manifest, device_seconds: float | None = None, num_workers: int | None = None
     ) -> Iterator[tuple[int, str | InputError]]:
-        """Like `transcribe`, but an utterance that cannot be heard has its error in the place of a text."""
+        """Transcribe like `transcribe`, but yield the error instead of a text for utterances that fail."""
         slots = self.slots(manifest, device_seconds)
         return self._outcomes(self.loader(manifest, slots, num_workers, ReadableDataset))
 
-    # ---- the pieces ---------------------------------------------------------------------------------------------
+    # ---- stages of the pipeline -----------------------------------------------------------------------------------
 
     def slots(self, manifest: Manifest, device_seconds: float | None = None) -> list[Slot]:
-        """Batches by duration: the longest of each window of the manifest first."""
+        """Plan batches by duration, the longest of each window of the manifest first."""
         if device_seconds is None:
             device_seconds = default_device_seconds(self.network.config, self.device)
         if not device_seconds > 0:
-            raise InputError(f"--device-seconds must be a positive number of seconds, found {device_seconds:g}.")
+            raise InputError(f"--device-seconds is {device_seconds:g}, must be a positive number of seconds.")
         return [
             Slot(start + positions)
             for start in range(0, len(manifest), WINDOW)
@@ -182,29 +183,33 @@ class Recogniser:
         num_workers: int | None = None,
         dataset: type[UtteranceDataset] = UtteranceDataset,
     ) -> DataLoader:
-        """The batches of these slots, read ahead, as the kind of dataset has them."""
+        """Load the batches of these slots ahead of time, as items of the given dataset."""
         if num_workers is None:
             num_workers = min(default_workers(self.device), max(0, len(slots) - 1))  # a single batch needs none
         if num_workers < 0:
-            raise InputError(f"--workers must be 0 or more, found {num_workers}.")
-        unread = replace(manifest, texts=[""] * len(manifest))  # the references may have characters without a token
-        return batch_loader(dataset(unread, self.spec), slots, num_workers)
+            raise InputError(f"--workers is {num_workers}, must be 0 or more.")
+        # The references are not encoded: they may have characters without a token.
+        without_texts = replace(manifest, texts=[""] * len(manifest))
+        # A list of slots serves as sampler: the loader only iterates over it.
+        return batch_loader(dataset(without_texts, self.spec), cast("Sampler[Any]", slots), num_workers)
 
-    def hear(self, batch: Batch) -> Heard:
-        """Queue a batch on the device, without waiting for it.
+    def infer(self, batch: Batch) -> BatchOutput:
+        """Queue a batch on the device, without waiting for the result.
 
         Raises:
-            TooLargeError: the device's memory is too small for it.
+            TooLargeError: the batch needs more memory than the device has.
         """
-        best_BF = done = None
-        with suppress(torch.OutOfMemoryError):  # outside of it what was computed is freed: the traceback holds it
+        best_BF: Tensor | None = None
+        done: torch.cuda.Event | None = None
+        # Suppressed instead of handled: after this block the traceback is gone, and with it the tensors it refers to.
+        with suppress(torch.OutOfMemoryError):
             best_BF = self._best(batch.to(self.device, non_blocking=True))
         if best_BF is None:
             raise TooLargeError(_too_large(batch))
         if self.device.type == "cuda":
-            done = torch.cuda.Event(blocking=True)  # who waits for it leaves the core to a loader process
+            done = torch.cuda.Event(blocking=True)  # waiting for it leaves the CPU core to loader processes
             done.record(torch.cuda.current_stream(self.device))
-        return Heard(best_BF, batch.num_frames_B, done)
+        return BatchOutput(best_BF, batch.num_frames_B, done)
 
     @torch.inference_mode()
     def _best(self, batch: Batch) -> Tensor:
@@ -213,51 +218,53 @@ class Recogniser:
             logits_BFV = wav2vec2.ctc_logits(self.network, waveforms_BT, batch.num_samples_B, speed=self.speed)
         return logits_BFV.argmax(dim=-1).to("cpu", non_blocking=True)  # into pinned memory, if it comes from a GPU
 
-    def texts(self, heard: Heard) -> list[str]:
-        """The texts of a batch, waiting for it if it is not done."""
-        if heard.done is not None:
-            heard.done.synchronize()
+    def decode(self, output: BatchOutput) -> list[str]:
+        """Return the texts of a batch, waiting for the device if necessary."""
+        if output.done is not None:
+            output.done.synchronize()
         return [
             self.vocabulary.decode(best_F[:num_frames].tolist())
-            for best_F, num_frames in zip(heard.best_BF.numpy(), heard.num_frames_B.tolist(), strict=True)
+            for best_F, num_frames in zip(output.best_BF.numpy(), output.num_frames_B.tolist(), strict=True)
         ]
 
-    def _outcomes(self, reads: Iterable[Read]) -> Iterator[tuple[int, str | InputError]]:
-        before: tuple[np.ndarray, Heard] | None = None
-        for positions, batch, errors in reads:
+    def _outcomes(self, loaded_slots: Iterable[LoadedSlot]) -> Iterator[tuple[int, str | InputError]]:
+        previous: tuple[np.ndarray, BatchOutput] | None = None
+        for positions, batch, errors in loaded_slots:
             yield from errors.items()
-            for part, heard in self._heard(positions, batch) if batch else ():
-                if isinstance(heard, TooLargeError):
-                    yield int(part[0]), heard
+            for part, output in self._infer_in_parts(positions, batch) if batch else ():
+                if isinstance(output, TooLargeError):
+                    yield int(part[0]), output
                     continue
-                if before is not None:  # its texts are put together while the device computes this one
-                    yield from self._numbered(*before)
-                before = part, heard
-        if before is not None:
-            yield from self._numbered(*before)
+                if previous is not None:  # decode the previous batch while the device computes this one
+                    yield from self._texts(*previous)
+                previous = part, output
+        if previous is not None:
+            yield from self._texts(*previous)
 
-    def _heard(self, positions: np.ndarray, batch: Batch) -> Iterator[tuple[np.ndarray, Heard | TooLargeError]]:
-        """The batch at once, or where the device's memory is too small for that its halves, and so on; an utterance
-        for which it is too small has its error."""
-        num_samples, heard = batch.waveforms_BT.numel(), None
+    def _infer_in_parts(
+        self, positions: np.ndarray, batch: Batch
+    ) -> Iterator[tuple[np.ndarray, BatchOutput | TooLargeError]]:
+        """Infer a batch at once or, if it needs too much memory, its halves recursively, down to single utterances."""
+        num_samples = batch.waveforms_BT.numel()
+        output: BatchOutput | TooLargeError | None = None
         if len(batch) == 1 or num_samples < self._too_many_samples:
             try:
-                heard = self.hear(batch)
+                output = self.infer(batch)
             except TooLargeError as error:
                 if len(batch) == 1:
-                    heard = error
+                    output = error
                 else:
-                    log.warning("%s They are heard in parts.", error)
+                    log.warning("%s Splitting the batch.", error)
                     self._too_many_samples = num_samples
-        if heard is not None:
-            yield positions, heard
+        if output is not None:
+            yield positions, output
             return
         middle = len(batch) // 2
         for half in (slice(middle), slice(middle, None)):
-            yield from self._heard(positions[half], batch.part(half))
+            yield from self._infer_in_parts(positions[half], batch.part(half))
 
-    def _numbered(self, positions: np.ndarray, heard: Heard) -> Iterator[tuple[int, str]]:
-        return zip(positions.tolist(), self.texts(heard), strict=True)
+    def _texts(self, positions: np.ndarray, output: BatchOutput) -> Iterator[tuple[int, str]]:
+        return zip(positions.tolist(), self.decode(output), strict=True)
 
     def _check_long_enough(self, manifest: Manifest) -> None:
         for i in checks.too_short(manifest, self.spec):
@@ -268,34 +275,36 @@ class Recogniser:
 
 
 def text_or_raise(outcome: str | InputError) -> str:
+    """Return the text of an utterance, or raise its error."""
     if isinstance(outcome, InputError):
         raise outcome
     return outcome
 
 
 def in_order(outcomes: Iterable[tuple[int, Outcome]]) -> Iterator[Outcome]:
-    """The texts, or what else, of (position, text) pairs by position, each as soon as all before it are there."""
-    outcome_of_position, following = {}, 0
+    """Yield the outcomes of (position, outcome) pairs by position, each as soon as all before it have arrived."""
+    outcome_of_position: dict[int, Outcome] = {}
+    next_position = 0
     for position, outcome in outcomes:
         outcome_of_position[position] = outcome
-        while following in outcome_of_position:
-            yield outcome_of_position.pop(following)
-            following += 1
+        while next_position in outcome_of_position:
+            yield outcome_of_position.pop(next_position)
+            next_position += 1
 
 
 def default_device_seconds(config: Wav2Vec2Config, device: torch.device) -> float:
-    """Audio per batch that the device has memory for, weights already on it; more than pays is not asked for."""
+    """Audio per batch that fits into the device's free memory, at most MAX_DEVICE_SECONDS (s)."""
     if device.type != "cuda":
         return CPU_DEVICE_SECONDS
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, and unused
+    free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # reserved, but unused
     numbers_per_s = config.conv_dim[0] * SAMPLE_RATE / config.conv_stride[0]
     bytes_per_s = LARGEST_TENSORS * numbers_per_s * torch.float32.itemsize
     return min(MAX_DEVICE_SECONDS, SHARE_OF_MEMORY * free_bytes / bytes_per_s)
 
 
 def default_workers(device: torch.device) -> int:
-    """Loader processes; none on a CPU, where reading is a thousandth of the work."""
+    """Number of loader processes; 0 on a CPU, where reading is a thousandth of the work."""
     if device.type != "cuda":
         return 0
     return min(MAX_WORKERS, max(1, usable_cores() - 1))
@@ -306,16 +315,16 @@ def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # builds of torch without CUDA raise AssertionError
         reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name}: cannot be used ({reason}); leave it out, or name another.") from None
+        raise InputError(f"--device {name}: not available ({reason}). Omit the option, or choose another.") from None
     return device
 
 
 def _too_large(batch: Batch) -> str:
     longest_s = int(batch.num_samples_B.max()) / SAMPLE_RATE
     if len(batch) == 1:
-        return f"{batch.ids[0]}: {longest_s:.0f} s are too long for the GPU's memory; cut it up, or use --device cpu."
+        return f"{batch.ids[0]}: {longest_s:.0f} s are too long for the GPU's memory; split it, or use --device cpu."
     return (
         f"{len(batch)} utterances of up to {longest_s:.1f} s are too many for the GPU's memory; lower --device-seconds"
         f" below {len(batch) * longest_s:.0f}."

@@ -1,6 +1,6 @@
-"""How long all-reduces take with nothing else going on.
+"""Duration of all-reduces on an otherwise idle machine.
 
-A message's time is the median over repetitions, on the slowest rank.
+The time of a message is the median over repetitions, on the slowest rank.
 """
 
 import statistics
@@ -11,34 +11,36 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor
 from torch.nn import Parameter
 
+from w2v_lightning.compat.torch import ddp_buckets
 from w2v_lightning.telemetry.step_timer import new_event
 
-LEAST_BYTES = 4 * 2**10  # a message of which the time is all latency
+LATENCY_BYTES = 4 * 2**10  # so small that latency is all of its time
 BUCKET_BYTES = 25 * 2**20  # torch's default, which PlannedDDPStrategy keeps
 WARM_UP = 3
-# A repetition is so many in a row, as in nccl-tests, that the clock sees more than itself; large ones need no company.
+# A repetition runs several exchanges in a row, as nccl-tests does, to exceed the clock's resolution. Large messages are
+# slow enough alone: a repetition sends at most BYTES_IN_A_ROW.
 MOST_IN_A_ROW, BYTES_IN_A_ROW = 20, 64 * 2**20
-REPETITIONS, MEASURE_FOR_S = 5, 1.0  # as a run begins
+REPETITIONS, MEASURE_FOR_S = 5, 1.0  # at the start of a training run
 
 
 def bucket_bytes(parameters: Iterable[Parameter]) -> list[int]:
-    """Of each of the buckets in which DDP sends the gradients of a module with these parameters."""
-    gradients = [p for p in reversed(list(parameters)) if p.requires_grad]
-    limits = [dist._DEFAULT_FIRST_BUCKET_BYTES, BUCKET_BYTES]
-    buckets, _ = dist._compute_bucket_assignment_by_size(gradients, limits)
+    """Return the size of each bucket in which DDP sends the gradients of a module with these parameters."""
+    gradients: list[Tensor] = [p for p in reversed(list(parameters)) if p.requires_grad]
+    buckets = ddp_buckets(gradients, BUCKET_BYTES)
     return [sum(gradients[i].numel() * gradients[i].element_size() for i in bucket) for bucket in buckets]
 
 
 def exchange_s(messages: Sequence[int], device: torch.device, repetitions: int, warm_up: int = WARM_UP) -> float:
-    """Seconds of all-reduces of so many bytes each, all at once. Every rank has to call this.
+    """Measure how long all-reduces of these sizes take (s) when started together. Every rank must call this.
 
     Args:
-        messages: bytes.
-        device: where they lie.
-        repetitions: of which the median counts.
-        warm_up: repetitions before those.
+        messages: size of each message (bytes).
+        device: device of the messages.
+        repetitions: number of timed repetitions; their median is returned.
+        warm_up: number of repetitions before the timed ones.
     """
     tensors = [torch.zeros(num_bytes // 4, device=device) for num_bytes in messages]
     in_a_row = max(1, min(MOST_IN_A_ROW, BYTES_IN_A_ROW // sum(messages)))
@@ -55,21 +57,24 @@ def exchange_s(messages: Sequence[int], device: torch.device, repetitions: int, 
     return float(seconds)
 
 
-def measured(strategy: Strategy, parameters: Iterable[Parameter]) -> dict[str, Any] | None:
-    """What the network of a run does: latency, and all gradients at once; in about a second, or one exchange of them.
+def measure(strategy: Strategy, parameters: Iterable[Parameter]) -> dict[str, Any] | None:
+    """Measure the network of a run: its latency, and the exchange of all gradients.
+
+    Takes about a second, or as long as one exchange of the gradients if that is slower.
 
     Returns:
-        `latency_ms` of 4 KiB, `gradients_ms` of `gradient_bytes`; None where no gradients are exchanged by DDP.
+        `latency_ms` of 4 KiB, `gradients_ms` of `gradient_bytes`; None if DDP exchanges no gradients.
     """
     if not isinstance(strategy, DDPStrategy) or strategy.world_size == 1:
         return None
     device, buckets = strategy.root_device, bucket_bytes(parameters)
-    latency_s = exchange_s([LEAST_BYTES], device, REPETITIONS, warm_up=1)
-    once_s = exchange_s(buckets, device, repetitions=1, warm_up=0)  # slow, where connections are made: the same for all
+    latency_s = exchange_s([LATENCY_BYTES], device, REPETITIONS, warm_up=1)
+    # The first exchange also opens connections, so it is slow. It is the same on all ranks, so they choose alike below.
+    once_s = exchange_s(buckets, device, repetitions=1, warm_up=0)
     repetitions = min(REPETITIONS, int(MEASURE_FOR_S / once_s))
     gradients_s = exchange_s(buckets, device, repetitions, warm_up=0) if repetitions else once_s
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # for the micro-batches, which want it in other pieces
+        torch.cuda.empty_cache()  # micro-batches need blocks of other sizes
     return {
         "latency_ms": 1000 * latency_s,
         "gradients_ms": 1000 * gradients_s,

@@ -1,21 +1,21 @@
-"""Which part of training a profiled piece of work belongs to, in our vocabulary."""
+"""Attribution of profiled kernels and operators to parts of training."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-# Ranges that the model opens around its parts (torch.profiler.record_function), and PyTorch around its own.
+# Ranges that the model opens around its parts (torch.profiler.record_function), and those that PyTorch opens itself.
 MODEL_RANGES = ("feature encoder", "positional convolution", "attention", "feed-forward", "CTC")
 OTHER_RANGES = (
     (re.compile(r"enumerate\(DataLoader\)"), "data wait"),
     (re.compile(r"nccl|gloo|c10d::|DistributedDataParallel\.reducer", re.IGNORECASE), "communication"),
     (re.compile(r"Optimizer\."), "optimiser"),
 )
-# Lightning computes forward and backward inside the optimiser's step: what has one of these around it is not its own.
+# Lightning runs forward and backward inside the optimiser's step: work within these ranges is not the optimiser's.
 FORWARD, BACKWARD = "forward", "backward"
 
-# By the name of a kernel or an operator, where no range says more: those of compiled code are without.
+# Fallback by the name of a kernel or an operator: compiled code runs outside the model's ranges.
 NAMES = tuple(
     (re.compile(pattern, re.IGNORECASE), group)
     for pattern, group in (
@@ -35,7 +35,7 @@ NAMES = tuple(
 
 @dataclass(frozen=True)
 class Work:
-    """A kernel, or on the CPU an operator without what it calls."""
+    """A kernel, or an operator on the CPU without the operators that it calls."""
 
     name: str
     ancestors: Sequence[str]  # operators and ranges around it, the innermost first
@@ -43,22 +43,22 @@ class Work:
 
 
 def group_of(name: str, ancestors: Sequence[str]) -> str:
-    """The part of training that this belongs to: by the innermost range that says so, or else by name."""
-    inside = list(takewhile(lambda called: called not in (FORWARD, BACKWARD), (name, *ancestors)))
-    for called in inside:
-        if called in MODEL_RANGES:
-            return called
+    """Return the part of training that this work belongs to: by its innermost known range, otherwise by name."""
+    scopes = list(takewhile(lambda scope: scope not in (FORWARD, BACKWARD), (name, *ancestors)))
+    for scope in scopes:
+        if scope in MODEL_RANGES:
+            return scope
         for pattern, group in OTHER_RANGES:
-            if pattern.search(called):
+            if pattern.search(scope):
                 return group
     for pattern, group in NAMES:
-        if any(pattern.search(called) for called in inside):
+        if any(pattern.search(scope) for scope in scopes):
             return group
     return "other"
 
 
 def time_by_group(works: Iterable[Work]) -> dict[str, float]:
-    """Seconds of each group, the costliest first."""
+    """Sum the time of each group (s), the costliest group first."""
     seconds: dict[str, float] = {}
     for work in works:
         group = group_of(work.name, work.ancestors)

@@ -1,10 +1,11 @@
-"""What the exchange of gradients costs a run, as it trains: no profiler, no waiting for the device, no clocks compared.
+"""Cost of exchanging gradients, measured while training, without profiler, device synchronisation or clock comparison.
 
-DDP sends gradients while the backward pass goes on. What it cannot hide is exposed: behind the last gradient the device
-waits for the buckets that are still under way. Autograd calls back between the two, so two events see it.
+DDP sends gradients during the backward pass. The exposed time is what this cannot hide: after the last gradient is
+computed, the device waits for the buckets that are still on their way. Autograd calls back in between, so that two
+events measure the wait.
 
-All ranks leave an all-reduce together, but come to it one by one. On the last one the exposed time is what the network
-takes; what another rank has more than that, it has waited for the slowest.
+All ranks leave an all-reduce together, but enter it one by one. On the last rank to enter, the exposed time is the
+network's; the additional time on any other rank was spent waiting for the slowest one.
 
 Shapes: R ranks, S steps.
 """
@@ -16,30 +17,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor
-from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
+from w2v_lightning.compat.torch import queue_backward_callback
 from w2v_lightning.telemetry.step_timer import Event, new_event
 
 
 class ExposedTime:
-    """Of each step of this process, for how long gradients were on their way with nothing left to compute (s)."""
+    """Seconds per step of this process in which gradients were on their way and nothing was left to compute."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._last_gradient: Event | None = None  # of this backward pass, where gradients are exchanged
+        self._last_gradient: Event | None = None  # None while the current backward pass exchanges no gradients
         self._pending: deque[tuple[Event, Event]] = deque()
         self._exposed_s_S: list[float] = []
 
     def before_backward(self, strategy: Strategy, loss: Tensor) -> None:
-        """The micro-batch whose backward pass begins exchanges gradients, or it is left out."""
+        """Prepare to measure the backward pass that begins now, if it exchanges gradients."""
         self._last_gradient = None
         model = strategy.model
         if isinstance(model, DistributedDataParallel) and model.require_backward_grad_sync:
-            # Queued as the backward pass begins, it is called before DDP's own, which waits for the buckets.
-            loss.register_hook(lambda _: Variable._execution_engine.queue_callback(self._mark_last_gradient))
+            # Queued at the start of the backward pass, so that it runs before DDP's callback, which waits for the
+            # buckets.
+            loss.register_hook(lambda _: queue_backward_callback(self._mark_last_gradient))
 
     def after_backward(self) -> None:
         if self._last_gradient:
@@ -49,12 +51,13 @@ class ExposedTime:
         self._take()
 
     def report(self, strategy: Strategy) -> dict[str, Any] | None:
-        """Milliseconds per step, over all ranks, which must all ask; None where no gradients were exchanged."""
+        """Milliseconds per step over all ranks; None if no gradients were exchanged. Every rank must call this."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._take()
         if not self._exposed_s_S:
             return None
+        assert isinstance(strategy, ParallelStrategy)  # gradients are measured under DDP only
         exposed_ms_RS = torch.zeros(strategy.world_size, len(self._exposed_s_S), device=strategy.root_device)
         exposed_ms_RS[strategy.global_rank] = 1000 * torch.tensor(self._exposed_s_S)
         return summary(strategy.reduce(exposed_ms_RS, reduce_op="sum").cpu())
@@ -64,14 +67,14 @@ class ExposedTime:
         self._last_gradient.record()
 
     def _take(self) -> None:
-        """What the device has passed by now."""
+        """Read the events that the device has passed by now."""
         while self._pending and self._pending[0][1].query():
             last_gradient, end = self._pending.popleft()
             self._exposed_s_S.append(last_gradient.elapsed_time(end) / 1000)
 
 
 def summary(exposed_ms_RS: Tensor) -> dict[str, Any]:
-    """Means and medians; the median leaves out the first steps, in which kernels are compiled and memory is found."""
+    """Return means and medians of the exposed time; medians ignore the slow first steps (compilation, allocation)."""
     waiting_ms_RS = exposed_ms_RS - exposed_ms_RS.min(dim=0).values
     return {
         "steps": exposed_ms_RS.shape[1],
@@ -85,7 +88,7 @@ def summary(exposed_ms_RS: Tensor) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes over this host's network interfaces but the loopback, as the kernel counts them; EFA passes it by."""
+    """Bytes over this host's network interfaces except loopback, by the kernel's counters, which do not see EFA."""
 
     received: int
     sent: int
@@ -93,13 +96,14 @@ class Traffic:
 
     @classmethod
     def now(cls, interfaces: Path = Path("/sys/class/net")) -> "Traffic | None":
-        """None where the kernel does not say. What has a master, such as a bridge, is counted there."""
+        """Read the counters; None if there are none. An interface with a master, such as a bridge, counts there."""
         counted = [i for i in interfaces.glob("*") if i.name != "lo" and not (i / "master").exists()]
         try:
             received, sent = (
-                sum(int((i / "statistics" / f"{way}_bytes").read_text()) for i in counted) for way in ("rx", "tx")
+                sum(int((i / "statistics" / f"{direction}_bytes").read_text()) for i in counted)
+                for direction in ("rx", "tx")
             )
-        except OSError:  # an interface has gone
+        except OSError:  # an interface was removed meanwhile
             return None
         return cls(received, sent, time.perf_counter()) if counted else None
 

@@ -1,10 +1,10 @@
-"""What NVIDIA's management library (NVML) says of a GPU as it works: utilisation, power, memory, energy."""
+"""Utilisation, power, memory and energy of a GPU at work, from NVIDIA's management library (NVML)."""
 
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import pynvml
 import torch
@@ -14,22 +14,22 @@ SAMPLE_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at a GPU; None where it does not say."""
+    """State of a GPU at one moment; None where the GPU does not report a value."""
 
     time_s: float
-    utilisation: float | None = None  # share of the last moments in which a kernel ran
+    utilisation: float | None = None  # share of NVML's sampling period in which a kernel ran
     power_w: float | None = None
-    memory_gib: float | None = None  # of all processes
+    memory_gib: float | None = None  # used by all processes
     energy_j: float | None = None  # since the driver was loaded
 
 
 @dataclass
 class GpuUse:
-    """Sums over readings: divided once, at the end."""
+    """Sums over readings, to be divided once at the end."""
 
     utilisation: float = 0.0
     num_utilisation: int = 0
-    power_s: float = 0.0  # seconds that the power is known of
+    power_s: float = 0.0  # seconds for which the power is known
     energy_j: float = 0.0
     most_memory_gib: float = 0.0
 
@@ -48,16 +48,16 @@ class GpuUse:
 
 
 class Gpu(Protocol):
-    """What GpuSampler reads from."""
+    """Source of readings for a GpuSampler."""
 
     def read(self) -> Reading: ...
 
 
 class NvmlGpu:
-    """The GPU of a CUDA device, found by its UUID: NVML numbers GPUs without regard to CUDA_VISIBLE_DEVICES.
+    """GPU of a CUDA device, looked up by UUID because NVML's numbering ignores CUDA_VISIBLE_DEVICES.
 
     Raises:
-        pynvml.NVMLError: NVML does not know it, as may be with MIG.
+        pynvml.NVMLError: NVML does not know the device, as can happen with MIG.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -65,10 +65,10 @@ class NvmlGpu:
         self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
     def read(self) -> Reading:
-        utilisation = self._ask(pynvml.nvmlDeviceGetUtilizationRates)
-        power_mw = self._ask(pynvml.nvmlDeviceGetPowerUsage)
-        memory = self._ask(pynvml.nvmlDeviceGetMemoryInfo)
-        energy_mj = self._ask(pynvml.nvmlDeviceGetTotalEnergyConsumption)  # Volta and later
+        utilisation = self._query(pynvml.nvmlDeviceGetUtilizationRates)
+        power_mw = self._query(pynvml.nvmlDeviceGetPowerUsage)
+        memory = self._query(pynvml.nvmlDeviceGetMemoryInfo)
+        energy_mj = self._query(pynvml.nvmlDeviceGetTotalEnergyConsumption)  # Volta and later
         return Reading(
             time.monotonic(),
             None if utilisation is None else utilisation.gpu / 100,
@@ -77,19 +77,15 @@ class NvmlGpu:
             None if energy_mj is None else energy_mj / 1000,
         )
 
-    def _ask(self, question: Callable):
+    def _query(self, query: Callable[[Any], Any]) -> Any:
         try:
-            return question(self._handle)
+            return query(self._handle)
         except pynvml.NVMLError:
             return None
 
 
 class GpuSampler:
-    """Reads a GPU twice a second in a thread of its own, which holds nobody up.
-
-    Args:
-        gpu: what is read.
-    """
+    """Thread that reads a GPU twice a second, without delaying training."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
@@ -100,13 +96,13 @@ class GpuSampler:
         self._thread = threading.Thread(target=self._run, name="gpu-sampler", daemon=True)
 
     @classmethod
-    def of(cls, device: torch.device) -> "GpuSampler | None":
-        """A sampler of a CUDA device; None for another device, or where NVML does not know it."""
+    def for_device(cls, device: torch.device) -> "GpuSampler | None":
+        """Return a sampler of a CUDA device; None for other devices and for those that NVML does not know."""
         if device.type != "cuda":
             return None
         try:
             return cls(NvmlGpu(device))
-        except (pynvml.NVMLError, AttributeError):  # a torch for other GPUs gives no UUID
+        except (pynvml.NVMLError, AttributeError):  # builds of torch for other vendors' GPUs have no UUID
             return None
 
     def start(self) -> None:
@@ -116,7 +112,7 @@ class GpuSampler:
         self._stopped.set()
 
     def take(self) -> GpuUse:
-        """What was read since the last call."""
+        """Return the sums of the readings since the last call."""
         with self._lock:
             taken, self._use = self._use, GpuUse()
         return taken
@@ -126,7 +122,7 @@ class GpuSampler:
             self.sample()
 
     def sample(self) -> None:
-        """Read once."""
+        """Take one reading and add it to the sums."""
         now = self._gpu.read()
         use = GpuUse(now.utilisation or 0.0, int(now.utilisation is not None), most_memory_gib=now.memory_gib or 0.0)
         if self._last is not None and (energy_j := energy_between(self._last, now)) is not None:
@@ -137,7 +133,7 @@ class GpuSampler:
 
 
 def energy_between(before: Reading, after: Reading) -> float | None:
-    """Joules, by the GPU's own counter, or else by its power at the two readings; None where it says neither."""
+    """Energy between two readings (J): from the GPU's counter, otherwise from its mean power; None without either."""
     if before.energy_j is not None and after.energy_j is not None:
         return after.energy_j - before.energy_j
     if before.power_w is not None and after.power_w is not None:

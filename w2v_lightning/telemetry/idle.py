@@ -1,4 +1,4 @@
-"""Why the device stood still in profiled steps: which part of the host's work it waited for."""
+"""Idle time of the device in profiled steps, by the part of the host's work that it waited for."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,10 +9,10 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from w2v_lightning.telemetry.attribution import BACKWARD, FORWARD, group_of
 
-LAUNCH = re.compile(r"(cuda|cu|hip)[A-Z]")  # calls of the driver; what one hands over has its id
+LAUNCH = re.compile(r"(cuda|cu|hip)[A-Z]")  # calls of the driver; a call and the kernel that it launches share an id
 PARTS = {FORWARD: FORWARD, BACKWARD: BACKWARD, "optimiser": "optimiser and clipping", "data wait": "data wait"}
 BETWEEN = "between steps"
-QUEUED = "with work in its queue"  # short kernels, one by one, or a stream that waits for another
+QUEUED = "with work in its queue"  # gaps between short kernels, or a stream that waits for another
 
 
 @dataclass(frozen=True)
@@ -26,58 +26,58 @@ class Range:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Of the device, a copy too. `launch_us`: when the host handed it over; None where that was not recorded."""
+    """A kernel or a copy on the device."""
 
     start_us: float
     end_us: float
-    launch_us: float | None
+    launch_us: float | None  # when the host launched it; None: not recorded
     is_communication: bool = False
 
 
 @dataclass(frozen=True)
 class Idle:
-    """Of some steps, in seconds. `waits_s` says for what, the longest first."""
+    """Idle time of the device over some steps (s)."""
 
-    communication_alone_s: float
-    waits_s: dict[str, float]
+    communication_alone_s: float  # busy, but only with communication
+    waits_s: dict[str, float]  # by what the host was doing, the longest first
 
     @property
     def total_s(self) -> float:
         return sum(self.waits_s.values())
 
 
-def idle(kernels: Iterable[Kernel], ranges: Sequence[Range]) -> Idle:
-    """What lies between kernels.
+def idle_time(kernels: Iterable[Kernel], ranges: Sequence[Range]) -> Idle:
+    """Attribute the gaps between kernels.
 
-    Where the kernel behind a gap was handed over during it, the device had waited for the host until then: the wait
-    counts with the innermost of `ranges` in which that was.
+    If the kernel after a gap was launched during the gap, the device had been waiting for the host: the gap counts
+    towards the innermost of `ranges` at the time of the launch.
     """
     in_order = sorted(kernels, key=lambda kernel: kernel.start_us)
     waits_us: dict[str, float] = {}
     reached_us = in_order[0].start_us if in_order else 0.0
     for kernel in in_order:
         if (gap_us := kernel.start_us - reached_us) > 0:
-            is_late = kernel.launch_us is not None and kernel.launch_us > reached_us
-            name = _innermost(ranges, kernel.launch_us) if is_late else QUEUED
+            launch_us = kernel.launch_us
+            name = QUEUED if launch_us is None or launch_us <= reached_us else _innermost(ranges, launch_us)
             waits_us[name] = waits_us.get(name, 0.0) + gap_us
         reached_us = max(reached_us, kernel.end_us)
-    all_s, computing_s = (
-        covered_s((kernel.start_us, kernel.end_us) for kernel in some)
-        for some in (in_order, [kernel for kernel in in_order if not kernel.is_communication])
+    busy_s, computing_s = (
+        covered_s((kernel.start_us, kernel.end_us) for kernel in selected)
+        for selected in (in_order, [kernel for kernel in in_order if not kernel.is_communication])
     )
     longest_first = sorted(waits_us.items(), key=lambda wait: -wait[1])
-    return Idle(all_s - computing_s, {name: wait_us / 1e6 for name, wait_us in longest_first})
+    return Idle(busy_s - computing_s, {name: wait_us / 1e6 for name, wait_us in longest_first})
 
 
 def ranges_of(events: Iterable[FunctionEvent]) -> list[Range]:
-    """The parts of a step on the host, as `fit --profile` and PyTorch mark them."""
+    """Return the parts of a step on the host, as marked by `fit --profile` and PyTorch."""
     marks = [event for event in events if event.is_user_annotation and is_on_host(event)]
     named = [(mark.name if mark.name in PARTS else group_of(mark.name, ()), mark.time_range) for mark in marks]
     return [Range(PARTS[name], time.start, time.end) for name, time in named if name in PARTS]
 
 
 def kernels_of(events: Iterable[FunctionEvent]) -> list[Kernel]:
-    """What the device did, each with the time of the call that handed it over."""
+    """Return the device's kernels, each with the time of its launch."""
     events = list(events)
     launches_us = {e.id: e.time_range.start for e in events if is_on_host(e) and LAUNCH.match(e.name)}
     return [
@@ -92,12 +92,12 @@ def is_on_host(event: FunctionEvent) -> bool:
 
 
 def is_on_device(event: FunctionEvent) -> bool:
-    """Work of the device; ranges as the device saw them are none."""
+    """True for work of the device, False for ranges on its timeline."""
     return event.device_type == DeviceType.CUDA and not event.is_user_annotation
 
 
 def covered_s(intervals_us: Iterable[tuple[float, float]]) -> float:
-    """Seconds that are in at least one interval."""
+    """Time covered by at least one interval (s)."""
     covered_us, reached_us = 0.0, float("-inf")
     for start_us, end_us in sorted(intervals_us):
         covered_us += max(0.0, end_us - max(start_us, reached_us))

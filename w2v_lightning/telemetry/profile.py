@@ -1,10 +1,11 @@
-"""`fit --profile`: what a few steps spend their time on, as a table in our vocabulary and as a trace to look into."""
+"""Profiler of `fit --profile`: where the time of a few training steps goes, as a table and as a trace."""
 
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,40 +18,48 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.errors import InputError
 from w2v_lightning.telemetry.attribution import BACKWARD, FORWARD, Work, group_of, time_by_group
-from w2v_lightning.telemetry.idle import Idle, idle, is_on_device, is_on_host, kernels_of, ranges_of
+from w2v_lightning.telemetry.idle import Idle, idle_time, is_on_device, is_on_host, kernels_of, ranges_of
 from w2v_lightning.training.run_folder import output_folder
 
-WAIT_STEPS = 20  # where the run has as many: compiling is over, and the allocator has met most lengths
-WARMUP_STEPS = 1  # the profiler's own
+WAIT_STEPS = 20  # if the run is long enough: until then code is compiled and the allocator meets new lengths
+WARMUP_STEPS = 1  # of the profiler
 NUM_STEPS = 3
 NUM_GROUPS = 10
 
 
 class Profile(Callback):
-    """Profiles a few steps of the first process, prints the costliest groups, writes trace.json.gz.
+    """Callback that profiles a few steps on rank 0, prints the costliest groups and writes trace.json.gz.
 
-    `folder` is where to; by default, the run's own. The trace opens in ui.perfetto.dev and chrome://tracing. On a GPU
-    times are those of its kernels, and the data wait is the host's; on the CPU they are those of its operators.
-    Backward counts with the part whose backward it is.
+    The trace opens in ui.perfetto.dev and chrome://tracing. On a GPU the times are those of kernels, except the data
+    wait, which is the host's; on the CPU they are those of operators. Backward counts towards the part of the model
+    that it belongs to.
+
+    Args:
+        console: console for the table; default: standard output.
+        folder: folder of the trace; default: the run's log folder.
     """
 
     def __init__(self, console: Console | None = None, folder: Path | None = None) -> None:
         self.console = console or Console()
         self.folder = folder
         self._profiler: profile | None = None
+        self._backward: record_function | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder = self.folder or output_folder(trainer)  # asks all ranks
+        self._folder = self.folder or output_folder(trainer)  # collective: all ranks
         steps_left = int(trainer.estimated_stepping_batches) - trainer.global_step
         wait = min(WAIT_STEPS, steps_left - WARMUP_STEPS - NUM_STEPS)
         if wait < 0:
             needed = WARMUP_STEPS + NUM_STEPS
-            raise InputError(f"--profile needs {needed} optimiser steps, the run has {steps_left}: raise max_epochs.")
+            raise InputError(
+                f"--profile needs {needed} optimiser steps, the run has {steps_left}: raise trainer.max_epochs."
+            )
         if trainer.is_global_zero:
             self._is_cuda = pl_module.device.type == "cuda"
             self._steps, self._first, self._end = 0, wait + WARMUP_STEPS, wait + WARMUP_STEPS + NUM_STEPS
             self._audio_s = 0.0
-            pl_module.training_step = _in_range(pl_module.training_step)
+            # Set on the instance, shadowing the class's method until `_stop`.
+            pl_module.training_step = _in_range(pl_module.training_step)  # type: ignore[method-assign]
             self._profiler = self._new_profiler(wait)
             self._profiler.start()
 
@@ -59,10 +68,11 @@ class Profile(Callback):
         self._backward.__enter__()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._backward is not None
         self._backward.__exit__(None, None, None)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs, batch: Batch, batch_idx
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if self._profiler is None:
             return
@@ -72,7 +82,7 @@ class Profile(Callback):
             return
         self._steps += 1
         if self._steps == self._first and self._is_cuda:
-            torch.cuda.synchronize()  # what is left of earlier steps is not these steps'
+            torch.cuda.synchronize()  # so that work of earlier steps does not count towards these
         self._profiler.step()
         if self._steps == self._end:
             self._stop(pl_module)
@@ -87,18 +97,18 @@ class Profile(Callback):
         if self._profiler is not None:
             profiler, self._profiler = self._profiler, None
             profiler.stop()
-            del pl_module.training_step  # the class's own again
+            del pl_module.training_step  # restores the class's method
 
     def _new_profiler(self, wait: int) -> profile:
         return profile(
             activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._is_cuda else [])],
             schedule=schedule(wait=wait, warmup=WARMUP_STEPS, active=NUM_STEPS, repeat=1),
             on_trace_ready=self._report,
-            acc_events=True,  # else it warns that it would forget
+            acc_events=True,  # avoids a warning that events are cleared
         )
 
     def _report(self, profiler: profile) -> None:
-        if self._steps < self._end:  # the run was interrupted
+        if self._steps < self._end:  # interrupted: the profile is incomplete
             return
         path = self._folder / "trace.json.gz"
         write_trace(profiler, path)
@@ -107,12 +117,12 @@ class Profile(Callback):
         seconds = time_by_group(gpu_works(events) if self._is_cuda else cpu_works(events))
         self.console.print(_table(seconds, wall_s, self._audio_s, "device" if self._is_cuda else "CPU"))
         if self._is_cuda:
-            self.console.print(_idle_text(idle(kernels_of(events), ranges_of(events)), wall_s), highlight=False)
+            self.console.print(_idle_text(idle_time(kernels_of(events), ranges_of(events)), wall_s), highlight=False)
         self.console.print(f"Trace: {path} (open it in ui.perfetto.dev)\n", highlight=False, soft_wrap=True)
 
 
 def write_trace(profiler: profile, path: Path) -> None:
-    """A Chrome trace, gzipped; the file appears complete or not at all."""
+    """Write a gzipped Chrome trace; the file appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -123,7 +133,7 @@ def write_trace(profiler: profile, path: Path) -> None:
 
 
 def cpu_works(events: Iterable[FunctionEvent]) -> Iterator[Work]:
-    """What the CPU computed, operator by operator."""
+    """Yield the work of the CPU, operator by operator."""
     events = [event for event in events if is_on_host(event)]
     forward = _forward_of(events)
     for event in events:
@@ -131,29 +141,29 @@ def cpu_works(events: Iterable[FunctionEvent]) -> Iterator[Work]:
 
 
 def gpu_works(events: Iterable[FunctionEvent]) -> Iterator[Work]:
-    """What the GPU computed, kernel by kernel, and for how long the host waited for data."""
+    """Yield the work of the GPU, kernel by kernel, and the time that the host waited for data."""
     events = list(events)
     cpu_events = [event for event in events if is_on_host(event)]
     forward = _forward_of(cpu_events)
-    launched = Counter()
+    launched: Counter[tuple[str, float]] = Counter()
     for event in cpu_events:
         for kernel in event.kernels:
-            if not (event.is_user_annotation and kernel.name == event.name):  # a range as the GPU saw it: no work
+            if not (event.is_user_annotation and kernel.name == event.name):  # a range on the GPU's timeline, not work
                 launched[kernel.name, round(kernel.duration, 3)] += 1
                 yield Work(kernel.name, (event.name, *_ancestors(event, forward)), kernel.duration / 1e6)
         if group_of(event.name, ()) == "data wait":
             yield Work(event.name, (), _seconds(event))
-    # Kernels that no operator is known to have launched, such as those of a CUDA graph, have their name only.
+    # Kernels without a known launching operator, such as those of a CUDA graph, can only be attributed by name.
     on_device = Counter((e.name, round(e.time_range.elapsed_us(), 3)) for e in events if is_on_device(e))
     for (name, duration_us), number in (on_device - launched).items():
         yield Work(name, (), number * duration_us / 1e6)
 
 
-def _in_range(training_step):
-    """Lightning computes it inside the optimiser's step: the range tells the two apart."""
+def _in_range(training_step: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the forward pass in a range: Lightning runs it inside the optimiser's step."""
 
     @functools.wraps(training_step)
-    def in_range(*args, **kwargs):
+    def in_range(*args: Any, **kwargs: Any) -> Any:
         with record_function(FORWARD):
             return training_step(*args, **kwargs)
 
@@ -161,23 +171,24 @@ def _in_range(training_step):
 
 
 def _forward_of(events: Iterable[FunctionEvent]) -> dict[tuple[int, int], FunctionEvent]:
-    """The operator that each backward function is the backward of, by its thread and autograd's sequence number.
+    """Map (thread, autograd's sequence number) to the forward operator, which backward functions refer to.
 
-    Operators that have none of their own show the number of the next that has: the last one of a number counts.
+    Operators without a backward show the number of the next operator that has one: the last one of each number counts.
     """
     in_order = sorted(events, key=lambda event: event.time_range.start)
     return {(e.thread, e.sequence_nr): e for e in in_order if e.sequence_nr >= 0 and not e.fwd_thread}
 
 
 def _ancestors(event: FunctionEvent, forward: dict[tuple[int, int], FunctionEvent]) -> tuple[str, ...]:
-    """Names around an event, the innermost first; around a backward function, those of its forward come next."""
+    """Names around an event, the innermost first; a backward function continues with its forward operator's."""
     names: list[str] = []
-    while event is not None:
-        if event.fwd_thread and (of := forward.get((event.fwd_thread, event.sequence_nr))):
-            return (*names, of.name, *_ancestors(of, forward))
-        event = event.cpu_parent
-        if event is not None:
-            names.append(event.name)
+    current: FunctionEvent | None = event
+    while current is not None:
+        if current.fwd_thread and (forward_event := forward.get((current.fwd_thread, current.sequence_nr))):
+            return (*names, forward_event.name, *_ancestors(forward_event, forward))
+        current = current.cpu_parent
+        if current is not None:
+            names.append(current.name)
     return tuple(names)
 
 
@@ -185,9 +196,9 @@ def _seconds(event: FunctionEvent) -> float:
     return event.time_range.elapsed_us() / 1e6
 
 
-def _table(seconds: dict[str, float], wall_s: float, audio_s: float, where: str) -> Table:
+def _table(seconds: dict[str, float], wall_s: float, audio_s: float, device: str) -> Table:
     title = f"{NUM_STEPS} steps of {1000 * wall_s / NUM_STEPS:.1f} ms, {audio_s / NUM_STEPS:,.1f} s of audio each"
-    table = Table("", f"ms a step ({where})", "share of the time", box=box.SIMPLE, title=title, title_justify="left")
+    table = Table("", f"ms a step ({device})", "share of the time", box=box.SIMPLE, title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for group, group_s in list(seconds.items())[:NUM_GROUPS]:
@@ -195,13 +206,13 @@ def _table(seconds: dict[str, float], wall_s: float, audio_s: float, where: str)
     return table
 
 
-def _idle_text(found: Idle, wall_s: float) -> str:
+def _idle_text(idle: Idle, wall_s: float) -> str:
     def ms(time_s: float) -> str:
         return f"{1000 * time_s / NUM_STEPS:.2f}"
 
-    waits = ", ".join(f"{ms(wait_s)} {name}" for name, wait_s in found.waits_s.items())
-    lines = [f"The device stood still for {ms(found.total_s)} ms a step, {found.total_s / wall_s:.0%} of the time."]
-    lines += [f"What the host was at meanwhile (ms): {waits}."] if waits else []
-    if found.communication_alone_s:
-        lines.append(f"For {ms(found.communication_alone_s)} ms a step it did nothing but exchange gradients.")
+    waits = ", ".join(f"{ms(wait_s)} {name}" for name, wait_s in idle.waits_s.items())
+    lines = [f"The device was idle for {ms(idle.total_s)} ms a step, {idle.total_s / wall_s:.0%} of the time."]
+    lines += [f"Idle time by activity of the host (ms): {waits}."] if waits else []
+    if idle.communication_alone_s:
+        lines.append(f"For {ms(idle.communication_alone_s)} ms a step it only exchanged gradients.")
     return "\n".join(lines)

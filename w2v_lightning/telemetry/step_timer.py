@@ -1,4 +1,4 @@
-"""Where the time of training goes, read off the device's own clock without ever waiting for it."""
+"""Timing of micro-batches by events on the device's own clock, without ever waiting for the device."""
 
 import time
 from collections import deque
@@ -10,7 +10,7 @@ import torch
 
 
 class Event(Protocol):
-    """A mark in the work that was handed to the device: what torch.cuda.Event is."""
+    """A mark in the device's queue of work, as torch.cuda.Event."""
 
     def record(self) -> None: ...
     def query(self) -> bool: ...
@@ -18,7 +18,7 @@ class Event(Protocol):
 
 
 class HostEvent:
-    """The same for a CPU, which has done its work by the time it is asked."""
+    """An Event for a CPU, which has always finished its work when the event is queried."""
 
     def record(self) -> None:
         self.time_s = time.perf_counter()
@@ -31,17 +31,17 @@ class HostEvent:
 
 
 def new_event(device: torch.device) -> Event:
-    """An event of the device's own kind; on a GPU it belongs to the current stream."""
+    """Create an event for a device; on a GPU it belongs to the current stream."""
     return torch.cuda.Event(enable_timing=True) if device.type == "cuda" else HostEvent()
 
 
 @dataclass
 class Times:
-    """Seconds of micro-batches that are done, from the end of each one's predecessor to its own end."""
+    """Times of finished micro-batches (s), each from the end of the previous one to its own end."""
 
     total_s: float = 0.0
-    device_s: float = 0.0  # the device had the micro-batch in hand; gaps between its kernels are not seen
-    data_wait_s: float = 0.0  # it had nothing in hand, and the next batch was being waited for
+    device_s: float = 0.0  # the device was processing the micro-batch, gaps between its kernels included
+    data_wait_s: float = 0.0  # the device was idle while the host waited for the next batch
 
     def __add__(self, other: "Times") -> "Times":
         return Times(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -49,22 +49,22 @@ class Times:
 
 @dataclass
 class _MicroBatch:
-    before: Event  # the end of the one before, or the start of the clock
+    before: Event  # end of the previous micro-batch, or the start of the timer
     start: Event
     end: Event
     waited_s: float
 
     def times(self) -> Times:
         gap_s, device_s = self.before.elapsed_time(self.start) / 1000, self.start.elapsed_time(self.end) / 1000
-        # While the host waited for data, the device may still have worked through what it had: that costs nothing.
+        # While the host waited for data, the device may still have been working on its queue: that part costs nothing.
         return Times(gap_s + device_s, device_s, min(self.waited_s, gap_s))
 
 
 class StepTimer:
-    """Events at the start and the end of each micro-batch, read once the device has passed them.
+    """Timer that marks the start and end of each micro-batch, and reads the marks once the device has passed them.
 
     Args:
-        new_event: makes an Event.
+        new_event: creates an Event.
     """
 
     def __init__(self, new_event: Callable[[], Event]) -> None:
@@ -73,21 +73,21 @@ class StepTimer:
         self.restart()
 
     def restart(self) -> None:
-        """The time since the last micro-batch is not training's: a validation, say."""
+        """Leave out the time since the last micro-batch, such as that of a validation."""
         self._before = self._mark()
 
     def start(self) -> None:
-        """The next micro-batch is on the device and about to be computed."""
+        """Mark that the next micro-batch is on the device and about to be computed."""
         self._start = self._mark()
 
     def end(self, waited_s: float) -> None:
-        """All of the micro-batch was handed to the device; its data had been waited for this long (s)."""
+        """Mark that all work of the micro-batch is queued; the host had waited `waited_s` seconds for its data."""
         end = self._mark()
         self._pending.append(_MicroBatch(self._before, self._start, end, waited_s))
         self._before = end
 
     def take(self) -> Times:
-        """Times of the micro-batches that the device has finished since the last call."""
+        """Return the times of the micro-batches that the device has finished since the last call."""
         taken = Times()
         while self._pending and self._pending[0].end.query():
             taken += self._pending.popleft().times()

@@ -1,4 +1,4 @@
-"""What a run's speed follows from besides its device: the work of a step, and the machine."""
+"""Context of a run's speed besides its device: the work of a step, and the machine."""
 
 import os
 from pathlib import Path
@@ -14,11 +14,11 @@ from w2v_lightning.telemetry.all_reduce import bucket_bytes
 
 
 def workload(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """The work of a global step and of an epoch, as planned; of other data than ours only what the model adds."""
+    """Return the planned work of a global step and of an epoch; without our data module, only the model's part."""
     parameters = list(pl_module.parameters())
     buckets = bucket_bytes(parameters)
     return {
-        **_of_plan(trainer),
+        **_planned_work(trainer),
         "parameters": sum(p.numel() for p in parameters),
         "gradient_bytes": sum(buckets),
         "gradient_buckets": len(buckets),
@@ -26,7 +26,7 @@ def workload(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
 
 
 def host(trainer: Trainer, device: torch.device) -> dict[str, Any]:
-    """The machine: `cores` of one host that this process may use, `threads` of it that compute (None: a GPU does)."""
+    """Describe the machine: `cores` of one host that this process may use, `threads` that compute (None on a GPU)."""
     return {
         "hosts": trainer.num_nodes,
         "devices_per_host": trainer.world_size // trainer.num_nodes,
@@ -36,9 +36,9 @@ def host(trainer: Trainer, device: torch.device) -> dict[str, Any]:
 
 
 def process_age_s() -> float | None:
-    """Since this process was started, imports included; None where the system does not say (Linux does)."""
+    """Seconds since this process was started, imports included; None on systems without /proc (Linux has it)."""
     try:
-        # The 22nd field, and the second one may have spaces: proc(5).
+        # Field 22 of proc(5) is the start time. Field 2, in parentheses, may contain spaces: split after it.
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         up_s = float(Path("/proc/uptime").read_text().split()[0])
     except (OSError, ValueError, IndexError):
@@ -46,11 +46,12 @@ def process_age_s() -> float | None:
     return up_s - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _of_plan(trainer: Trainer) -> dict[str, Any]:
-    data = trainer.datamodule
+def _planned_work(trainer: Trainer) -> dict[str, Any]:
+    data = getattr(trainer, "datamodule", None)
     if not isinstance(data, LibriSpeechDataModule):
         return {}
-    sampler = data.train_sampler
+    sampler, loader = data.train_sampler, trainer.train_dataloader
+    assert loader is not None, "called before training has started"
     return {
         "plan_version": plan.VERSION,
         "batch_seconds": data.batch_seconds,
@@ -59,5 +60,5 @@ def _of_plan(trainer: Trainer) -> dict[str, Any]:
         "steps_per_epoch": sampler.num_steps,
         "audio_s_per_epoch": float(sampler.durations_s_N.sum()),
         "utterances_per_epoch": len(sampler.durations_s_N),
-        "loader_workers": trainer.train_dataloader.num_workers,
+        "loader_workers": loader.num_workers,
     }
