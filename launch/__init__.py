@@ -1,1 +1,1 @@
-"""Shim over `w2v_lightning.sagemaker`: `python -m launch`, the container's entry point, the IAM policies."""
+"""Shim of `w2v_lightning.sagemaker`: `python -m launch`, the container's entry point, and the IAM policies."""

@@ -1,4 +1,4 @@
-"""The container's entry point: `torchrun ... -m launch.entrypoint` trains as the job's config says."""
+"""Entry point of the container: `torchrun ... -m launch.entrypoint` runs `fit` with the job's config."""
 
 import sys
 

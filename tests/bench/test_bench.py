@@ -21,11 +21,12 @@ def bench_loader(manifest, *options: str) -> int:
 def test_both_loaders_are_measured_as_often_as_asked(manifest, tmp_path, capsys):
     report = tmp_path / "bench.json"
     assert bench_loader(manifest, "--workers", "0,1", "--repetitions", "2", "--json", str(report)) == 0
-    found = json.loads(report.read_text())
-    assert found["settings"]["device_seconds"] == 4
-    counts = [(m["loader"], m["workers"]) for m in found["measurements"]]
+    written = json.loads(report.read_text())
+    assert written["settings"]["device_seconds"] == 4
+    assert (written["settings"]["benchmark"], written["settings"]["workers"]) == ("loader", "0,1")
+    counts = [(m["loader"], m["workers"]) for m in written["measurements"]]
     assert sorted(counts) == sorted([("plan", 0), ("plain", 0), ("plan", 1), ("plain", 1)] * 2)
-    for m in found["measurements"]:
+    for m in written["measurements"]:
         assert 0 <= m["padding"] < 0.7
         assert m["audio_s_per_s"] > 0
         assert m["audio_s_per_cpu_s"] > 0
@@ -37,8 +38,9 @@ def test_both_loaders_are_measured_as_often_as_asked(manifest, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workers", "many"], "--workers must be numbers such as 0,1,2, found 'many'"),
+        (["--workers", "many"], "--workers is 'many': give numbers such as 0,1,2."),
         (["--workers", "0", "--device-seconds", "1000", "--batch-seconds", "1000"], "makes one batch only"),
+        (["--repetitions", "0"], "--repetitions is 0: must be above 0."),
     ],
 )
 def test_wrong_options_end_in_one_line(manifest, capsys, options, message):

@@ -9,8 +9,9 @@ import forked
 import pytest
 
 from w2v_lightning.__main__ import main
-from w2v_lightning.bench.allreduce import Exchange, gradient_buckets
+from w2v_lightning.bench.allreduce import AllreduceOptions, Exchange, gradient_buckets
 from w2v_lightning.bench.settings import CONFIGS
+from w2v_lightning.command_line import parse
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.study.emulation import Hosts
 from w2v_lightning.study.emulation.hosts import TUN
@@ -19,9 +20,9 @@ LIMIT_S = 240
 
 
 def test_bandwidths_are_those_of_nccl_tests():
-    found = Exchange("4 MB", 4_000_000, 1, seconds=0.002, world_size=4)
-    assert found.algorithm_bytes_per_s == pytest.approx(2e9)
-    assert found.bus_bytes_per_s == pytest.approx(3e9)
+    exchange = Exchange("4 MB", 4_000_000, 1, seconds=0.002, world_size=4)
+    assert exchange.algorithm_bytes_per_s == pytest.approx(2e9)
+    assert exchange.bus_bytes_per_s == pytest.approx(3e9)
 
 
 def test_buckets_hold_all_gradients_and_the_first_one_is_small():
@@ -37,8 +38,30 @@ def test_alone_it_says_how_to_start_it(capsys):
     assert "torchrun --nproc_per_node 2 -m w2v_lightning bench allreduce" in capsys.readouterr().err
 
 
-# The names of models are to follow, none for messages alone.
+# The names of models follow; without any, only single messages are measured.
 COMMAND = ["-m", "w2v_lightning", "bench", "allreduce", "--backend", "gloo", "--repetitions", "1", "--models"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--models", "huge"], "--models: 'huge' is unknown; choose from base, large."),
+        (["--max-mib", "0"], "--max_mib is 0: must be above 0."),
+        (["--backend", "mpi"], "--backend is mpi: choose from nccl, gloo."),
+    ],
+)
+def test_wrong_options_end_in_one_line(capsys, options, message):
+    assert main(["bench", "allreduce", *options]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_models_replace_the_default():
+    def models(*args):
+        return parse(AllreduceOptions, "bench allreduce", args).models
+
+    assert models() == ["base", "large"]
+    assert models("--models") == []
+    assert models("--models", "large") == ["large"]
 
 
 @pytest.mark.slow
@@ -51,11 +74,11 @@ def test_two_processes_of_one_host(tmp_path):
     assert "2 ranks over gloo" in done.stdout
     assert done.stdout.count("1 MiB") == 1  # one rank prints
     report = json.loads(path.read_text())
-    assert [found["what"] for found in report["exchanges"]] == [
+    assert [exchange["what"] for exchange in report["exchanges"]] == [
         *("4 KiB", "8 KiB", "16 KiB", "32 KiB", "64 KiB", "128 KiB", "256 KiB", "512 KiB", "1 MiB"),
         "gradients of base",
     ]
-    assert all(found["seconds"] > 0 and found["world_size"] == 2 for found in report["exchanges"])
+    assert all(exchange["seconds"] > 0 and exchange["world_size"] == 2 for exchange in report["exchanges"])
     assert report["exchanges"][-1]["num_messages"] == len(gradient_buckets(CONFIGS["base"]))
 
 
@@ -84,7 +107,7 @@ def allreduce(hosts, path):
         for process in processes:
             if process.poll() is None:
                 os.killpg(process.pid, 9)
-    return {found["what"]: found for found in json.loads(path.read_text())["exchanges"]}
+    return {exchange["what"]: exchange for exchange in json.loads(path.read_text())["exchanges"]}
 
 
 @pytest.mark.slow
@@ -106,5 +129,5 @@ def test_latency_between_hosts_follows_the_delay_of_their_link(tmp_path):
             found = allreduce(hosts, tmp_path / f"{delay_ms}.json")["4 KiB"]
         latencies_ms.append(1000 * found["seconds"])
     assert latencies_ms[0] > 4
-    # So many times the one-way delay as messages follow on each other, the same number each time.
+    # A latency is the one-way delay times the number of messages that follow each other, which is always the same.
     assert (latencies_ms[1] - latencies_ms[0]) / 8 == pytest.approx(latencies_ms[0] / 4, rel=0.5)

@@ -10,11 +10,12 @@ from tiny import TINY_CONFIG
 from w2v_lightning.__main__ import main
 from w2v_lightning.bench import parity, side, step
 from w2v_lightning.bench.parity import NOTHING_RANDOM
-from w2v_lightning.bench.settings import speed_without
+from w2v_lightning.bench.settings import OPTIMISATIONS, StepOptions, speed_without
 from w2v_lightning.bench.side import Memory, Side
 from w2v_lightning.bench.stepper import Machine, our_stepper
 from w2v_lightning.bench.stock import attention_mask, stock_model
 from w2v_lightning.bench.workload import workloads
+from w2v_lightning.command_line import parse
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.module import Wav2Vec2CTC
 
@@ -75,7 +76,7 @@ def test_both_sides_are_measured_on_the_same_audio(bench):
     assert found["agreement"]["loss_difference"] < 1e-5
     assert found["agreement"]["gradient_difference"] < 2e-3
     assert ran.out.count(" hf ") >= 2
-    assert "Times as fast as the best of stock (hf at " in ran.out
+    assert "Speed-up over the best stock side (hf at " in ran.out
     assert "they agree" in ran.out
 
 
@@ -118,6 +119,23 @@ def test_ours_is_tried_with_several_device_seconds_too(bench):
         *(("ours", 12), ("ours", 24)),
         *(("hf", 12), ("hf", 24)),
     ]
+
+
+def test_comma_lists_may_stay_without_a_value_or_be_empty():
+    def options(*args):
+        return parse(StepOptions, "bench step", args)
+
+    assert options().ablate is None
+    assert options("--ablate", "--device-seconds", "800,400") == options(
+        "--ablate", ",".join(OPTIMISATIONS), "--device_seconds=800,400"
+    )
+    assert (options("--ablate", "ctc").ablate, options("--device-seconds", "800").device_seconds) == ("ctc", "800")
+    assert (options("--compare", "").compare, options("--off", "").off) == ("", "")
+
+
+def test_help_names_all_optimisations():
+    (help_of_off,) = [action.help for action in step.parser()._actions if action.dest == "off"]
+    assert help_of_off.endswith(f"names: {', '.join(OPTIMISATIONS)}")
 
 
 def test_off_is_the_plain_way():
@@ -224,16 +242,19 @@ def test_memory_of_a_side_is_without_that_of_the_others(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "nowhere"], "--model is 'nowhere': give base, large, a model's folder"),
-        (["--compare", "hf,hv"], "--compare: there is no 'hv'; choose from hf, hf-compiled"),
-        (["--off", "everything"], "--off: there is no 'everything'; choose from feature_encoder"),
-        (["--off", "attention=fast"], "--off: attention has no way 'fast'; choose from auto, flash4, packed, padded"),
-        (["--ablate", "=packed"], "--ablate: there is no ''; choose from feature_encoder"),
-        (["--hf-device-seconds", "12,many"], "--hf-device-seconds must be numbers such as 400,800, found '12,many'"),
-        (["--hf-device-seconds", "12,-1"], "--hf-device-seconds must be above 0, found -1"),
-        (["--repetitions", "0"], "--repetitions must be above 0, found 0"),
-        (["--device-seconds", "2"], "The longest utterance lasts 3.00 s, but --device-seconds is 2"),
-        (["--device-seconds", "0"], "--device-seconds must be above 0, found 0"),
+        (["--model", "nowhere"], "--model is 'nowhere': give base, large, a model folder, or a JSON file"),
+        (["--compare", "hf,hv"], "--compare: 'hv' is unknown; choose from hf, hf-compiled"),
+        (["--off", "everything"], "--off: 'everything' is unknown; choose from feature_encoder"),
+        (
+            ["--off", "attention=fast"],
+            "--off: 'fast' is not an implementation of attention; choose from auto, flash4, packed, padded",
+        ),
+        (["--ablate", "=packed"], "--ablate: '' is unknown; choose from feature_encoder"),
+        (["--hf-device-seconds", "12,many"], "--hf_device_seconds is '12,many': give numbers such as 400,800."),
+        (["--hf-device-seconds", "12,-1"], "--hf_device_seconds is -1: must be above 0."),
+        (["--repetitions", "0"], "--repetitions is 0: must be above 0."),
+        (["--device-seconds", "2"], "The longest utterance lasts 3.00 s, but --device_seconds is 2"),
+        (["--device-seconds", "0"], "--device_seconds is 0: must be above 0."),
         (["--precision", "16-mixed"], "--precision is 16-mixed, which is for GPUs"),
         (["--device", "cuda"], "--device is cuda, but torch finds no CUDA device here"),
     ],

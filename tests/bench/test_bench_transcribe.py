@@ -11,7 +11,7 @@ from w2v_lightning.bench import pipeline, transcribe
 from w2v_lightning.bench.pipeline import Pipelines, Variant, usable_feeds, variants
 from w2v_lightning.bench.transcript_parity import agreements, plain
 from w2v_lightning.data.manifest import Manifest
-from w2v_lightning.inference.inputs import recordings
+from w2v_lightning.inference.inputs import load_inputs
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.text.vocabulary import Vocabulary
 
@@ -52,15 +52,16 @@ def test_both_sides_are_measured_in_turn_and_hear_the_same(corpus, folder, tmp_p
     alone = found["agreements"][0]
     assert alone == {"way": "w2v_lightning: each alone, float32", "equal": 1.0, "cer": 0.0}
     assert found["settings"]["precision"] == "32-true"
+    assert (found["settings"]["benchmark"], found["settings"]["source"]) == ("transcribe", str(corpus))
     assert {"torch", "transformers"} <= found["versions"].keys()
     printed = capsys.readouterr().out
-    assert "times as fast" in printed
+    assert "Speed-up: " in printed
     assert all(stage in printed for stage in found["stages"])
 
 
 @pytest.mark.parametrize("feed", ["arrays", "loader"])
 def test_every_feed_gives_the_texts_of_the_same_utterances(corpus, folder, feed):
-    manifest, pipelines = recordings([corpus]), Pipelines(folder, torch.device("cpu"), num_workers=1)
+    manifest, pipelines = load_inputs([corpus]), Pipelines(folder, torch.device("cpu"), num_workers=1)
     alone = dict(pipelines.transcribe(manifest, Variant("arrays", 1, "float32")))
     assert len(set(alone.values())) > 3
     found = dict(pipelines.transcribe(manifest, Variant(feed, 1, "float32", is_sorted=True)))
@@ -69,7 +70,7 @@ def test_every_feed_gives_the_texts_of_the_same_utterances(corpus, folder, feed)
 
 def test_files_are_fed_by_name_only_where_ffmpeg_can_read_them(corpus, monkeypatch):
     monkeypatch.setattr(pipeline.shutil, "which", lambda name: "/usr/bin/ffmpeg")
-    manifest = recordings([corpus])
+    manifest = load_inputs([corpus])
     assert usable_feeds(manifest) == ("files", "arrays", "loader")
     in_shard = Manifest(**{**vars(manifest), "num_bytes_N": np.ones(len(manifest), dtype=np.int64)})
     assert usable_feeds(in_shard) == ("arrays", "loader")
@@ -83,7 +84,7 @@ def test_a_batch_of_one_is_not_sorted():
 
 
 def test_an_excerpt_lasts_as_long_as_asked_whatever_there_is(corpus):
-    manifest = recordings([corpus])
+    manifest = load_inputs([corpus])
     all_s = manifest.durations_s_N.sum()
     for audio_s in (0.01, all_s / 2, all_s, 7.3 * all_s):
         found = transcribe.excerpt(manifest, audio_s)
@@ -113,9 +114,9 @@ def test_texts_are_compared_without_the_tokens_that_only_the_pipeline_prints():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--batch-sizes", "many"], "--batch-sizes must be numbers such as 1,8,32, found 'many'"),
-        (["--dtypes", "int4"], "--dtypes: 'int4' is not to be had here; choose from float32, bfloat16, float16"),
-        (["--feeds", "tapes"], "--feeds: 'tapes' is not to be had here; choose from"),
+        (["--batch-sizes", "many"], "--batch_sizes is 'many': give numbers such as 1,8,32."),
+        (["--dtypes", "int4"], "--dtypes: 'int4' is not supported here; choose from float32, bfloat16, float16."),
+        (["--feeds", "tapes"], "--feeds: 'tapes' is not supported here; choose from"),
     ],
 )
 def test_wrong_options_end_in_one_line(corpus, folder, capsys, options, message):

@@ -79,8 +79,11 @@ def test_durations_are_like_those_of_train_clean_100():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device_seconds": [2.0]}, "longest utterance lasts 3.00 s, but --device-seconds is 2"),
-        ({"device_seconds": [24.0], "num_steps": 50}, r"--steps is 50, but the data make \d of 24 s"),
+        ({"device_seconds": [2.0]}, "longest utterance lasts 3.00 s, but --device_seconds is 2"),
+        (
+            {"device_seconds": [24.0], "num_steps": 50},
+            r"the data make \d steps of 24 s: lower --steps or --batch_seconds",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_refused(options, message):

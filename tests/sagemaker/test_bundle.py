@@ -1,4 +1,4 @@
-"""What goes to S3 with a job: code and configs, and nothing that lies beside them."""
+"""Files that are uploaded with a job: code and configs, and nothing else."""
 
 import json
 import os
@@ -13,7 +13,9 @@ import pytest
 import sample_job
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
+from w2v_lightning.catalog.images import image_uri
 from w2v_lightning.errors import InputError
 from w2v_lightning.sagemaker import bundle
 
@@ -27,7 +29,7 @@ PACKAGE = bundle.PACKAGE
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A small package in the place of this one."""
+    """Replace this package by a small one; return its folder."""
     root = tmp_path / "w2v_lightning"
     for name in ("data/a.py", "b.py", "catalog/prices.csv", "configs/c.yaml"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -101,14 +103,14 @@ def test_a_size_that_cannot_be_code_is_refused(package, tmp_path):
 @pytest.mark.parametrize("place", ["w2v_lightning/configs/mine.yaml", "w2v_lightning/data/keys.py"])
 def test_what_looks_like_a_credential_is_refused_and_not_shown(package, tmp_path, place, text, what):
     (package.parent / place).write_text(f"{text}\n")
-    with pytest.raises(InputError, match=f"{re.escape(place)} holds what looks like {what}") as refused:
+    with pytest.raises(InputError, match=f"{re.escape(place)} contains what looks like {what}") as refused:
         bundle.write(JOB, tmp_path / "bundle")
     assert text not in str(refused.value)
 
 
 def test_a_credential_in_the_resolved_config_is_found(package, tmp_path):
     job = replace(JOB, config={"trainer": {"logger": {"token": "AKIA" + "ABCDEFGHIJ234567"}}})
-    with pytest.raises(InputError, match=r"config\.yaml holds what looks like an AWS access key"):
+    with pytest.raises(InputError, match=r"config\.yaml contains what looks like an AWS access key"):
         bundle.write(job, tmp_path / "bundle")
 
 
@@ -139,13 +141,30 @@ def test_pip_is_held_to_the_images_torch(image, constraints):
     assert bundle.constraints(image) == constraints
 
 
+SMDDP_PINS = ["torch==2.5.*", "torchaudio==2.5.*", "transformers<5.19", "numpy<2"]
+
+
+@pytest.mark.parametrize(
+    ("image", "uses_mpirun", "constraints"),
+    [
+        (image_uri("2.5", "us-east-1"), True, SMDDP_PINS),
+        (image_uri("2.5", "us-east-1"), False, SMDDP_PINS),
+        ("1.dkr.ecr.eu-west-1.amazonaws.com/my-own:latest", True, SMDDP_PINS),
+        ("1.dkr.ecr.eu-west-1.amazonaws.com/my-own:2.11-smddp", True, ["torch==2.11.*"]),
+    ],
+)
+def test_pip_is_held_to_packages_that_work_with_the_torch_of_smddp(image, uses_mpirun, constraints):
+    assert bundle.constraints(image, uses_mpirun) == constraints
+
+
 # ---- beside an image's pair ------------------------------------------------------------------------------------------
 
-PAIRS = {"2.11.0+cu130": "2.11.0", "2.13.0+cu133": "2.11.0"}  # torch and torchaudio of AWS's images
+# torch and torchaudio of AWS's images
+PAIRS = {"2.5.1+cu124": "2.5.1", "2.11.0+cu130": "2.11.0", "2.13.0+cu133": "2.11.0"}
 
 
 def python_of_the_images():
-    """Python 3.12 where there is one, or else this one."""
+    """Return Python 3.12 if it is installed, otherwise this Python."""
     home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     found = [*sorted(home.glob("versions/3.12.*/bin/python3.12")), Path("/usr/bin/python3.12"), Path(sys.executable)]
     return next(str(path) for path in found if path.exists())
@@ -158,7 +177,7 @@ def pip(environment, *args):
 
 
 def preinstall(environment, name, version):
-    """Of a package, what pip sees: its record. The real wheels are gigabytes."""
+    """Write the metadata by which pip recognises an installed package, because the real wheels are gigabytes."""
     (site,) = environment.glob("lib/python*/site-packages")
     info = site / f"{name}-{version}.dist-info"
     info.mkdir()
@@ -176,9 +195,8 @@ def test_pip_leaves_the_images_pair_alone(tmp_path, torch, torchaudio):
     preinstall(environment, "torchaudio", torchaudio)
     if pip(environment, "download", "--no-deps", "--dest", tmp_path, "filelock").returncode:
         pytest.skip("pip reaches no index")
-    bundle.write(
-        replace(JOB, image=f"1.dkr.ecr.us-east-1.amazonaws.com/pytorch:{torch[:4]}-cu-sagemaker"), tmp_path / "b"
-    )
+    image = f"1.dkr.ecr.us-east-1.amazonaws.com/pytorch:{torch.partition('+')[0]}-cu-sagemaker"
+    bundle.write(replace(JOB, image=image), tmp_path / "b")
     report = tmp_path / "report.json"
     done = pip(
         environment, "install", "--dry-run", "--quiet", "--report", report, "-r", tmp_path / "b/requirements.txt"
@@ -187,3 +205,4 @@ def test_pip_leaves_the_images_pair_alone(tmp_path, torch, torchaudio):
     planned = {row["metadata"]["name"].lower(): row["metadata"] for row in json.loads(report.read_text())["install"]}
     assert {"lightning", "transformers", "soundfile", "jiwer"} <= set(planned)
     assert not {"torch", "torchaudio"} & set(planned)
+    assert torch[:4] != "2.5." or Version(planned["transformers"]["version"]) < Version("5.19")

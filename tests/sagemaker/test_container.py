@@ -1,4 +1,4 @@
-"""A job's own request and code, run as a container would run them: trained, stopped, started again, and handed over."""
+"""Request and code of a job, run as in a container: it trains, is stopped, resumes, and hands over its model."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def _namespaces():
 
 @pytest.fixture(scope="module")
 def speech(librispeech, tmp_path_factory):
-    """The shortest utterances of real speech, as `prepare` leaves them: a folder with a manifest for each split."""
+    """Write the shortest utterances of real speech and a manifest for each split, as `prepare` does."""
     root = tmp_path_factory.mktemp("speech")
     for name, (split, number) in SPLITS.items():
         manifest = load_split(librispeech, split)
@@ -61,7 +61,7 @@ def config(**data):
 
 
 class Submitted:
-    """A job as `submit` records it, and the hosts that it runs on."""
+    """Job with the request of `submit`, and the hosts that it runs on."""
 
     def __init__(self, folder, speech, count, config):
         self.folder, self.starts, self.hosts = folder, 0, []
@@ -79,7 +79,7 @@ class Submitted:
             shutil.copytree(source, self.channels / name)
 
     def start(self, network_pid):
-        """All hosts anew, with the checkpoints that were uploaded: what any host has written, the newest of a name."""
+        """Start all hosts again, with the checkpoints that any host has written; of one name, the newest."""
         uploaded = [path for host in self.hosts for path in (host.folder / "checkpoints").iterdir()]
         uploaded.sort(key=lambda path: path.stat().st_mtime)
         self.starts += 1
@@ -113,7 +113,7 @@ class Submitted:
 
 @pytest.fixture
 def submit(tmp_path, speech, monkeypatch):
-    """Submit a job, so to say; what is left of it is killed at the end."""
+    """Yield a function that makes a Submitted job; its processes are killed at the end."""
     for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     jobs = []
@@ -144,7 +144,7 @@ def test_a_job_that_is_stopped_goes_on_and_hands_over_a_model(submit, speech):
 
     job.start(job.network_pid)
     assert job.statuses() == [0, 0], job.log
-    assert f"Going on from /opt/ml/checkpoints/step-{int(step):08}.ckpt" in job.log
+    assert f"Resuming from /opt/ml/checkpoints/step-{int(step):08}.ckpt" in job.log
     assert [(segment["end"], segment["world_size"]) for segment in job.history()] == [("Preempted", 2), ("finished", 2)]
     assert not (job.first / "output" / "failure").exists()
     check_model(job.first / "model", speech)
@@ -173,12 +173,12 @@ def check_model(folder, speech):
 
 
 def check_metrics(log):
-    """SageMaker searches each line of the log, and takes the group."""
+    """Check that SageMaker would find the metrics: it searches each line of the log for the group."""
     found = {
         metric["name"]: [float(match[1]) for line in log.splitlines() if (match := re.search(metric["regex"], line))]
         for metric in metric_definitions()
     }
-    assert {name for name, values in found.items() if values} == set(METRICS) - {"val_accuracy"}  # of pre-training
+    assert {name for name, values in found.items() if values} == set(METRICS) - {"val_accuracy"}  # pre-training only
     assert all(value > 0 for values in found.values() for value in values)
     assert len(found["val_wer"]) >= 2
 

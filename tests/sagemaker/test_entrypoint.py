@@ -1,4 +1,4 @@
-"""What runs in the container, without one: the command, the options of `fit`, the failure file, the handover."""
+"""Code of the container, without one: the command, the options of `fit`, the failure file, the handover."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from w2v_lightning.callbacks.preemption import Preempted
 from w2v_lightning.checkpoints import files
 from w2v_lightning.errors import InputError
 from w2v_lightning.runtime import signals
-from w2v_lightning.sagemaker import container, container_callbacks, failure
+from w2v_lightning.sagemaker import container, container_callbacks, failure_file
 from w2v_lightning.sagemaker.job import METRICS
 from w2v_lightning.sagemaker.mpirun import mpirun
 from w2v_lightning.sagemaker.request import metric_definitions
@@ -34,11 +34,11 @@ GPU_JOB = {"SM_CURRENT_INSTANCE_TYPE": "ml.g4dn.12xlarge", "SM_NUM_GPUS": "4"}
 
 
 def run_command(job, tmp_path, **variables):
-    """What bash makes of the command, with a torchrun that says how it was called."""
+    """Run the command in bash, with a torchrun that prints how it was called; return the output."""
     torchrun = tmp_path / "torchrun"
     torchrun.write_text('#!/bin/sh\necho "$PPID $$ $TORCH_ELASTIC_SHUTDOWN_TIMEOUT $*"\n')
     torchrun.chmod(0o755)
-    command = " ".join(container.command(job).split())  # as the SDK takes it apart
+    command = " ".join(container.command(job).split())  # as the SDK splits it
     script = f"CMD=$(cat <<'EOF'\n{command}\nEOF\n)\necho $$\neval \"$CMD\"\necho never"
     host = {"SM_HOST_COUNT": "1", "SM_CURRENT_HOST_RANK": "0", "SM_MASTER_ADDR": "algo-1", "SM_NUM_GPUS": "0"}
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"} | host | variables
@@ -91,7 +91,7 @@ def test_smddp_goes_by_mpirun(monkeypatch):
     assert "--host algo-1:8,algo-2:8 -np 16 " in text
     for exported in ("SMDATAPARALLEL_USE_HOMOGENEOUS=1", "SMDATAPARALLEL_SERVER_ADDR=algo-1", "SM_MODEL_DIR"):
         assert f"-x {exported} " in text
-    assert "SM_CURRENT_HOST" not in text  # is another one's on each host
+    assert "SM_CURRENT_HOST" not in text  # differs between hosts
     assert text.endswith("smddprun python3 -m mpi4py -m w2v_lightning.sagemaker.container")
     alone = " ".join(mpirun(Hosts(("algo-1",), "algo-1", "ml.p4d.24xlarge", "here"), "eth0"))
     assert "-np 8 " in alone
@@ -104,7 +104,7 @@ def test_smddp_goes_by_mpirun(monkeypatch):
 
 @pytest.mark.slow
 def test_fit_finds_sagemakers_places(tmp_path, monkeypatch, capsys):
-    """As `fit` itself parses them: what is said here counts, whatever the run's config has."""
+    """`fit` itself parses the options; they override those of the run's config."""
     monkeypatch.chdir(tmp_path)
     config = {
         "model": {"pretrained": None, "config": tiny.TINY_CONFIG},
@@ -131,7 +131,7 @@ def test_fit_finds_sagemakers_places(tmp_path, monkeypatch, capsys):
     assert names == ["DeviceStatsMonitor", "MetricLines", "ModelHandover"]
 
 
-BEGINNINGS = [  # options, and what `fit` is told at every start of the job
+BEGINNINGS = [  # options of the config, and the option `resume` at every start of the job
     ({}, "auto"),
     ({"resume": "never"}, "auto"),
     ({"resume": "must", "ckpt_path": "last"}, "auto"),
@@ -151,7 +151,7 @@ def test_a_run_that_has_ended_goes_on_from_its_end_for_the_sake_of_its_model(tmp
     (tmp_path / "run_history.json").write_text(json.dumps([segment]))
     config = {"trainer": {"max_steps": max_steps, "max_epochs": None}}
     for options, otherwise in BEGINNINGS:
-        found = container.resume(config | options, tmp_path)
+        found = container.resume_option(config | options, tmp_path)
         assert found == (path if goes_on == "PATH" else otherwise)
 
 
@@ -159,7 +159,7 @@ def test_gpus_that_are_paid_for_must_be_seen(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"ml\.g4dn\.12xlarge has 4 GPU\(s\), torch .* sees 0: .*--image"):
         container.check_gpus(GPU_JOB)
-    with pytest.raises(InputError, match=r"has 4 GPU\(s\)"):  # nvidia-smi has failed
+    with pytest.raises(InputError, match=r"has 4 GPU\(s\)"):  # as if nvidia-smi had failed
         container.check_gpus(GPU_JOB | {"SM_NUM_GPUS": "0"})
     container.check_gpus({"SM_CURRENT_INSTANCE_TYPE": "ml.c5.xlarge", "SM_NUM_GPUS": "0"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -171,7 +171,7 @@ def test_gpus_that_are_paid_for_must_be_seen(monkeypatch):
 
 
 def end_with(error, tmp_path, monkeypatch):
-    """The status of a process in which `fit` ends with `error`, and its failure file."""
+    """Return the status of a process in which `fit` ends with `error`, and its failure file."""
 
     def fit(_):
         raise error
@@ -184,16 +184,16 @@ def end_with(error, tmp_path, monkeypatch):
     except SystemExit as end:
         status = end.code
     except RuntimeError:
-        status = 1  # python's own
+        status = 1  # Python's status for an exception
     finally:
-        signals.watch.stop()
+        signals.sigterm.stop()
     return status, path.read_text() if path.exists() else None
 
 
 def test_wrong_input_is_its_one_line(tmp_path, monkeypatch, capsys):
-    status, text = end_with(InputError("data.root: there is none."), tmp_path, monkeypatch)
-    assert (status, text) == (2, "algo-2, rank 5: data.root: there is none.")
-    assert capsys.readouterr().err == "error: data.root: there is none.\n"
+    status, text = end_with(InputError("data.root is missing."), tmp_path, monkeypatch)
+    assert (status, text) == (2, "algo-2, rank 5: data.root is missing.")
+    assert capsys.readouterr().err == "error: data.root is missing.\n"
 
 
 def test_an_exception_has_type_message_and_its_last_frames(tmp_path, monkeypatch):
@@ -210,8 +210,8 @@ def test_the_frames_nearest_to_the_error_are_kept():
 
     with pytest.raises(ZeroDivisionError) as raised:
         deeper(50)
-    text = failure.reason(raised.value, "algo-1, rank 0")
-    assert 900 < len(text) <= failure.MAX_CHARACTERS
+    text = failure_file.reason(raised.value, "algo-1, rank 0")
+    assert 900 < len(text) <= failure_file.MAX_CHARACTERS
     assert text.endswith("deeper: return deeper(depth - 1) if depth else 1 / 0")
 
 
@@ -230,7 +230,7 @@ def test_the_first_error_of_many_processes_stays(tmp_path):
     path = tmp_path / "output" / "failure"
     texts = [f"rank {number}: " + 5000 * str(number) for number in range(8)]
     with ThreadPool(8) as pool:
-        written = pool.map(lambda text: failure.write(text, path), texts)
+        written = pool.map(lambda text: failure_file.write(text, path), texts)
     assert sum(written) == 1
     assert path.read_text() == texts[written.index(True)][:1024]
     assert [file.name for file in path.parent.iterdir()] == ["failure"]
@@ -241,7 +241,7 @@ def test_the_first_error_of_many_processes_stays(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Output of a real, tiny run with our callbacks, and the folder that stands for SM_MODEL_DIR."""
+    """Return the output of a real, tiny run with our callbacks, and the parent folder of SM_MODEL_DIR."""
     folder = tmp_path_factory.mktemp("trained")
     corpus = tiny.write_corpus(folder / "corpus")
     code = f"""if True:
@@ -267,7 +267,7 @@ def test_sagemakers_expressions_find_every_metric_that_training_prints(trained):
         metric["name"]: [match[1] for line in out.splitlines() if (match := re.search(metric["regex"], line))]
         for metric in metric_definitions()
     }
-    assert {name for name, values in found.items() if values} == set(METRICS) - {"val_accuracy"}  # of pre-training
+    assert {name for name, values in found.items() if values} == set(METRICS) - {"val_accuracy"}  # pre-training only
     assert len(found["val_wer"]) == 2  # a line for each validation
     printed = re.findall(r"val_wer=(\S+)", out)
     assert found["val_wer"] == printed  # all of the number

@@ -1,4 +1,4 @@
-"""What is refused before money is spent, and what is not."""
+"""Jobs that are refused before they cost money, and jobs that are not."""
 
 import math
 import re
@@ -51,7 +51,7 @@ dry_check = partial(checks.check, clients=no_network, budget=None, is_dry_run=Tr
 
 @pytest.fixture
 def aws(monkeypatch):
-    """A session with a cloud in which the job's two buckets are, with data in the one."""
+    """Yield a session of a cloud that has the job's two buckets, one of them with data."""
     use_credentials(monkeypatch)
     with mock_aws():
         session = boto3.Session(region_name=REGION)
@@ -67,20 +67,20 @@ def aws(monkeypatch):
 def test_a_sound_job_passes_and_a_dry_run_names_what_it_leaves_out(aws, capsys, is_dry_run):
     checks.check(JOB, no_network if is_dry_run else aws.client, budget=None, is_dry_run=is_dry_run)
     said = capsys.readouterr()
-    assert said.out == ""  # where the request is printed, for other programs to read
+    assert said.out == ""  # only for the request, which other programs may read
     assert ("Not checked" in said.err and checks.NEEDS_NETWORK in said.err) == is_dry_run
 
 
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        (replace(JOB, instance_type="ml.g4dn.12xlrge"), ["--instance-type", "ml.g4dn.12xlarge"]),
+        (replace(JOB, instance_type="ml.g4dn.12xlrge"), ["--instance_type", "ml.g4dn.12xlarge"]),
         (
             replace(JOB, instance_type="ml.p3.2xlarge", image=CUDA_13),
-            ["--instance-type", "V100", "13.3", "--image", "12.6"],
+            ["--instance_type", "V100", "13.3", "--image", "12.6"],
         ),
-        (replace(JOB, role=""), ["--role", "there is none", "docs/sagemaker.md"]),
-        (replace(JOB, role="w2v-training"), ["--role", "'w2v-training' is no ARN"]),
+        (replace(JOB, role=""), ["--role is missing", "docs/sagemaker.md"]),
+        (replace(JOB, role="w2v-training"), ["--role is 'w2v-training', which is not the ARN"]),
         (replace(JOB, role="arn:aws:iam::123456789012:user/me"), ["--role", "user/me"]),
         (replace(JOB, count=0), ["--count is 0"]),
         (with_options(JOB, trainer={"devices": 2}), ["trainer.devices is 2", "has 4 GPU(s)"]),
@@ -93,13 +93,13 @@ def test_a_sound_job_passes_and_a_dry_run_names_what_it_leaves_out(aws, capsys, 
         (with_options(JOB, trainer={"precision": "bf16-true"}), ["trainer.precision is bf16-true", "bf16-mixed"]),
         (with_options(JOB, trainer={"strategy": "fsdp2"}), ["fsdp2", "T4s of ml.g4dn.12xlarge", "16-mixed"]),
         (with_options(JOB, trainer=SHARED_OUT), ["fsdp2", "checkpoint_every is 15m", "steps"]),
-        (replace(JOB, data="/local/path"), ["--data must be an S3 URI", "/local/path"]),
-        (replace(JOB, max_hours=0), ["--max-hours is 0"]),
-        (replace(JOB, max_hours=0.0001), ["--max-hours is 0.0001"]),
-        (replace(JOB, max_hours=math.inf), ["--max-hours is inf"]),
-        (replace(JOB, max_hours=673, max_wait_hours=1000), ["--max-hours is 673", "672 h (28 days)", "resubmit"]),
-        (replace(JOB, max_wait_hours=math.nan), ["--max-wait-hours is nan"]),
-        (replace(JOB, max_wait_hours=5), ["--max-wait-hours is 5", "--max-hours 6"]),
+        (replace(JOB, data="/local/path"), ["--data is '/local/path', must be an S3 URI"]),
+        (replace(JOB, max_hours=0), ["--max_hours is 0"]),
+        (replace(JOB, max_hours=0.0001), ["--max_hours is 0.0001"]),
+        (replace(JOB, max_hours=math.inf), ["--max_hours is inf"]),
+        (replace(JOB, max_hours=673, max_wait_hours=1000), ["--max_hours is 673", "672 h (28 days)", "resubmit"]),
+        (replace(JOB, max_wait_hours=math.nan), ["--max_wait_hours is nan"]),
+        (replace(JOB, max_wait_hours=5), ["--max_wait_hours is 5", "--max_hours 6"]),
         (with_options(JOB, checkpoint_every="never"), ["--spot", "checkpoint_every is never"]),
         (with_options(JOB, trainer={"enable_checkpointing": False}), ["--spot", "trainer.enable_checkpointing"]),
         (with_options(JOB, checkpoint_every="often"), ["checkpoint_every is 'often'", "15m"]),
@@ -144,11 +144,11 @@ def test_what_lies_on_this_machine_is_refused_also_by_its_relative_name(tmp_path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "noise").mkdir()
     dry_check(with_options(JOB, model={"pretrained": "noise/not-here"}))
-    with pytest.raises(InputError, match=r"data\.augmentation\.noise_folder: noise lies on this machine"):
+    with pytest.raises(InputError, match=r"data\.augmentation\.noise_folder is noise, a path on this machine"):
         dry_check(with_options(JOB, data={"augmentation": {"noise_folder": "noise"}}))
     for option in ("resume", "ckpt_path"):
         dry_check(replace(JOB, config=JOB.config | {option: "s3://bucket/from.ckpt"}))
-        with pytest.raises(InputError, match=f"{option}: /runs/from.ckpt lies on this machine"):
+        with pytest.raises(InputError, match=f"{option} is /runs/from.ckpt, a path on this machine"):
             dry_check(replace(JOB, config=JOB.config | {option: "/runs/from.ckpt"}))
 
 
@@ -161,7 +161,7 @@ def test_the_most_that_a_job_can_cost_is_held_against_the_budget():
     message = str(raised.value)
     assert f"${bound:.2f}" in message
     assert all(
-        words in message for words in ("upper bound", "--max-hours 6 x 2 ml.g4dn.12xlarge", "as of", "3 or less")
+        words in message for words in ("upper bound", "--max_hours 6 x 2 ml.g4dn.12xlarge", "as of", "3 or less")
     )
 
 
@@ -170,7 +170,7 @@ def test_the_hours_that_a_budget_has_room_for_are_within_it(max_hours, budget):
     job = replace(JOB, region="us-east-1", is_spot=False, max_wait_hours=None, max_hours=max_hours)
     with pytest.raises(InputError) as raised:
         dry_check(job, budget=budget)
-    hours = float(re.search(r"Give --max-hours (\S+) or less", str(raised.value))[1])
+    hours = float(re.search(r"Give --max_hours (\S+) or less", str(raised.value))[1])
     dry_check(replace(job, max_hours=hours), budget=budget)
 
 
@@ -197,7 +197,7 @@ def test_pretraining_is_built_too():
         config_checks.build(with_options(replace(JOB, config=config), model={"vocabulary": None}).config)
 
 
-# ---- what lies in S3 -------------------------------------------------------------------------------------------------
+# ---- buckets and data in S3 ------------------------------------------------------------------------------------------
 
 
 def refused(aws, job):
@@ -220,7 +220,7 @@ def test_a_bucket_of_another_region_is_refused(aws, option):
 
 @pytest.mark.parametrize("uri", ["", "speech-data/librispeech", "/data", "s3://", "https://speech-data/x"])
 def test_what_is_no_uri_is_refused(aws, uri):
-    assert "--data must be an S3 URI" in refused(aws, replace(JOB, data=uri))
+    assert f"--data is {uri!r}, must be an S3 URI" in refused(aws, replace(JOB, data=uri))
 
 
 def test_a_uri_may_end_in_a_slash_or_name_the_bucket_alone():
@@ -271,14 +271,14 @@ def test_a_copy_of_the_data_has_to_fit_the_disk(volume_gb, is_enough):
     if is_enough:
         checks.check_volume(job, 60_000_000_000)
     else:
-        with pytest.raises(InputError, match=r"--volume-gb is 79, .* 60\.0 GB.* give 80 or more"):
+        with pytest.raises(InputError, match=r"--volume_gb is 79, .* 60\.0 GB.* give 80 or more"):
             checks.check_volume(job, 60_000_000_000)
     checks.check_volume(replace(job, input_mode="FastFile"), 10**15)
 
 
 def test_the_disk_is_held_against_the_sizes_in_s3(aws, monkeypatch):
     monkeypatch.setattr(checks, "ROOM_GB", JOB.volume_gb)
-    assert "--volume-gb" in refused(aws, replace(JOB, input_mode="File"))
+    assert "--volume_gb is 100" in refused(aws, replace(JOB, input_mode="File"))
 
 
 def answering(aws, operation, answer):

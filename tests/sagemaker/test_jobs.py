@@ -1,4 +1,4 @@
-"""What `status`, `logs`, `stop`, `list`, `download` and `cost` make of the service's answers."""
+"""Output of `status`, `logs`, `stop`, `list`, `download` and `cost` for the service's answers."""
 
 import io
 import re
@@ -31,7 +31,7 @@ def no_waiting(monkeypatch):
 
 @pytest.fixture
 def run(capsys):
-    """Runs a command; returns its exit status and what it has printed."""
+    """Return a function that runs a command, and returns its exit status, standard output and standard error."""
 
     def run_command(*args):
         status = main(list(args))
@@ -90,15 +90,20 @@ def test_list_shows_jobs_by_tag(account, run):
     assert one in out
     assert other not in out
     _, out, _ = run("list", "--tag", "run=nothing")
-    assert "us-east-1 has no jobs with {'run': 'nothing'}" in out
+    assert "No jobs with the tags {'run': 'nothing'} in us-east-1" in out
 
 
-@pytest.mark.parametrize("option", [("--last", "0"), ("--last", "-1"), ("--tag", "run"), ("--tag", "run=")])
-def test_list_refuses_what_makes_no_sense(capsys, option):
-    with pytest.raises(SystemExit) as left:
-        main(["list", *option])
-    assert left.value.code == 2
-    assert f"argument {option[0]}: " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--last", "0"), "--last is 0: must be above 0."),
+        (("--last", "-1"), "--last is -1: must be above 0."),
+        (("--tag", "run"), "--tag is 'run': give KEY=VALUE, such as run=base-100h."),
+        (("--tag", "run="), "--tag is 'run=': give KEY=VALUE, such as run=base-100h."),
+    ],
+)
+def test_list_refuses_what_makes_no_sense(run, option, message):
+    assert run("list", *option) == (2, "", f"error: {message}\n")
 
 
 def test_stop_ends_a_job_and_says_how_to_go_on(account, run):
@@ -111,9 +116,9 @@ def test_stop_ends_a_job_and_says_how_to_go_on(account, run):
     for _ in range(3):
         _, out, _ = run("status", name)
     assert re.search("status +Stopped", out)
-    assert "It was stopped; `python -m w2v_lightning resubmit halted` goes on from its checkpoints." in out
+    assert "It was stopped; `python -m w2v_lightning resubmit halted` resumes from its checkpoints." in out
     _, out, _ = run("stop", name)
-    assert out == f"{name} has ended already: Stopped.\n"
+    assert out == f"{name} has already ended: Stopped.\n"
     assert account.service.calls.count("StopTrainingJob") == 1
 
 
@@ -173,7 +178,7 @@ def test_ctrl_c_leaves_the_job_alone(account, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         main(["logs", name, "--follow"])
     assert left.value.code == 130
-    assert f"The job goes on; to end it: python -m w2v_lightning stop {name}" in capsys.readouterr().err
+    assert f"The job continues; to stop it: python -m w2v_lightning stop {name}" in capsys.readouterr().err
     assert "StopTrainingJob" not in account.service.calls
 
 
@@ -181,7 +186,7 @@ def test_before_a_job_prints_its_status_stands_for_its_lines(account, run):
     account.service.story = story("Starting")
     name = account.submit()
     _, out, _ = run("logs", name)
-    assert out == f"Nothing is printed yet: {name} is InProgress, Starting.\n"
+    assert out == f"No log lines yet: {name} is InProgress, Starting.\n"
 
 
 # ---- download -------------------------------------------------------------------------------------------------------
@@ -207,7 +212,7 @@ def test_download_fetches_model_reports_logs_and_checkpoints(account, run, tmp_p
     assert len(out.splitlines()) == 4
     status, _, err = run("download", name, "--to", str(tmp_path / "run"))
     assert status == 2
-    assert "model is there already" in err
+    assert "model already exists" in err
 
 
 def test_a_job_that_has_left_nothing_is_said_to(account, run, tmp_path):
@@ -221,8 +226,8 @@ def test_a_job_that_has_left_nothing_is_said_to(account, run, tmp_path):
 BAD_ARCHIVES = {
     "escape": archive(**{"good": b"", "../../escaped": b"x"}),
     "absolute": archive(**{"/tmp/../escaped": b"x"})[:40] + b"damaged",
-    "cut off": archive(**{"large": bytes(range(256)) * 4000})[:2000],
-    "no archive": b"<Error/>",
+    "truncated": archive(**{"large": bytes(range(256)) * 4000})[:2000],
+    "not an archive": b"<Error/>",
 }
 
 
@@ -254,7 +259,7 @@ def test_an_object_whose_name_leads_out_is_refused(account, run, tmp_path):
     account.put("climbing/tensorboard/../../../escaped", b"x")
     status, _, err = run("download", name, "--to", str(tmp_path / "a/b"))
     assert status == 2
-    assert "not to be trusted" in err
+    assert "escaped' is unsafe: it would be written outside of its folder" in err
     assert not list(tmp_path.rglob("escaped"))
 
 
@@ -269,7 +274,7 @@ def test_a_link_out_of_the_archive_is_refused(account, run, tmp_path):
     account.put(f"linked/jobs/{name}/output/model.tar.gz", buffer.getvalue())
     status, _, err = run("download", name, "--to", str(tmp_path / "run"))
     assert status == 2
-    assert "not to be trusted" in err
+    assert "is unsafe and was discarded" in err
     assert not (tmp_path / "run/model").exists()
 
 
@@ -287,9 +292,14 @@ def test_cost_of_a_job_has_seconds_saving_interruptions_dollars_and_the_price_wi
         r"ml.g4dn.xlarge in us-east-1: \$0.736 an hour as of 2026-09-24 \(up to \d+ (days|months) old; ", out
     )
     assert "Not counted: disks" in out
-    _, out, _ = run("cost", name, "--usd-per-gb-month", "10")
+    _, out, _ = run("cost", name, "--usd_per_gb_month", "10")
     assert re.search(r" 1 +3\.18\n", out)  # 200 GB for one hour more
     assert "Not counted: storage" in out
+
+
+@pytest.mark.parametrize("args", [[], ["base", "--tag", "run=base"]])
+def test_cost_is_of_a_name_or_a_tag(run, args):
+    assert run("cost", *args) == (2, "", "error: cost: give either NAME, a job or a run, or --tag KEY=VALUE.\n")
 
 
 def test_cost_of_a_tag_is_that_of_all_its_jobs(account, run):
@@ -311,4 +321,4 @@ def test_without_a_price_the_seconds_are_shown_and_the_remedy(account, run):
     status, out, err = run("cost", account.submit(instance_type="ml.p5.48xlarge"))
     assert status == 2
     assert re.search(r"18 min 00 s +70% +0 +-\n", out)
-    assert "ml.p5.48xlarge in us-east-1: catalog/prices.csv has a price only for us-west-2" in err
+    assert "ml.p5.48xlarge in us-east-1: w2v_lightning/catalog/prices.csv has a price only for us-west-2" in err

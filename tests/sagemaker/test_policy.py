@@ -1,4 +1,4 @@
-"""The IAM policies: the commands call what theirs allows, and it allows little else."""
+"""IAM policies: the commands need all that their policy allows, and nothing else."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def as_list(value: str | list[str]) -> list[str]:
 
 
 def needed(service: str, operation: str, params: dict) -> Iterator[tuple[str, str, dict]]:
-    """Each right that a call needs: action, ARN, and what conditions ask for."""
+    """Yield the permissions that a call needs: action, ARN, and values for conditions."""
     if service == "s3":
         key = f"/{params['Key']}" if "Key" in params else ""
         yield f"s3:{S3_ACTIONS.get(operation, operation)}", f"arn:aws:s3:::{params.get('Bucket', '*')}{key}", {}
@@ -48,7 +48,7 @@ def needed(service: str, operation: str, params: dict) -> Iterator[tuple[str, st
         yield f"logs:{operation}", f"arn:aws:logs:{REGION}:{ACCOUNT}:{place}", {}
     elif service == "sagemaker":
         yield from _needed_of_sagemaker(operation, params)
-    elif (service, operation) != ("sts", "GetCallerIdentity"):  # which nobody can be refused
+    elif (service, operation) != ("sts", "GetCallerIdentity"):  # needs no permission
         yield f"{service}:{operation}", "*", {}
 
 
@@ -64,7 +64,7 @@ def _needed_of_sagemaker(operation: str, params: dict) -> Iterator[tuple[str, st
 
 
 def allowed_by(policy: list[dict], action: str, arn: str, context: dict) -> dict | None:
-    """The statement of a policy that allows it."""
+    """Return the statement of a policy that allows an action; None if there is none."""
     for statement in policy:
         matches = any(fnmatchcase(action, pattern) for pattern in as_list(statement["Action"]))
         matches &= any(fnmatchcase(arn, pattern) for pattern in as_list(statement["Resource"]))
@@ -153,7 +153,7 @@ def test_the_roles_policy(action, arn, is_allowed):
 
 @pytest.mark.parametrize("name", ["policy.json", "role_policy.json"])
 def test_all_resources_are_granted_only_where_an_action_knows_none(name):
-    """By AWS's service authorization reference; and no action is a pattern."""
+    """AWS's service authorization reference lists these actions; no action is a pattern."""
     unbound = {
         "sagemaker:ListTrainingJobs",
         "sagemaker:Search",

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-from argparse import ArgumentParser
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +27,7 @@ ml.g4dn.xlarge,us-west-2,0.7364,2026,a list
 
 @pytest.fixture(scope="module")
 def clients():
-    """Of botocore, without anyone at the other end; reading the services' descriptions takes a second."""
+    """Return clients of botocore without a service; reading the services' descriptions takes a second."""
     core = botocore.get_session()
     names = {"pricing": "us-east-1", "ec2": "us-east-1"}
     keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
@@ -51,7 +50,7 @@ def aws(clients, monkeypatch):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """prices.csv and spot_prices.csv of the test's own."""
+    """Replace prices.csv and spot_prices.csv by the test's own; yield their folder."""
     for name, text in (("FILE", ON_DEMAND_FILE), ("SPOT_FILE", SPOT_FILE)):
         path = tmp_path / f"{name.lower()}.csv"
         path.write_text(text)
@@ -67,7 +66,7 @@ def forget():
 
 
 def product(usagetype, usd, unit="Hrs", currency="USD", **attributes):
-    """As the Price List API's documentation has one, less what nobody reads."""
+    """Return a product as in the Price List API's documentation, without unused attributes."""
     dimension = {"unit": unit, "beginRange": "0", "endRange": "Inf", "pricePerUnit": {currency: usd}}
     return json.dumps(
         {
@@ -107,7 +106,7 @@ def filters(**attributes):
 
 
 def answer(aws, *pages, spot_rows=(), ec2=None):
-    """What a region's questions get: pages of training prices, spot, and for each type that has spot EC2's price."""
+    """Queue the answers for a region: pages of training prices, spot, and for each type with spot EC2's price."""
     asked = {"ServiceCode": "AmazonSageMaker", "Filters": filters(productFamily="ML Instance", regionCode="us-east-1")}
     for number, page in enumerate(pages):
         more = {"NextToken": str(number + 1)} if number + 1 < len(pages) else {}
@@ -121,10 +120,7 @@ def answer(aws, *pages, spot_rows=(), ec2=None):
 
 
 def command(*args):
-    parser = ArgumentParser()
-    refresh_prices.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["prices", *args])
-    return options.run(options)
+    return refresh_prices.main(args)
 
 
 def rows(path):
@@ -149,7 +145,7 @@ def test_prices_are_replaced_and_those_without_an_answer_kept(aws, files, capsys
     assert list(found) == sorted(found, key=lambda kind: list(refresh_prices.INSTANCES).index(kind[0]))
     assert prices.on_demand("ml.g4dn.xlarge", "us-east-1").usd_per_hour == 0.75  # at once, in this process too
     printed = capsys.readouterr().out
-    assert "2 prices are as of today, 2 of them new or changed" in printed
+    assert "2 prices are of today, 2 of them new or changed" in printed
     assert "ml.g4dn.xlarge in us-east-1: $0.75, was $0.736 as of 2026-09-24" in printed
     assert "ml.g6.xlarge in us-east-1: $1.127 (new)" in printed
     assert "No answer for ml.g4dn.12xlarge in us-east-1: kept with their dates." in printed
@@ -230,7 +226,7 @@ def test_prices_are_listed_with_their_ages(files, capsys, monkeypatch):
     assert "ml.g4dn.12xlarge" in printed
     assert "months old" in printed
     assert "us-west-2" not in printed
-    with pytest.raises(InputError, match=r"there is no price for mars-1; --refresh"):
+    with pytest.raises(InputError, match=r"no price is known for mars-1; --refresh"):
         command("--region", "mars-1")
 
 

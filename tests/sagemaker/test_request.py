@@ -1,4 +1,4 @@
-"""The request that SageMaker gets of a job. Nothing here reaches for the network."""
+"""CreateTrainingJob request of a job, made without network."""
 
 import json
 import os
@@ -30,7 +30,7 @@ SMDDP = replace(
 
 @pytest.fixture(scope="module")
 def calls():
-    """What is tried over the network, which fails; the SDK goes on without a word after some failures."""
+    """Yield the attempts to use the network, which fail; after some failures the SDK continues silently."""
     tried = []
 
     def refuse(*args, **_):
@@ -50,7 +50,7 @@ def calls():
 
 @pytest.fixture(scope="module")
 def make(calls, tmp_path_factory):
-    """Makes the request of a job, and a copy of what would be uploaded."""
+    """Return a function that makes the request of a job, and copies of its uploads."""
     boto = aws_session.offline_boto_session("us-east-1")
 
     def make(job):
@@ -82,7 +82,7 @@ def channels(made):
 
 
 def script(made):
-    """What the container runs."""
+    """Return the script that the container runs."""
     (path,) = made.uploads.rglob("sm_train.sh")
     return path.read_text()
 

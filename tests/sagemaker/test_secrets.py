@@ -1,4 +1,4 @@
-"""Keys in files and in the environment stay where they are: not printed, logged, sent with a job, or bundled."""
+"""Keys in files and in the environment are not printed, logged, sent with a job, or bundled."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def assert_free_of_secrets(text: str | bytes, where: str) -> None:
 
 @pytest.fixture
 def package(tmp_path, monkeypatch) -> Path:
-    """A copy of the package in which a developer has left keys; what is submitted is bundled from there."""
+    """Replace the package by a copy in which a developer has left keys; return its folder."""
     root = tmp_path / "w2v_lightning"
     shutil.copytree(bundle.PACKAGE, root, ignore=shutil.ignore_patterns("__pycache__"))
     for folder in (root, root / "data", root / "catalog"):
@@ -56,7 +56,7 @@ def package(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """A user's home with credentials in it, and other tokens in the environment."""
+    """Set a home folder with credentials, and an environment with other tokens; return the folder."""
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / "credentials").write_text(CREDENTIALS)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -69,7 +69,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def everything_logged() -> Iterator[io.StringIO]:
-    """What any library logs, as far as it is not switched off."""
+    """Yield a stream of everything that any library logs."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     logging.getLogger().addHandler(handler)
@@ -153,7 +153,7 @@ def test_a_key_in_what_is_bundled_is_refused_and_not_repeated(name, text, packag
 
 
 def test_an_option_that_holds_a_key_is_refused(tmp_path):
-    """In the resolved config, which is bundled."""
+    """The resolved config is bundled, too."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     job = replace(JOB, config={**JOB.config, "note": f"aws_secret_access_key: {SECRET_KEY}"})

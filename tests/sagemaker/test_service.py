@@ -1,4 +1,4 @@
-"""The commands against the service, from one end to the other: what goes well, and all that AWS may answer instead."""
+"""The commands against the service, from submission to model, and all errors that AWS may answer instead."""
 
 import io
 import re
@@ -14,7 +14,7 @@ from sagemaker_server import ROLE, story
 from w2v_lightning.errors import InputError
 from w2v_lightning.sagemaker import aws_session, logs
 from w2v_lightning.sagemaker.advice import advice
-from w2v_lightning.sagemaker.aws_errors import explained
+from w2v_lightning.sagemaker.aws_errors import explain_aws_errors
 from w2v_lightning.sagemaker.command import main
 from w2v_lightning.sagemaker.training_job import TrainingJob
 
@@ -29,7 +29,7 @@ TWICE_INTERRUPTED = (
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    """Returns what botocore would have waited, in seconds."""
+    """Return the seconds that botocore would have waited."""
     monkeypatch.setattr(logs, "POLL_S", 0.0)
     monkeypatch.setattr(logs, "SETTLE_S", 0.0)
     monkeypatch.setenv("COLUMNS", "200")
@@ -46,7 +46,7 @@ def model_archive() -> bytes:
 
 
 class Container:
-    """What happens on the instances of a job, as the service goes through its statuses."""
+    """Instances of a job: what they print and upload as the service goes through its statuses."""
 
     def __init__(self, account):
         self.account = account
@@ -63,12 +63,12 @@ class Container:
 
 
 def submit(account, *more: str) -> int:
-    """A run named e2e."""
+    """Submit a run named e2e."""
     for name in ("train-clean-100.jsonl", "dev-clean.jsonl", "dev-other.jsonl", "shards/a.tar"):
         account.put(f"librispeech/{name}", b"{}")
     config = str(Path(__file__).parents[2] / "configs" / "librispeech_100h.yaml")
     places = ["--data", f"s3://{account.bucket}/librispeech", "--output", f"s3://{account.bucket}/runs"]
-    machines = ["--instance-type", "ml.g4dn.12xlarge", "--count", "2", "--region", "us-east-1"]
+    machines = ["--instance_type", "ml.g4dn.12xlarge", "--count", "2", "--region", "us-east-1"]
     return main(["submit", "--config", config, "--name", "e2e", "--role", ROLE, *places, *machines, *more])
 
 
@@ -77,7 +77,7 @@ def test_a_spot_job_from_its_submission_over_two_interruptions_to_its_model(acco
     seconds = {"TrainingTimeInSeconds": 10_000, "BillableTimeInSeconds": 3_000}
     account.service.story = story(*TWICE_INTERRUPTED, **seconds)
     account.service.on_status = Container(account).on_status
-    assert submit(account, "--spot", "--max-hours", "6", "--wait") == 0
+    assert submit(account, "--spot", "--max_hours", "6", "--wait") == 0
     printed = capsys.readouterr()
     name, *lines = printed.out.splitlines()
     assert lines == [f"algo-{host}  start {start} val_wer=0.{9 - start}" for start in (1, 2, 3) for host in (1, 2)]
@@ -94,7 +94,7 @@ def test_a_spot_job_from_its_submission_over_two_interruptions_to_its_model(acco
     assert main(["cost", "e2e"]) == 0
     assert re.search(r" 70% +2 +8\.15\n", capsys.readouterr().out)  # 3,000 s x 2 x $4.89 an hour
 
-    on_another_type = "--instance-type", "ml.g5.xlarge", "--count", "1"
+    on_another_type = "--instance_type", "ml.g5.xlarge", "--count", "1"
     assert main(["resubmit", "e2e", *on_another_type, "--trainer.max_steps", "900000"]) == 0
     again = account.job(capsys.readouterr().out.split()[0])
     assert again["CheckpointConfig"] == account.job(name)["CheckpointConfig"]
@@ -122,8 +122,8 @@ def test_capacity_never_comes(account, capsys):
     name = account.submit("waits")
     assert main(["logs", name, "--follow"]) == 1
     said = capsys.readouterr().err
-    assert "No spot capacity came" in said
-    assert "--max-wait-hours" in said
+    assert "No spot capacity was available" in said
+    assert "--max_wait_hours" in said
     assert "w2v_lightning resubmit waits" in said
     assert main(["cost", name]) == 0
     assert re.search(r" 0 min 00 s +0 min 00 s +0% +0 +0\.00\n", capsys.readouterr().out)
@@ -137,7 +137,7 @@ def test_a_job_that_fails_shows_its_reason_and_what_to_do(account, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert reason in shown
     assert f"`python -m w2v_lightning logs {name}`" in shown
-    assert "`python -m w2v_lightning resubmit fails` goes on from its checkpoints" in shown
+    assert "`python -m w2v_lightning resubmit fails` resumes from its checkpoints" in shown
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
@@ -151,8 +151,8 @@ def test_throttling_is_waited_out(account, no_waiting, capsys):
     account.service.refuse("DescribeTrainingJob", "ThrottlingException", "Rate exceeded", times=100)
     assert main(["status", name]) == 2
     assert capsys.readouterr().err == (
-        "error: AWS refused DescribeTrainingJob after 8 attempts: Throttling: Rate exceeded. It was asked too often,"
-        " also after waiting: try again in a minute.\n"
+        "error: AWS refused DescribeTrainingJob after 8 attempts: Throttling: Rate exceeded. The service is"
+        " busy, and waiting between attempts did not help: try again in a minute.\n"
     )
 
 
@@ -194,7 +194,7 @@ def test_access_denied_names_the_action_and_the_policy(account, capsys, command,
 def test_every_refusal_ends_in_a_line_with_a_remedy(service, status, code, words):
     client = aws_session.boto_session("us-east-1").client("sagemaker")
     service.refuse("DescribeTrainingJob", code, "So it\nis.", status=status, times=100)
-    with pytest.raises(InputError) as raised, explained():
+    with pytest.raises(InputError) as raised, explain_aws_errors():
         client.describe_training_job(TrainingJobName="name")
     assert f"{code.removesuffix('Exception')}: So it is. " in str(raised.value)
     assert words in str(raised.value)
@@ -203,9 +203,9 @@ def test_every_refusal_ends_in_a_line_with_a_remedy(service, status, code, words
 
 def test_s3_refuses_in_its_own_way(account):
     client = aws_session.boto_session("us-east-1").client("s3")
-    with pytest.raises(InputError, match=r"NoSuchBucket: .*create it, or correct the S3 URI"), explained():
+    with pytest.raises(InputError, match=r"NoSuchBucket: .*create it, or correct the S3 URI"), explain_aws_errors():
         client.list_objects_v2(Bucket="a-bucket-that-is-not")
-    with pytest.raises(InputError, match=r"HeadObject: 404: Not Found. There is no such object"), explained():
+    with pytest.raises(InputError, match=r"HeadObject: 404: Not Found. There is no such object"), explain_aws_errors():
         client.head_object(Bucket=account.bucket, Key="nothing")
 
 
@@ -231,7 +231,7 @@ def test_a_network_that_is_down_is_said_to_be(monkeypatch, capsys):
 
 
 def test_what_is_no_answer_of_aws_is_not_explained_away():
-    with pytest.raises(ZeroDivisionError), explained():
+    with pytest.raises(ZeroDivisionError), explain_aws_errors():
         raise ZeroDivisionError
 
 
@@ -241,15 +241,15 @@ def test_what_is_no_answer_of_aws_is_not_explained_away():
 @pytest.mark.parametrize(
     ("last", "reason", "words"),
     [
-        ("MaxRuntimeExceeded", "", "--max-hours"),
-        ("MaxWaitTimeExceeded", "", "--max-wait-hours"),
-        ("Interrupted", "", "waits for others"),
+        ("MaxRuntimeExceeded", "", "--max_hours"),
+        ("MaxWaitTimeExceeded", "", "--max_wait_hours"),
+        ("Interrupted", "", "waits for new ones"),
         ("Stopped", "", "resubmit base"),
         ("Completed", "", "download base-1"),
-        ("Failed", "CapacityError: Unable to provision requested ML compute capacity", "another --instance-type"),
-        ("Failed", "InternalServerError: We encountered an internal error", "AWS has failed"),
+        ("Failed", "CapacityError: Unable to provision requested ML compute capacity", "another --instance_type"),
+        ("Failed", "InternalServerError: We encountered an internal error", "on the side of AWS"),
         ("Failed", "AlgorithmError: OutOfMemoryError: CUDA out of memory.", "data.device_seconds"),
-        ("Failed", "OSError: [Errno 28] No space left on device", "--volume-gb"),
+        ("Failed", "OSError: [Errno 28] No space left on device", "--volume_gb"),
         ("Failed", "ClientError: AccessDenied when calling PutObject", "execution role"),
         ("Failed", "something else", "logs base-1"),
     ],

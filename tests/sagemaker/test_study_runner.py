@@ -1,4 +1,4 @@
-"""Cells as training jobs, against moto and a service that tells each job's story."""
+"""Cells as training jobs, on moto and a service with a story for each job."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from w2v_lightning.sagemaker import aws_session, bundle, study_runner, submit
 from w2v_lightning.sagemaker.command import main
 from w2v_lightning.sagemaker.study_runner import SageMaker
 from w2v_lightning.study import queue
-from w2v_lightning.study.matrix import load
 from w2v_lightning.study.queue import LostError, NoCapacityError
+from w2v_lightning.study.spec import load
 
 pytest_plugins = ["s3", "sagemaker_server"]
 
@@ -48,7 +48,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def study(account, tmp_path, monkeypatch):
-    """A study.yaml of spot jobs, whose data lies in the account's bucket."""
+    """Return a study.yaml of spot jobs, whose data are in the account's bucket."""
     for name in ("ROLE", "DATA", "OUTPUT"):
         monkeypatch.delenv(f"W2V_LIGHTNING_{name}", raising=False)
     for name in ("train-demo.jsonl", "dev-demo.jsonl", "shards/a.tar"):
@@ -121,7 +121,7 @@ def test_each_cell_becomes_a_job_and_each_job_a_run(account, study, tmp_path, ca
     assert len({request["CheckpointConfig"]["S3Uri"] for request in requests}) == 2
     fetched = [path.name for path in (tmp_path / "out").rglob("*.ckpt")]
     assert fetched == [], "checkpoints stay in S3"
-    assert "2 of 2 runs are to be made" in capsys.readouterr().out
+    assert "Running 2 of 2 runs" in capsys.readouterr().out
     calls = account.service.calls.count("CreateTrainingJob")
     assert main(["study", "run", str(study), "--to", str(tmp_path / "out")]) == 0
     assert account.service.calls.count("CreateTrainingJob") == calls
@@ -194,7 +194,7 @@ def test_a_start_that_was_cut_short_is_found_by_its_run(account, runner, study, 
     with pytest.raises(LostError):
         runner.poll(cell, tmp_path, planned)
     runner.start(cell, tmp_path, planned)
-    assert runner.poll(cell, tmp_path, planned) is None  # it goes on
+    assert runner.poll(cell, tmp_path, planned) is None  # it continues
 
 
 @pytest.mark.parametrize(("code", "status"), [("ThrottlingException", 400), ("InternalFailure", 500)])
@@ -217,7 +217,7 @@ def test_what_is_refused_for_good_ends_the_command_with_one_line(account, study,
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """What has tried to reach it."""
+    """Return a list that gets all attempts to use the network."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "W2V_LIGHTNING_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)

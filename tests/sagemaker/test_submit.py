@@ -1,10 +1,9 @@
-"""From the command line to a job: `submit`, its dry run, and `resubmit` under moto."""
+"""Commands `submit`, with its dry run, and `resubmit`, under moto."""
 
 import json
 import os
 import socket
 import sys
-from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from s3 import use_credentials
 from sample_job import CONFIG, JOB
 
 from w2v_lightning.errors import InputError
-from w2v_lightning.sagemaker import submit
+from w2v_lightning.sagemaker import resubmit, submit
 from w2v_lightning.sagemaker.command import main
 
 boto3 = pytest.importorskip("boto3", reason="pip install 'w2v-lightning[aws]'")
@@ -23,7 +22,7 @@ moto = pytest.importorskip("moto", reason="pip install 'moto[s3]'")
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 ROLE = "arn:aws:iam::123456789012:role/w2v-training"
 PLACES = ["--role", ROLE, "--data", "s3://speech-data/demo", "--output", "s3://speech-output/runs"]
-NEEDED = ["--config", DEMO, "--instance-type", "ml.g4dn.12xlarge", *PLACES]
+NEEDED = ["--config", DEMO, "--instance_type", "ml.g4dn.12xlarge", *PLACES]
 
 
 @pytest.fixture(autouse=True)
@@ -35,29 +34,30 @@ def no_settings_of_the_machine(monkeypatch):
     monkeypatch.setenv("AWS_REGION", "us-east-1")
 
 
-def parsed(*args):
-    parser = ArgumentParser()
-    submit.add_parser(parser.add_subparsers())
-    options, options_of_fit = parser.parse_known_args(args)
-    options.overrides = options_of_fit
-    return options
+def new_job(*args):
+    return submit.new_job(*submit.parse_options(args))
+
+
+def changed_job(previous, *args):
+    return resubmit.changed_job(previous, *resubmit.parse_options(args))
 
 
 @pytest.fixture
 def resolved(monkeypatch):
-    """In the place of LightningCLI, which takes seconds: a config as it is in the file, over defaults."""
+    """Resolve configs without LightningCLI, which takes seconds: a config as it is in the file, over defaults."""
 
     def resolve(files, overrides):
         return CONFIG | yaml.safe_load(Path(files[-1]).read_text()) | {"overrides": list(overrides)}
 
-    monkeypatch.setattr(submit, "resolve", resolve)
+    for module in (submit, resubmit):
+        monkeypatch.setattr(module, "resolve", resolve)
 
 
 # ---- options --------------------------------------------------------------------------------------------------------
 
 
 def test_defaults_come_from_the_file(resolved):
-    job = submit.new_job(parsed("submit", *NEEDED, "--name", "base-100h"))
+    job = new_job(*NEEDED, "--name", "base-100h")
     assert (job.count, job.max_hours, job.input_mode, job.volume_gb) == (1, 24, "FastFile", 100)
     assert (job.is_spot, job.max_wait_hours) == (False, None)
     assert job.image == JOB.image
@@ -67,61 +67,51 @@ def test_defaults_come_from_the_file(resolved):
 def test_options_come_before_the_environment_and_that_before_nothing(resolved, monkeypatch):
     monkeypatch.setenv("W2V_LIGHTNING_DATA", "s3://of-the-environment/data/")
     monkeypatch.setenv("W2V_LIGHTNING_ROLE", "arn:aws:iam::123456789012:role/other")
-    args = [
-        "submit",
-        "--config",
-        DEMO,
-        "--instance-type",
-        "ml.g5.xlarge",
-        "--output",
-        "s3://speech-output",
-        "--role",
-        ROLE,
-    ]
-    job = submit.new_job(parsed(*args))
+    args = ["--config", DEMO, "--instance_type", "ml.g5.xlarge", "--output", "s3://speech-output", "--role", ROLE]
+    job = new_job(*args)
     assert (job.data, job.role) == ("s3://of-the-environment/data", ROLE)
     monkeypatch.delenv("W2V_LIGHTNING_DATA")
-    with pytest.raises(InputError, match=r"--data.*W2V_LIGHTNING_DATA"):
-        submit.new_job(parsed(*args))
+    with pytest.raises(InputError, match=r"--data is missing.*W2V_LIGHTNING_DATA"):
+        new_job(*args)
 
 
 def test_the_region_is_said_by_somebody(resolved, monkeypatch):
-    assert submit.new_job(parsed("submit", *NEEDED, "--region", "eu-west-1")).region == "eu-west-1"
-    assert submit.new_job(parsed("submit", *NEEDED)).region == "us-east-1"
+    assert new_job(*NEEDED, "--region", "eu-west-1").region == "eu-west-1"
+    assert new_job(*NEEDED).region == "us-east-1"
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
-    assert ".us-west-2." in submit.new_job(parsed("submit", *NEEDED)).image
+    assert ".us-west-2." in new_job(*NEEDED).image
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     with pytest.raises(InputError, match="--region"):
-        submit.new_job(parsed("submit", *NEEDED))
+        new_job(*NEEDED)
 
 
 def test_a_spot_job_may_wait_and_saves_as_often_as_its_instances_make_worthwhile(resolved, tmp_path):
-    spot = ("--spot", "--max-hours", "6")
-    one, four = (submit.new_job(parsed("submit", *NEEDED, *spot, "--count", count)) for count in "14")
+    spot = ("--spot", "--max_hours", "6")
+    one, four = (new_job(*NEEDED, *spot, "--count", count) for count in "14")
     assert (one.max_wait_hours, four.config["checkpoint_every"]) == (30, "8m")
-    assert submit.new_job(parsed("submit", *NEEDED, *spot, "--max-wait-hours", "7")).max_wait_hours == 7
+    assert new_job(*NEEDED, *spot, "--max_wait_hours", "7").max_wait_hours == 7
     own = tmp_path / "own.yaml"
     own.write_text("checkpoint_every: 500 steps")
-    job = submit.new_job(parsed("submit", *NEEDED, *spot, "--count", "4", "--config", str(own)))
+    job = new_job(*NEEDED, *spot, "--count", "4", "--config", str(own))
     assert job.config["checkpoint_every"] == "500 steps"
 
 
 def test_only_a_spot_job_waits(resolved):
-    with pytest.raises(InputError, match=r"--max-wait-hours.*--spot"):
-        submit.new_job(parsed("submit", *NEEDED, "--max-wait-hours", "7"))
+    with pytest.raises(InputError, match=r"--max_wait_hours.*--spot"):
+        new_job(*NEEDED, "--max_wait_hours", "7")
 
 
 @pytest.mark.parametrize("name", ["under_score", "-hyphen", "hyphen-", "two--hyphens", "a" * 41, "spa ce", ""])
 def test_a_name_that_sagemaker_would_refuse(resolved, name):
     with pytest.raises(InputError, match="--name"):
-        submit.new_job(parsed("submit", *NEEDED, f"--name={name}"))
+        new_job(*NEEDED, f"--name={name}")
 
 
 def test_a_run_is_named_after_its_config_and_the_time(resolved, tmp_path):
     config = tmp_path / "My base_100h, with noise and all that we could think of.yaml"
     config.write_text("{}")
-    run = submit.new_job(parsed("submit", *NEEDED, "--config", str(config))).run
+    run = new_job(*NEEDED, "--config", str(config)).run
     assert run.startswith("My-base-100h-with-noise")
     assert submit.RUN_NAME.fullmatch(run)
     assert len(run) <= submit.MAX_RUN_NAME
@@ -132,27 +122,23 @@ def test_a_run_is_named_after_its_config_and_the_time(resolved, tmp_path):
 
 def test_what_is_not_given_stays_as_it_was(resolved):
     previous = replace(JOB, config=CONFIG | {"checkpoint_every": "11m", "overrides": []})
-    assert submit.changed_job(previous, parsed("resubmit", "base-100h")) == previous
-    longer = submit.changed_job(previous, parsed("resubmit", "base-100h", "--max-hours", "20"))
+    assert changed_job(previous, "base-100h") == previous
+    longer = changed_job(previous, "base-100h", "--max_hours", "20")
     assert longer == replace(previous, max_hours=20, max_wait_hours=26)
 
 
 def test_other_instances_have_another_interval_unless_the_user_has_set_it(resolved):
-    options = parsed(
-        "resubmit", "base-100h", "--instance-type", "ml.g5.xlarge", "--count", "8", "--trainer.max_steps", "9"
-    )
-    chosen = submit.changed_job(replace(JOB, config=CONFIG | {"checkpoint_every": "11m"}), options)
+    args = ["base-100h", "--instance_type", "ml.g5.xlarge", "--count", "8", "--trainer.max_steps", "9"]
+    chosen = changed_job(replace(JOB, config=CONFIG | {"checkpoint_every": "11m"}), *args)
     assert (chosen.instance_type, chosen.count, chosen.config["checkpoint_every"]) == ("ml.g5.xlarge", 8, "5m")
     assert chosen.config["overrides"] == ["--trainer.max_steps", "9"]
     assert chosen.checkpoints == JOB.checkpoints
-    by_user = submit.changed_job(replace(JOB, config=CONFIG | {"checkpoint_every": "12m"}), options)
+    by_user = changed_job(replace(JOB, config=CONFIG | {"checkpoint_every": "12m"}), *args)
     assert by_user.config["checkpoint_every"] == "12m"
 
 
 def test_a_spot_job_goes_on_on_demand(resolved):
-    job = submit.changed_job(
-        replace(JOB, config=CONFIG | {"checkpoint_every": "11m"}), parsed("resubmit", "base-100h", "--no-spot")
-    )
+    job = changed_job(replace(JOB, config=CONFIG | {"checkpoint_every": "11m"}), "base-100h", "--no_spot")
     assert (job.is_spot, job.max_wait_hours, job.config["checkpoint_every"]) == (False, None, "15m")
 
 
@@ -163,8 +149,8 @@ def test_a_dry_run_shows_request_and_plan_and_opens_no_socket(monkeypatch, capsy
     tried = []
     monkeypatch.setattr(socket, "socket", lambda *args, **_: tried.append(args))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **_: tried.append(args))
-    spot = ["--count", "2", "--spot", "--max-hours", "6"]
-    assert main(["submit", *NEEDED, *spot, "--dry-run", "--data.root", "speech", "--trainer.max_epochs", "7"]) == 0
+    spot = ["--count", "2", "--spot", "--max_hours", "6"]
+    assert main(["submit", *NEEDED, *spot, "--dry_run", "--data.root", "speech", "--trainer.max_epochs", "7"]) == 0
     out, err = capsys.readouterr()
     request = json.loads(out)
     assert request["ResourceConfig"]["InstanceType"] == "ml.g4dn.12xlarge"
@@ -178,13 +164,13 @@ def test_a_dry_run_shows_request_and_plan_and_opens_no_socket(monkeypatch, capsy
     ("args", "words"),
     [
         (["--trainer.max_stepz", "9"], "Did you mean"),
-        (["--instance-type", "ml.g4dn.13xlarge"], "did you mean ml.g4dn"),
+        (["--instance_type", "ml.g4dn.13xlarge"], "Did you mean ml.g4dn"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--trainer.max_steps", "many"], "max_steps"),
     ],
 )
 def test_a_wrong_option_ends_here_in_one_line(args, words, capsys):
-    assert main(["submit", *NEEDED, *args, "--dry-run"]) == 2
+    assert main(["submit", *NEEDED, *args, "--dry_run"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert words in line
@@ -193,19 +179,18 @@ def test_a_wrong_option_ends_here_in_one_line(args, words, capsys):
 @pytest.mark.parametrize("module", ["boto3", "sagemaker.core.helper.session_helper"])
 def test_without_the_sdk_it_is_said_how_to_install_it(monkeypatch, capsys, module):
     monkeypatch.setitem(sys.modules, module, None)
-    assert main(["submit", *NEEDED, "--dry-run"]) == 2
+    assert main(["submit", *NEEDED, "--dry_run"]) == 2
     assert "pip install 'w2v-lightning[aws]'" in capsys.readouterr().err
 
 
 def test_options_of_fit_are_for_those_who_start_one(capsys):
-    with pytest.raises(SystemExit):
-        main(["status", "a-job", "--trainer.max_steps", "9"])
-    assert "--trainer.max_steps" in capsys.readouterr().err
+    assert main(["status", "a-job", "--trainer.max_steps", "9"]) == 2
+    assert "unrecognized arguments: --trainer.max_steps" in capsys.readouterr().err
 
 
 @pytest.fixture
 def aws(monkeypatch):
-    """An account with prepared data, in this process."""
+    """Yield a client of an account with prepared data, in this process."""
     use_credentials(monkeypatch)
     with moto.mock_aws():
         s3 = boto3.client("s3", region_name="us-east-1")
@@ -222,7 +207,7 @@ def test_submitted_and_resubmitted_on_another_type(aws, capsys):
     name = capsys.readouterr().out.strip()
     assert main(["resubmit", "first-try"]) == 2
     assert "first-try has trained to its end" in capsys.readouterr().err.splitlines()[-1]
-    changes = ["--instance-type", "ml.g5.xlarge", "--count", "1", "--data.batch_seconds", "9"]
+    changes = ["--instance_type", "ml.g5.xlarge", "--count", "1", "--data.batch_seconds", "9"]
     assert main(["resubmit", "first-try", *changes, "--trainer.max_steps", "900000"]) == 0
     names = name, capsys.readouterr().out.strip()
     first, second = (aws.describe_training_job(TrainingJobName=name) for name in names)
@@ -250,7 +235,7 @@ def config_of(job):
 
 
 def job_of_another(aws, name, **more):
-    """One that this package did not submit."""
+    """Create a job that this package did not submit."""
     aws.create_training_job(
         TrainingJobName=name,
         AlgorithmSpecification={"TrainingImage": JOB.image, "TrainingInputMode": "File"},

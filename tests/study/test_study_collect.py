@@ -11,7 +11,7 @@ from w2v_lightning.perf_model import runs
 from w2v_lightning.sagemaker.study_runner import job_run
 from w2v_lightning.sagemaker.training_job import TrainingJob
 from w2v_lightning.study import collect
-from w2v_lightning.study.matrix import load
+from w2v_lightning.study.spec import load
 
 BEGAN = datetime(1970, 1, 1, 0, 16, 40, tzinfo=UTC)  # 1,000 s
 

@@ -166,7 +166,7 @@ def test_storage_without_a_manifest_is_refused(tmp_path):
 def test_storage_whose_audio_lies_elsewhere_is_refused(prepared, tmp_path):
     row = {"id": "a", "audio_filepath": str(tmp_path / "a.flac"), "duration": 1.0, "text": "A"}
     (prepared / "other.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(InputError, match=r"other\.jsonl: its audio lies elsewhere .*--shard-size"):
+    with pytest.raises(InputError, match=r"other\.jsonl: its audio is elsewhere .*--shard_size"):
         Storage(prepared, 8).__enter__()
 
 

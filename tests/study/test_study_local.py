@@ -18,8 +18,8 @@ from w2v_lightning.sagemaker import study_run
 from w2v_lightning.sagemaker.command import main
 from w2v_lightning.study import local, processes
 from w2v_lightning.study.local import Local
-from w2v_lightning.study.matrix import load
 from w2v_lightning.study.queue import LostError
+from w2v_lightning.study.spec import load
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_gpus_are_counted_and_emulated_hosts_are_none_of_theirs(study, monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
     assert runner._variables(found.cells[0]) == {"CUDA_VISIBLE_DEVICES": "5,6"}
     assert runner.obstacle(found.cells[0]) is None
-    assert runner.obstacle(found.cells[1]) == "it wants 4 GPUs, this host has 2"
+    assert runner.obstacle(found.cells[1]) == "it needs 4 GPUs, this host has 2"
     with pytest.raises(ValueError, match=r"trainer\.accelerator: cpu"):
         runner.obstacle(found.cells[2])
 
@@ -181,7 +181,7 @@ def test_two_commands_do_not_run_one_study(study, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / study_run.LOCK):
         assert main(["study", "run", str(study({"devices": 1})), "--to", str(tmp_path / "out")]) == 2
-    assert "another `study run` is at work" in capsys.readouterr().err
+    assert "is in use by another `study run`" in capsys.readouterr().err
 
 
 def test_a_wrong_option_is_said_before_anything_runs(study, tmp_path, capsys):
@@ -198,7 +198,7 @@ def test_here_a_study_of_instances_runs_as_far_as_there_are_devices(monkeypatch,
     printed = capsys.readouterr()
     assert "g4dn: 3 runs" in printed.out
     assert all(f"local-x{number}-r1" in printed.out for number in (1, 2, 4))
-    assert all(f"left out: local-x{number}: it wants {number} devices" in printed.err for number in (8, 12, 16))
+    assert all(f"left out: local-x{number}: it needs {number} devices" in printed.err for number in (8, 12, 16))
 
 
 # ---- all of it ------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_a_study_that_is_stopped_and_killed_goes_on(study, tmp_path):
 
     with started(command, log) as process:
         assert process.wait(LIMIT_S) == 0, log.read_text()
-    assert log.read_text().count("1 of 2 runs are to be made") == 2
+    assert log.read_text().count("Running 1 of 2 runs") == 2
     assert (first / runs.FILE).read_bytes() == written
     run = runs.read(second)
     assert (run.outcome, run.interruptions) == ("finished", 2)

@@ -12,7 +12,7 @@ from scripted_runner import Clock, Cloud, Crash, Runner, run
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model import runs
 from w2v_lightning.study import queue
-from w2v_lightning.study.matrix import load
+from w2v_lightning.study.spec import load
 
 NAME = "ml.g4dn.2xlarge-x{}"
 
@@ -195,16 +195,16 @@ def test_runs_of_other_settings_are_not_mixed_in(make, clock, tmp_path):
         queue.load(make(1, steps=6), tmp_path / "out")
     study = make(1, steps=5)
     (tmp_path / "cfg.yaml").write_text("trainer: {max_steps: 3}")
-    with pytest.raises(InputError, match=r"another config than .*cfg\.yaml.*--to"):
+    with pytest.raises(InputError, match=r"another version of .*cfg\.yaml.*--to"):
         queue.load(study, tmp_path / "out")
 
 
 def test_what_runs_must_stay_in_the_study(make, clock, tmp_path):
     with pytest.raises(Crash):
         carry_out(make(1, 2), tmp_path / "out", Runner(Cloud(clock), crash_after=4))
-    with pytest.raises(InputError, match=r"ml\.g4dn\.2xlarge-x1-r1 was started.*put it back"):
+    with pytest.raises(InputError, match=r"ml\.g4dn\.2xlarge-x1-r1 was started.*add it again"):
         queue.load(make(2), tmp_path / "out")
-    with pytest.raises(InputError, match=r"state\.json: .*-r1 has options \{\}.*put that back"):
+    with pytest.raises(InputError, match=r"state\.json: .*-r1 has options \{\}.*restore the setting"):
         queue.load(make(1, 2, steps=5), tmp_path / "out")
 
 

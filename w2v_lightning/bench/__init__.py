@@ -1,1 +1,1 @@
-"""Benchmarks that a user runs on his own machine and data."""
+"""Benchmarks that users run on their own machine and data."""

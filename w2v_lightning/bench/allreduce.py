@@ -1,37 +1,67 @@
-"""`bench allreduce`: how fast gradients travel between the processes that a launcher has started.
+"""Benchmark `bench allreduce`: latency and bandwidth between the processes that a launcher has started.
 
     torchrun --nproc_per_node 2 -m w2v_lightning bench allreduce
 
-As nccl-tests has it: the algorithm bandwidth of a message of B bytes that takes t seconds is B / t. Each of n ranks
-sends and receives 2 (n - 1) / n of it, so the bus bandwidth, B / t x 2 (n - 1) / n, is to be compared with the
-hardware's, on any number of ranks.
+Bandwidths are those of nccl-tests: the algorithm bandwidth of a message of B bytes that takes t seconds is B / t. Each
+of n ranks sends and receives 2 (n - 1) / n of the message, so the bus bandwidth, B / t x 2 (n - 1) / n, can be compared
+with the hardware's for any number of ranks.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from jsonargparse.typing import PositiveInt
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from w2v_lightning.bench.settings import CONFIGS
+from w2v_lightning.command_line import Parser, parse, parser_of
 from w2v_lightning.errors import InputError
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.runtime.files import atomic_text_file
 from w2v_lightning.runtime.hardware import device_name, versions
-from w2v_lightning.telemetry.all_reduce import LEAST_BYTES, bucket_bytes, exchange_s
+from w2v_lightning.telemetry.all_reduce import LATENCY_BYTES, bucket_bytes, exchange_s
+
+Backend = Literal["nccl", "gloo"]
+
+
+@dataclass(frozen=True)
+class AllreduceOptions:
+    """Measure latency and bandwidth of all-reduces between devices, under torchrun.
+
+    Start one process for each device: torchrun --nproc_per_node 2 -m w2v_lightning bench allreduce
+
+    Args:
+        max_mib: size of the largest message, in MiB.
+        models: models (base, large) whose gradients are sent, too; without a value: none.
+        repetitions: number of repetitions of each message.
+        backend: backend of torch.distributed; default: nccl if there are GPUs, otherwise gloo.
+        json: file to write all figures to.
+    """
+
+    max_mib: PositiveInt = 512
+    # A stored list replaces the default; other lists are appended to it.
+    models: list[str] = field(default_factory=lambda: list(CONFIGS), metadata={"nargs": "*", "action": "store"})
+    repetitions: PositiveInt = 10
+    backend: Backend | None = None
+    json: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            if name not in CONFIGS:
+                raise InputError(f"--models: {name!r} is unknown; choose from {', '.join(CONFIGS)}.")
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """All-reduces of so many bytes, one after the other or, as the buckets of a model, all at once."""
+    """Duration of an all-reduce of one message, or of all buckets of a model together."""
 
     what: str
     num_bytes: int
@@ -48,24 +78,18 @@ class Exchange:
         return self.algorithm_bytes_per_s * 2 * (self.world_size - 1) / self.world_size
 
 
-def add_parser(benchmarks: argparse._SubParsersAction) -> None:
-    parser = benchmarks.add_parser("allreduce", help="latency and bandwidth between devices, under torchrun")
-    parser.add_argument("--max-mib", type=int, default=512, help="largest message (default %(default)d)")
-    parser.add_argument(
-        "--models", nargs="*", choices=CONFIGS, default=list(CONFIGS), help="whose gradients to send (default: both)"
-    )
-    parser.add_argument("--repetitions", type=int, default=10, help="of each message (default %(default)d)")
-    parser.add_argument("--backend", choices=("nccl", "gloo"), help="default: nccl where there are GPUs, else gloo")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.set_defaults(run=run)
+def parser() -> Parser:
+    """Return the parser of this command."""
+    return parser_of(AllreduceOptions, "bench allreduce")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure between the processes of the launcher; the first one prints and writes.
+def main(args: Sequence[str]) -> int:
+    """Measure between the processes of the launcher; the first one prints and writes. Return the exit status.
 
     Raises:
-        InputError: there is one process alone, or an option cannot be.
+        InputError: there is only one process, or an option is invalid.
     """
+    options = parse(AllreduceOptions, "bench allreduce", args)
     _check(options)
     device = _join(options.backend)
     try:
@@ -76,11 +100,19 @@ def run(options: argparse.Namespace) -> None:
                 _write(options.json, exchanges, device)
     finally:
         dist.destroy_process_group()
+    return 0
 
 
 def measure(device: torch.device, most_bytes: int, models: Sequence[str], repetitions: int) -> list[Exchange]:
-    """All-reduces of powers of two up to `most_bytes`, then of the gradients of `models`, of those in CONFIGS."""
-    sizes = [2**i for i in range(LEAST_BYTES.bit_length() - 1, most_bytes.bit_length())]
+    """Measure messages of powers of two bytes, then the gradients of models.
+
+    Args:
+        device: device of the messages.
+        most_bytes: size of the largest message (bytes).
+        models: names in CONFIGS.
+        repetitions: number of repetitions of each message.
+    """
+    sizes = [2**i for i in range(LATENCY_BYTES.bit_length() - 1, most_bytes.bit_length())]
     exchanges = [_exchange(_size(num_bytes), [num_bytes], device, repetitions) for num_bytes in sizes]
     for name in models:
         buckets = gradient_buckets(CONFIGS[name])
@@ -89,27 +121,24 @@ def measure(device: torch.device, most_bytes: int, models: Sequence[str], repeti
 
 
 def gradient_buckets(config: dict[str, Any]) -> list[int]:
-    """Bytes of each of the buckets in which DDP sends the gradients, float32, of a model as `fit` trains it."""
+    """Return the size (bytes) of each bucket in which DDP sends the float32 gradients of a model that `fit` trains."""
     with torch.device("meta"):
         module = Wav2Vec2CTC(None, config)
     return bucket_bytes(module.parameters())
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: AllreduceOptions) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
         raise InputError(
-            "bench allreduce measures between processes, and this one is alone; start as many as there are devices:"
+            "bench allreduce needs at least two processes, but this one is alone; start one for each device:"
             " torchrun --nproc_per_node 2 -m w2v_lightning bench allreduce"
         )
-    for name in ("max_mib", "repetitions"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(options, name)}.")
     if options.backend == "nccl" and not torch.cuda.is_available():
         raise InputError("--backend is nccl, but torch finds no CUDA device here: use gloo.")
 
 
-def _join(backend: str | None) -> torch.device:
-    """Meet the other processes; what this one computes on."""
+def _join(backend: Backend | None) -> torch.device:
+    """Join the process group; return the device of this process."""
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
     if backend == "gloo":
         dist.init_process_group(backend)
@@ -131,10 +160,10 @@ def _show(exchanges: list[Exchange], device: torch.device) -> None:
     table = Table(box=box.SIMPLE)
     for column in ("message", "buckets", "ms", "algorithm GB/s", "bus GB/s"):
         table.add_column(column, justify="left" if column == "message" else "right")
-    for found in exchanges:
-        rates = (f"{rate / 1e9:.2f}" for rate in (found.algorithm_bytes_per_s, found.bus_bytes_per_s))
-        buckets = str(found.num_messages) if found.num_messages > 1 else ""
-        table.add_row(found.what, buckets, f"{1000 * found.seconds:.3f}", *rates)
+    for exchange in exchanges:
+        rates = (f"{rate / 1e9:.2f}" for rate in (exchange.algorithm_bytes_per_s, exchange.bus_bytes_per_s))
+        buckets = str(exchange.num_messages) if exchange.num_messages > 1 else ""
+        table.add_row(exchange.what, buckets, f"{1000 * exchange.seconds:.3f}", *rates)
     console.print(table)
 
 
@@ -145,7 +174,7 @@ def _write(path: Path, exchanges: list[Exchange], device: torch.device) -> None:
         "backend": dist.get_backend(),
         "device": device_name(device),
         "versions": versions(),
-        "exchanges": [asdict(found) | {name: getattr(found, name) for name in rates} for found in exchanges],
+        "exchanges": [asdict(exchange) | {name: getattr(exchange, name) for name in rates} for exchange in exchanges],
     }
     with atomic_text_file(path) as file:
         json.dump(report, file, indent=1)

@@ -1,7 +1,7 @@
-"""Ours inside a real `Trainer.fit`, with the callbacks and the logging of the command line, its data already in memory.
+"""Measurement of ours inside `Trainer.fit`, with the callbacks and logging of the command line and data in memory.
 
-The other sides take their turns between two passes of the fit, from a callback: so all of them alternate although the
-loop is Lightning's.
+The other sides take their turns between two passes of the fit, from a callback, so that all sides alternate although
+the loop is Lightning's.
 """
 
 import io
@@ -25,11 +25,11 @@ from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.telemetry.throughput import Throughput
 
 WARM_UP_PASSES = 2
-LOG_EVERY_N_STEPS = 10  # as the command line has it
+LOG_EVERY_N_STEPS = 10  # default of the command line
 
 
 class PreparedLoader:
-    """Hands out a workload's Batches, pass after pass."""
+    """Loader that yields the Batches of a workload, pass after pass."""
 
     def __init__(self, workload: Workload, num_passes: int):
         self.batches = workload.batches
@@ -44,11 +44,11 @@ class PreparedLoader:
 
 
 class PassClock(Callback):
-    """Times whole passes over the workload and, after each, lets the others take their turn."""
+    """Timer of whole passes over the workload, which calls `after_pass` after each."""
 
-    def __init__(self, passes: Passes, others: Callable[[], None]):
+    def __init__(self, passes: Passes, after_pass: Callable[[], None]):
         self.passes = passes
-        self.others = others
+        self.after_pass = after_pass
         self.num_steps = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -59,14 +59,14 @@ class PassClock(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.num_steps += batch.is_last_of_step
-        num_passes, of_pass = divmod(self.num_steps, len(self.passes.workload.steps))
-        if not batch.is_last_of_step or of_pass or num_passes < WARM_UP_PASSES:
+        num_passes, steps_of_pass = divmod(self.num_steps, len(self.passes.workload.steps))
+        if not batch.is_last_of_step or steps_of_pass or num_passes < WARM_UP_PASSES:
             return
         if num_passes == WARM_UP_PASSES:
             self._end_warm_up()
         else:
             self.passes.end()
-            self.others()
+            self.after_pass()
         self.passes.begin()
 
     def _end_warm_up(self) -> None:
@@ -79,23 +79,29 @@ def fit(
     module: Wav2Vec2CTC,
     passes: Passes,
     repetitions: int,
-    others: Callable[[], None] = lambda: None,
+    after_pass: Callable[[], None] = lambda: None,
     devices: int = 1,
     strategy: Strategy | str = "auto",
-    is_sigterm_lightnings: bool = False,
+    uses_lightnings_sigterm: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Throughput:
-    """Train `module` for warm-up and `repetitions` timed passes; `others` is called after each of the latter.
+    """Train `module` for a warm-up and timed passes over a workload; return the callback that measured throughput.
 
-    On several `devices` each has its own share of the workload. What the callback has measured is returned.
-
-    With `is_sigterm_lightnings` ranks agree on a SIGTERM in Lightning's way: by a broadcast before each micro-batch.
-    `callbacks` come on top of those that a run on the command line has.
+    Args:
+        module: module to train.
+        passes: workload, this rank's share of it on several devices; its timings are added here.
+        repetitions: number of timed passes.
+        after_pass: function to call after each timed pass.
+        devices: number of devices.
+        strategy: Lightning's strategy.
+        uses_lightnings_sigterm: agreement of the ranks on a SIGTERM by Lightning's broadcast before each micro-batch,
+            instead of by our callback.
+        callbacks: callbacks besides those of a run on the command line.
     """
     machine, workload = passes.memory.machine, passes.workload
     num_passes = WARM_UP_PASSES + repetitions
     silent, throughput = Console(file=io.StringIO()), Throughput()
-    usual = [*([] if is_sigterm_lightnings else [Preemption()]), Diagnosis(), throughput, RunProgress(silent)]
+    usual = [*([] if uses_lightnings_sigterm else [Preemption()]), Diagnosis(), throughput, RunProgress(silent)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator=machine.accelerator,
@@ -107,8 +113,8 @@ def fit(
             accumulate_grad_batches=workload.num_micro_batches,
             gradient_clip_val=CLIP_NORM,
             log_every_n_steps=LOG_EVERY_N_STEPS,
-            # The clock comes last: what the other callbacks do after a batch counts.
-            callbacks=[*usual, *callbacks, PassClock(passes, others)],
+            # The clock is last, so that it also times what the other callbacks do after a batch.
+            callbacks=[*usual, *callbacks, PassClock(passes, after_pass)],
             logger=True,
             limit_val_batches=0,
             enable_checkpointing=False,

@@ -1,27 +1,29 @@
-"""`bench loader`: how fast batches come out of a manifest, beside what a plain script does.
+"""Benchmark `bench loader`: speed of the loader on a manifest, compared with that of a plain script.
 
-"plan" is what `fit` uses. "plain" is the same dataset under torch's own shuffled batches of a fixed number of
-utterances, decoded by soundfile: a usual training script. Both are measured in turn in the same process, several times.
+"plan" is the loader of `fit`. "plain" is that of a usual training script: the same data in torch's own shuffled batches
+of a fixed number of utterances, decoded by soundfile. Both are measured in turn in the same process, several times.
 """
 
-import argparse
 import io
 import json
 import resource
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from w2v_lightning.command_line import Parser, parse, parser_of
 from w2v_lightning.data.batch import SAMPLE_RATE, Batch, InputSpec, SpecAugment, pad
 from w2v_lightning.data.loader import UtteranceDataset, batch_loader
 from w2v_lightning.data.manifest import Manifest
@@ -30,39 +32,59 @@ from w2v_lightning.data.samplers import TrainSampler
 from w2v_lightning.errors import InputError
 from w2v_lightning.runtime.files import atomic_text_file
 
-BASE_100H = SpecAugment(time_prob=0.65, channel_prob=0.5)  # masks are drawn in the workers, and cost them time
+BASE_100H = SpecAugment(time_prob=0.65, channel_prob=0.5)  # the workers draw masks, which takes time
 PLAIN_BATCH = 16
-TABLE_WIDTH = 100  # columns; a pipe would be given 80, which cuts figures off
+TABLE_WIDTH = 100  # columns; in a pipe, rich assumes 80, which would truncate figures
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """Measure the audio-seconds per second that loader workers deliver.
+
+    The loader of `fit` ("plan") takes turns with that of a usual training script ("plain").
+
+    Args:
+        manifest: path or URL of a manifest, as `prepare` writes it.
+        workers: numbers of loader workers to measure, separated by commas.
+        batch_seconds: audio per step, in seconds.
+        device_seconds: audio per micro-batch, in seconds.
+        repetitions: number of passes for each row of the table.
+        seconds: duration in seconds after which a pass ends.
+        cache_dir: folder that keeps remote audio files, like data.cache_dir.
+        json: file to write all measurements to.
+    """
+
+    manifest: str
+    workers: str = "0,1,2"
+    batch_seconds: PositiveFloat = 1600.0
+    device_seconds: PositiveFloat = 200.0
+    repetitions: PositiveInt = 3
+    seconds: NonNegativeFloat = 20.0
+    cache_dir: str | None = None
+    json: Path | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One pass over (a part of) an epoch."""
+    """Figures of one pass over (a part of) an epoch."""
 
     loader: str
     workers: int
     audio_s_per_s: float  # after the first batch
     audio_s_per_cpu_s: float  # CPU time of the main process and of the workers, start included
     first_batch_s: float  # from reading the manifest to the first batch in the main process
-    padding: float  # share of what a model would compute on
-    memory_mib: float | None  # of all processes, what they share counted once
+    padding: float  # share of the samples that a model would compute on
+    memory_mib: float | None  # of all processes, shared memory counted once
 
 
-def add_parser(benchmarks: argparse._SubParsersAction) -> None:
-    parser = benchmarks.add_parser("loader", help="audio-seconds per second that loader workers deliver")
-    parser.add_argument("manifest", metavar="MANIFEST", help="as `prepare` writes it; a path or URL")
-    parser.add_argument("--workers", default="0,1,2", help="numbers of loader workers to try (default %(default)s)")
-    parser.add_argument("--batch-seconds", type=float, default=1600.0, help="audio per step (default %(default)g)")
-    parser.add_argument("--device-seconds", type=float, default=200.0, help="audio per batch (default %(default)g)")
-    parser.add_argument("--repetitions", type=int, default=3, help="passes per row (default %(default)d)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="end a pass after this long (default %(default)g)")
-    parser.add_argument("--cache-dir", help="as data.cache_dir, for manifests whose audio is remote")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
-    parser.set_defaults(run=run)
+def parser() -> Parser:
+    """Return the parser of this command."""
+    return parser_of(LoaderOptions, "bench loader", positional=["manifest"])
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure, print a table of medians, write the JSON file."""
+def main(args: Sequence[str]) -> int:
+    """Measure, print a table of medians, and write the JSON file; return the exit status."""
+    options = parse(LoaderOptions, "bench loader", args, positional=["manifest"])
     measurements = [
         measure(loader, workers, options)
         for _ in range(options.repetitions)
@@ -71,30 +93,37 @@ def run(options: argparse.Namespace) -> None:
     ]
     Console(width=max(Console().width, TABLE_WIDTH)).print(_table(measurements))
     if options.json:
-        settings = {key: value for key, value in vars(options).items() if isinstance(value, str | float | int)}
+        values = {key: value for key, value in vars(options).items() if isinstance(value, str | float | int)}
+        report = {"settings": {"benchmark": "loader"} | values, "measurements": [asdict(m) for m in measurements]}
         with atomic_text_file(options.json) as file:
-            json.dump({"settings": settings, "measurements": [asdict(m) for m in measurements]}, file, indent=1)
+            json.dump(report, file, indent=1)
+    return 0
 
 
-def measure(loader: str, workers: int, options: argparse.Namespace) -> Measurement:
-    """One pass of "plan" or "plain" over the manifest.
+def measure(loader: str, workers: int, options: LoaderOptions) -> Measurement:
+    """Measure one pass of a loader over the manifest.
+
+    Args:
+        loader: name in LOADERS: "plan" or "plain".
+        workers: number of loader workers.
+        options: options of the command.
 
     Raises:
         InputError: the manifest cannot be read, or is too small for a second batch.
     """
-    cpu_before_s, started = _cpu_s(), time.perf_counter()
+    cpu_before_s, start_s = _cpu_s(), time.perf_counter()
     batches = iter(LOADERS[loader](options, workers))
     audio_s, computed_s = _size_s(next(batches))
-    first_batch_s, first_audio_s = time.perf_counter() - started, audio_s
+    first_batch_s, first_audio_s = time.perf_counter() - start_s, audio_s
     for batch in batches:
         audio_s, computed_s = (a + b for a, b in zip((audio_s, computed_s), _size_s(batch), strict=True))
-        if time.perf_counter() - started > options.seconds:
+        if time.perf_counter() - start_s > options.seconds:
             break
-    elapsed_s = time.perf_counter() - started - first_batch_s
+    elapsed_s = time.perf_counter() - start_s - first_batch_s
     if audio_s == first_audio_s:
-        raise InputError(f"{options.manifest} makes one batch only: lower --device-seconds and --batch-seconds.")
+        raise InputError(f"{options.manifest} makes one batch only: lower --device_seconds and --batch_seconds.")
     memory_mib = _memory_mib()
-    del batches  # ends the workers, whose CPU time is known only then
+    del batches  # ends the workers: the system reports their CPU time only after that
     return Measurement(
         loader=loader,
         workers=workers,
@@ -106,7 +135,7 @@ def measure(loader: str, workers: int, options: argparse.Namespace) -> Measureme
     )
 
 
-def _plan(options: argparse.Namespace, workers: int) -> DataLoader:
+def _plan(options: LoaderOptions, workers: int) -> DataLoader:
     manifest = Manifest.load(options.manifest)
     reader = AudioReader(options.cache_dir)
     dataset = UtteranceDataset(manifest, InputSpec(spec_augment=BASE_100H), reader=reader, masked=True)
@@ -114,7 +143,7 @@ def _plan(options: argparse.Namespace, workers: int) -> DataLoader:
     return batch_loader(dataset, TrainSampler(manifest.durations_s_N, **limits, seed=0, rank=0, world_size=1), workers)
 
 
-def _plain(options: argparse.Namespace, workers: int) -> DataLoader:
+def _plain(options: LoaderOptions, workers: int) -> DataLoader:
     dataset = _PlainDataset(Manifest.load(options.manifest), AudioReader(options.cache_dir))
     return DataLoader(dataset, PLAIN_BATCH, shuffle=True, num_workers=workers, collate_fn=_pad_all)
 
@@ -141,7 +170,7 @@ def _pad_all(waveforms: list[np.ndarray]) -> tuple[Tensor, int]:
 
 
 def _size_s(batch: Batch | tuple[Tensor, int]) -> tuple[float, float]:
-    """Seconds of audio, and of what a model would compute on."""
+    """Seconds of audio, and seconds that a model would compute on, padding included."""
     if isinstance(batch, Batch):
         return batch.audio_seconds, batch.waveforms_BT.numel() / SAMPLE_RATE
     waveforms_BT, num_samples = batch
@@ -149,13 +178,13 @@ def _size_s(batch: Batch | tuple[Tensor, int]) -> tuple[float, float]:
 
 
 def _cpu_s() -> float:
-    """CPU time of this process and of those that it has waited for."""
+    """CPU time of this process and of its ended children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _memory_mib() -> float | None:
-    """Memory of this process and its workers, shared pages counted once (PSS); None where the system does not say."""
+    """Memory of this process and its workers, shared pages counted once (PSS); None without Linux's smaps_rollup."""
     kib = 0
     for pid in ("self", *(process.pid for process in active_children())):
         try:
@@ -170,11 +199,11 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise InputError(f"--workers must be numbers such as 0,1,2, found {text!r}.") from None
+        raise InputError(f"--workers is {text!r}: give numbers such as 0,1,2.") from None
 
 
 def _table(measurements: list[Measurement]) -> Table:
-    """Medians of the repetitions, and the range of the speed."""
+    """Return the table of medians over the repetitions, and the range of the speed."""
     columns = ("loader", "workers", "audio-s/s", "range", "per CPU-s", "first (s)", "padding", "MiB")
     table = Table(*columns, box=box.SIMPLE)
     for loader, workers in dict.fromkeys((m.loader, m.workers) for m in measurements):

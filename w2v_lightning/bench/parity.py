@@ -1,10 +1,10 @@
-"""Do both sides compute the same? Loss and gradient of one micro-batch from the same weights, under the same masks.
+"""Comparison of both sides: loss and gradient of one micro-batch with the same weights and masks.
 
-Nothing random is left: dropout and layer drop are off, masks are given. Nothing is padded either, because stock base
-models let an utterance see its padding and ours do not. The stock forward takes no channel masks, so a hook on the
-encoder's input puts them in.
+Nothing is random: dropout and layer drop are off, masks are given. Batches have no padding, because stock base models
+attend to it and ours do not. The stock forward has no argument for channel masks, so a hook on the encoder's input
+applies them.
 
-Gradients differ by up to 1e-3 in float32 too: on noise the CTC loss is in the thousands of nats, and its backward pass
+Gradients differ by up to 1e-3 even in float32: on noise the CTC loss is in the thousands of nats, and its backward pass
 exponentiates differences of numbers of that size.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from w2v_lightning.bench.stepper import Machine, Stepper, our_stepper
-from w2v_lightning.bench.stock import attention_mask, stock_model
+from w2v_lightning.bench.stock import attention_mask, on_device, stock_model
 from w2v_lightning.bench.workload import without_padding
 from w2v_lightning.data.batch import Batch
 from w2v_lightning.module import Wav2Vec2CTC
@@ -25,22 +25,23 @@ NOTHING_RANDOM = dict.fromkeys(
     ("layerdrop", "activation_dropout", "attention_dropout", "hidden_dropout", "feat_proj_dropout", "final_dropout"),
     0.0,
 )
-TOLERANCE = {"32-true": 1e-3, "bf16-mixed": 2e-2, "16-mixed": 5e-3}  # of the loss; on a GPU, float32 may mean TF32
-SCALE = 64.0  # of the loss in 16-mixed: nothing overflows, as at 65,536 it may in a first step
+# Largest relative difference of the losses. On a GPU, float32 may mean TF32.
+TOLERANCE = {"32-true": 1e-3, "bf16-mixed": 2e-2, "16-mixed": 5e-3}
+SCALE = 64.0  # loss scale in 16-mixed: small enough not to overflow; the usual 65,536 may, in a first step
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Losses are per utterance, in nats; differences are relative."""
+    """Losses (nats per utterance) and relative differences of both sides."""
 
     precision: str
     ours: float
     stock: float
-    stock_float32: float  # what both are held against, in mixed precision
+    stock_float32: float  # reference for both sides, in mixed precision
     loss_difference: float  # ours to stock
-    gradient_difference: float  # of all trained parameters as one vector, ours to stock in float32
-    stock_gradient_difference: float  # stock to stock in float32: what the precision alone costs
-    tolerance: float  # of loss_difference
+    gradient_difference: float  # ours to stock in float32, over all trained parameters as one vector
+    stock_gradient_difference: float  # stock to stock in float32: the effect of the precision alone
+    tolerance: float  # largest accepted loss_difference
 
     @property
     def holds(self) -> bool:
@@ -51,11 +52,17 @@ class Agreement:
 
 
 def agreement(build: Callable[..., Wav2Vec2CTC], batch: Batch, machine: Machine) -> Agreement:
-    """Ours, `build` with the options given, against stock on `batch`, which is cut to be free of padding."""
+    """Compare ours with stock on a batch.
+
+    Args:
+        build: function that returns our module, given model options.
+        batch: utterances, which are shortened to the length of the shortest to avoid padding.
+        machine: device to compute on, and precision.
+    """
     batch = without_padding(batch)
     module = build(**NOTHING_RANDOM)
-    full = Machine(machine.device, "32-true")
-    reference_loss, reference = _loss_and_gradient(_stock(module, full), batch)
+    float32 = Machine(machine.device, "32-true")
+    reference_loss, reference = _loss_and_gradient(_stock(module, float32), batch)
     stock_loss, stock = _loss_and_gradient(_stock(module, machine), batch)
     our_loss, ours = _loss_and_gradient(our_stepper(module, machine), batch)
     return Agreement(
@@ -71,7 +78,9 @@ def agreement(build: Callable[..., Wav2Vec2CTC], batch: Batch, machine: Machine)
 
 
 def _stock(module: Wav2Vec2CTC, machine: Machine) -> Stepper:
-    model = stock_model(module, mask_feature_prob=0.0).to(machine.device)
+    model = on_device(stock_model(module, mask_feature_prob=0.0), machine.device)
+    blank = model.config.pad_token_id
+    assert blank is not None
 
     def share(batch: Batch) -> Tensor:
         hook = model.wav2vec2.encoder.register_forward_pre_hook(_channel_masking(batch.channel_mask_BC))
@@ -85,7 +94,7 @@ def _stock(module: Wav2Vec2CTC, machine: Machine) -> Stepper:
                 batch.labels_BU,
                 batch.num_frames_B,
                 batch.num_labels_B,
-                blank=model.config.pad_token_id,
+                blank=blank,
                 reduction="sum",
                 zero_infinity=True,
             )
@@ -98,8 +107,8 @@ def _channel_masking(channel_mask_BC: Tensor | None) -> Callable[[nn.Module, tup
     def mask(_: nn.Module, inputs: tuple) -> tuple | None:
         if channel_mask_BC is None:
             return None
-        hidden_BFC, *others = inputs
-        return hidden_BFC.masked_fill(channel_mask_BC[:, None], 0.0), *others
+        hidden_BFC, *rest = inputs
+        return hidden_BFC.masked_fill(channel_mask_BC[:, None], 0.0), *rest
 
     return mask
 

@@ -1,9 +1,9 @@
-"""transformers' automatic-speech-recognition pipeline, fed in each of the ways in which a user could feed it.
+"""Pipeline of transformers for automatic speech recognition, with each of the inputs that a user could give it.
 
-It allows itself one process for reading and features. So there are three feeds: "files", the names of the files, which
-that process decodes by ffmpeg; "arrays", which it decodes by soundfile; and "loader", decoded by soundfile in as many
-loader processes as ours has, features then in the main process. Names and arrays come as a torch Dataset, the loader's
-as a generator, as transformers' documentation has it.
+The pipeline uses one process for reading and features. There are three feeds: "files" are names of files, which that
+process decodes with ffmpeg; "arrays" are decoded in that process by soundfile; "loader" are decoded by soundfile in as
+many loader processes as ours has, and the main process computes the features. As transformers' documentation
+recommends, names and arrays are a torch Dataset, and the loader's arrays a generator.
 """
 
 import io
@@ -33,7 +33,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the pipeline."""
+    """Feed, batch size, data type and order of a run of the pipeline."""
 
     feed: str
     batch_size: int
@@ -46,7 +46,7 @@ class Variant:
 
 
 def variants(feeds: tuple[str, ...], batch_sizes: list[int], dtypes: list[str]) -> list[Variant]:
-    """All combinations; a batch of one gains nothing from sorting."""
+    """Return all combinations, without sorted batches of one, which gain nothing."""
     return [
         Variant(feed, batch_size, dtype, is_sorted)
         for dtype, feed, batch_size, is_sorted in product(dtypes, feeds, batch_sizes, (False, True))
@@ -55,7 +55,7 @@ def variants(feeds: tuple[str, ...], batch_sizes: list[int], dtypes: list[str]) 
 
 
 def usable_feeds(manifest: Manifest) -> tuple[str, ...]:
-    """ "files" only where ffmpeg is installed and each utterance is a local file of its own.
+    """Return the feeds that work here: "files" needs ffmpeg, and each utterance in a local file of its own.
 
     Raises:
         InputError: an utterance is a segment of a longer recording, which the pipeline cannot read.
@@ -69,12 +69,12 @@ def usable_feeds(manifest: Manifest) -> tuple[str, ...]:
 
 
 class Pipelines:
-    """The pipeline of one model, one per dtype, loaded when it is first asked for.
+    """Pipelines of one model, one for each data type, loaded when first used.
 
     Args:
-        folder: of the model.
-        device: where it computes.
-        num_workers: loader processes of the feed "loader".
+        folder: folder of the model.
+        device: device to compute on.
+        num_workers: number of loader processes of the feed "loader".
     """
 
     def __init__(self, folder: Path, device: torch.device, num_workers: int):
@@ -84,13 +84,13 @@ class Pipelines:
         self._of_dtype: dict[str, transformers.Pipeline] = {}
 
     def transcribe(self, manifest: Manifest, variant: Variant) -> Iterator[tuple[int, str]]:
-        """(position in the manifest, text) of each utterance; tokens such as <s> stay in the text."""
+        """Iterate over (position in the manifest, text) of each utterance; tokens such as <s> stay in the text."""
         positions = np.arange(len(manifest))
         if variant.is_sorted:
             positions = np.argsort(-manifest.durations_s_N, kind="stable")
-        refs = [manifest.audio(i) for i in positions]
-        found = self._run(refs, variant)
-        return zip(positions.tolist(), (row["text"] for row in found), strict=True)
+        refs = [manifest.audio(i) for i in positions.tolist()]
+        rows = self._run(refs, variant)
+        return zip(positions.tolist(), (row["text"] for row in rows), strict=True)
 
     def _run(self, refs: list[AudioRef], variant: Variant) -> Iterator[dict[str, str]]:
         pipeline = self._pipeline(variant.dtype)

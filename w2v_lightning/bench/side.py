@@ -1,4 +1,4 @@
-"""One of those that are compared: passes over a workload, timed, and what memory they take."""
+"""Side of a comparison: timed passes over a workload, and the memory that they take."""
 
 import time
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from w2v_lightning.bench.workload import Workload
 
 @dataclass
 class Memory:
-    """GPU memory of one side, although the others' weights and optimiser states lie on the same device.
+    """GPU memory of one side, although the other sides' weights and optimiser states are on the same device.
 
-    Between passes every side holds only what it keeps (gradients are freed), and the others do nothing during a pass.
-    So the peak of a pass, less what all held before it, plus what this side keeps, is this side's alone.
+    Between passes every side holds only what it keeps (gradients are freed), and the other sides are idle during a
+    pass. So this side's peak is the peak of a pass, less what all sides held before it, plus what this side keeps.
     """
 
     machine: Machine
@@ -53,14 +53,14 @@ class Memory:
 
 @dataclass
 class Passes:
-    """What was measured of one side on one workload."""
+    """Measurements of one side on one workload."""
 
     side: str
-    group: str  # those that were timed in turn with each other
+    group: str  # sides of a group were timed in turn with each other
     workload: Workload
     memory: Memory
     warm_up_s: float = 0.0
-    seconds: list[float] = field(default_factory=list)  # of each pass over the workload
+    seconds: list[float] = field(default_factory=list)  # duration of each pass over the workload
 
     def begin(self) -> None:
         self.memory.before_pass()
@@ -77,9 +77,9 @@ class Side:
     """A model that takes optimiser steps: built and warmed up here, then timed one pass at a time.
 
     Args:
-        name: in the table.
-        build: makes the model and its optimiser.
-        machine: where it computes.
+        name: name in the table.
+        build: function that builds the model and its optimiser.
+        machine: device to compute on, and precision.
     """
 
     def __init__(self, name: str, build: Callable[[], Stepper], machine: Machine):
@@ -90,7 +90,10 @@ class Side:
         self.stepper = build()
 
     def passes(self, group: str, workload: Workload) -> Passes:
-        """Warm up over all shapes, twice, because torch.compile makes dynamic what changes; ready to be timed."""
+        """Warm up over all shapes, and return the Passes to time.
+
+        Shapes run twice, because torch.compile compiles again with dynamic sizes when it meets a second shape.
+        """
         start_s = time.perf_counter()
         for _ in range(2):
             self.run(workload)

@@ -1,4 +1,4 @@
-"""What `bench step` found, as a table and as JSON."""
+"""Figures of `bench step`, as tables and as JSON."""
 
 import json
 import shlex
@@ -25,23 +25,23 @@ from w2v_lightning.runtime.hardware import device_name, versions
 
 MFU = (
     "MFU = FLOPs of forward and backward of the audio (model/flops.py: multiply-add = 2, feature encoder forward only,"
-    " layers that layer drop leaves, no padding) / seconds / FLOP/s of a matrix product in this run"
+    " layers kept by layer drop, no padding) / seconds / FLOP/s of a matrix product in this run"
 )
 
 
 @dataclass
 class Result:
-    """All that was found."""
+    """Measurements of all sides."""
 
-    config: Wav2Vec2Config  # of the model
+    config: Wav2Vec2Config
     passes: list[Passes] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)  # of stock, by side
+    failures: dict[str, str] = field(default_factory=dict)  # error by side
     matrix_flops_per_s: float = 0.0
     agreement: Agreement | None = None
 
 
 def summary(settings: Settings, result: Result) -> dict[str, Any]:
-    """All figures, ready for JSON."""
+    """Return all figures, ready for JSON."""
     main = result.passes[0].workload
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -67,47 +67,48 @@ def _settings(settings: Settings) -> dict[str, Any]:
 
 
 def _side(passes: Passes, result: Result) -> dict[str, Any]:
-    load, median_s = passes.workload, statistics.median(passes.seconds)
-    flops = training_flops(result.config, load.num_samples, trains_feature_encoder=False)
+    workload, median_s = passes.workload, statistics.median(passes.seconds)
+    flops = training_flops(result.config, workload.num_samples, trains_feature_encoder=False)
     return {
         "side": passes.side,
         "group": passes.group,
-        "device_seconds": load.device_seconds,
-        "micro_batches_per_step": load.num_micro_batches,
-        "audio_s": load.audio_s,
+        "device_seconds": workload.device_seconds,
+        "micro_batches_per_step": workload.num_micro_batches,
+        "audio_s": workload.audio_s,
         "audio_s_per_s": {
-            "median": load.audio_s / median_s,
-            "min": load.audio_s / max(passes.seconds),
-            "max": load.audio_s / min(passes.seconds),
+            "median": workload.audio_s / median_s,
+            "min": workload.audio_s / max(passes.seconds),
+            "max": workload.audio_s / min(passes.seconds),
         },
-        "step_ms": 1000 * median_s / len(load.steps),
+        "step_ms": 1000 * median_s / len(workload.steps),
         "peak_gib": passes.memory.peak_gib,
         "mfu": flops / median_s / result.matrix_flops_per_s,
-        "padding": load.padding,
+        "padding": workload.padding,
         "warm_up_s": passes.warm_up_s,
         "pass_s": passes.seconds,
     }
 
 
 def write(path: Path, figures: dict[str, Any]) -> None:
+    """Write the figures to a JSON file."""
     with atomic_text_file(path) as file:
         json.dump(figures, file, indent=1)
 
 
 def show(console: Console, figures: dict[str, Any]) -> None:
-    """A table for each group, and below it what the figures mean."""
+    """Print a table for each group, and explanations of the figures below."""
     settings = figures["settings"]
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    what = f"{settings['model']}, {settings['precision']}, {settings['batch_seconds']:g} s a step"
-    say(f"\n{what}, on {figures['device']}")
+    print_line = partial(console.print, highlight=False, soft_wrap=True)
+    heading = f"{settings['model']}, {settings['precision']}, {settings['batch_seconds']:g} s a step"
+    print_line(f"\n{heading}, on {figures['device']}")
     for group in dict.fromkeys(side["group"] for side in figures["sides"]):
         console.print(_table([side for side in figures["sides"] if side["group"] == group]))
     for side, failure in figures["failures"].items():
-        say(f"{side}: [red]failed[/red], {failure}")
-    say(f"Matrix product: {figures['matrix_tflops_per_s']:.3g} TFLOP/s. {MFU}.")
+        print_line(f"{side}: [red]failed[/red], {failure}")
+    print_line(f"Matrix product: {figures['matrix_tflops_per_s']:.3g} TFLOP/s. {MFU}.")
     for line in (_ratio(figures["sides"]), _agreement(figures["agreement"])):
         if line:
-            say(line)
+            print_line(line)
 
 
 def _table(sides: list[dict[str, Any]]) -> Table:
@@ -135,7 +136,7 @@ def _rate(audio_s_per_s: float) -> str:
 
 
 def _ratio(sides: list[dict[str, Any]]) -> str:
-    """Each of ours to the best of stock, among those that were timed in turn with it."""
+    """Compare each side of ours with the best stock side that was timed in turn with it."""
     stock = [side for side in sides if not side["side"].startswith("ours")]
     if not stock:
         return ""
@@ -146,17 +147,17 @@ def _ratio(sides: list[dict[str, Any]]) -> str:
         f" {side['audio_s_per_s']['median'] / best['audio_s_per_s']['median']:.2f}"
         for side in ours
     ]
-    return f"Times as fast as the best of stock ({best['side']} at {best['device_seconds']:g} s): {', '.join(ratios)}."
+    return f"Speed-up over the best stock side ({best['side']} at {best['device_seconds']:g} s): {', '.join(ratios)}."
 
 
-def _agreement(found: dict[str, Any] | None) -> str:
-    if not found:
+def _agreement(agreement: dict[str, Any] | None) -> str:
+    if not agreement:
         return ""
-    verdict = "agree" if found["holds"] else "[red]do NOT agree[/red]"
-    difference, most = found["loss_difference"], found["tolerance"]
+    verdict = "agree" if agreement["holds"] else "[red]do NOT agree[/red]"
+    difference, tolerance = agreement["loss_difference"], agreement["tolerance"]
     return (
-        f"Loss on the same weights and masks, nothing random: ours {found['ours']:.4f}, stock {found['stock']:.4f},"
-        f" stock in float32 {found['stock_float32']:.4f}: they {verdict} (relative difference {difference:.1e}, at most"
-        f" {most:g}). Gradient, to stock's in float32: ours {found['gradient_difference']:.1e},"
-        f" stock {found['stock_gradient_difference']:.1e}."
+        f"Loss with the same weights and masks, nothing random: ours {agreement['ours']:.4f}, stock"
+        f" {agreement['stock']:.4f}, stock in float32 {agreement['stock_float32']:.4f}: they {verdict} (relative"
+        f" difference {difference:.1e}, tolerance {tolerance:g}). Gradient, relative difference to stock's in float32:"
+        f" ours {agreement['gradient_difference']:.1e}, stock {agreement['stock_gradient_difference']:.1e}."
     )

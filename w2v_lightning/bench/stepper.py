@@ -1,14 +1,14 @@
-"""Optimiser steps as both sides are timed on: forward, backward over the micro-batches, clipping, AdamW.
+"""Optimiser steps that both sides are timed on: forward, backward over the micro-batches, clipping, AdamW.
 
-Ours runs Wav2Vec2CTC's own `training_step` and `configure_optimizers`; the loop around them is this one, the same for
-both sides, instead of Lightning's (for which see `in_fit.py`).
+Ours runs Wav2Vec2CTC's own `training_step` and `configure_optimizers`. The loop around them is the one in this file for
+both sides; `in_fit.py` measures Lightning's.
 """
 
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -20,16 +20,18 @@ from w2v_lightning.data.batch import Batch
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.runtime.precision import autocast, products_dtype
 
+Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
+
 CLIP_NORM = 5.0
-NUM_UPDATES = 1_000_000  # of the schedule: timing ends long before, in its warm-up
+NUM_UPDATES = 1_000_000  # length of the schedule; timing ends long before, in its warm-up
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where, and in which of Lightning's precisions, a side computes."""
+    """Device that a side computes on, and its precision, by Lightning's name."""
 
     device: torch.device
-    precision: str
+    precision: Precision
 
     @property
     def accelerator(self) -> str:
@@ -37,7 +39,7 @@ class Machine:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrix products."""
+        """Data type of the matrix products."""
         return products_dtype(self.precision)
 
     def autocast(self) -> AbstractContextManager:
@@ -55,12 +57,12 @@ class Stepper:
     """Whole optimiser steps of one model.
 
     Args:
-        model: its trained parameters are clipped.
-        loss_of: a micro-batch's share of its step's loss; the shares of a step are summed.
-        optimizer: what makes the update.
-        scheduler: stepped after each update.
-        machine: the batches are moved there.
-        after_step: called when a step is done.
+        model: model whose trained parameters have their gradients clipped.
+        loss_of: function that returns a micro-batch's share of its step's loss; the shares of a step are summed.
+        optimizer: optimizer of these parameters.
+        scheduler: scheduler to step after each update.
+        machine: device to move the batches to, and precision.
+        after_step: function to call after each step.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Stepper:
 
 
 class StepTrainer(Trainer):
-    """A Trainer whose loop is the one above: Wav2Vec2CTC finds in it all that it asks for; nothing is ever logged."""
+    """Trainer for Stepper's loop, with all that Wav2Vec2CTC reads from its trainer; it never logs."""
 
     def __init__(self, machine: Machine):
         self.updates = 0
@@ -129,8 +131,8 @@ class StepTrainer(Trainer):
 
 
 def our_stepper(module: Wav2Vec2CTC, machine: Machine) -> Stepper:
-    """`module` as Lightning would drive it, with the loop of this file."""
-    module.trainer = StepTrainer(machine)
+    """Return a Stepper that calls the hooks of `module` that Lightning would call."""
+    module.trainer = trainer = StepTrainer(machine)
     module.to(machine.device).train()
     module.on_fit_start()
     configured = module.configure_optimizers()
@@ -138,5 +140,6 @@ def our_stepper(module: Wav2Vec2CTC, machine: Machine) -> Stepper:
     def share(batch: Batch) -> Tensor:
         return module.training_step(batch, batch.micro_batch) / batch.num_micro_batches
 
-    scheduler = configured["lr_scheduler"]["scheduler"]
-    return Stepper(module, share, configured["optimizer"], scheduler, machine, module.trainer.count)
+    schedule = configured["lr_scheduler"]
+    assert isinstance(schedule, dict)
+    return Stepper(module, share, configured["optimizer"], schedule["scheduler"], machine, trainer.count)

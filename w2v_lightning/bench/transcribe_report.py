@@ -1,12 +1,12 @@
-"""The figures of `bench transcribe`, for the terminal and as JSON."""
+"""Figures of `bench transcribe`, as tables and as JSON."""
 
-import argparse
 import json
 import shlex
 import statistics
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich import box
@@ -24,7 +24,7 @@ SHOWN_VARIANTS = 8
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of one side."""
+    """Pass of one side over an excerpt."""
 
     side: str
     audio_s: float
@@ -37,19 +37,19 @@ class Pass:
 
 @dataclass(frozen=True)
 class Result:
-    """All that was found."""
+    """Measurements of all variants and sides."""
 
     device: torch.device
     precision: str
-    feeds: tuple[str, ...]  # that the pipeline was tried with
+    feeds: tuple[str, ...]  # feeds of the pipeline that were measured
     trials: dict[Variant, float | None]  # audio-s/s of each variant; None: not enough memory
     best: Variant
     passes: list[Pass]  # of ours and the best variant, in turn
-    stages: dict[str, float]  # audio-s/s of each of ours alone
+    stages: dict[str, float]  # audio-s/s of each stage of ours alone
     agreements: list[Agreement]
 
     def speeds(self, side: str) -> tuple[float, float, float]:
-        """Median, least and greatest audio-s/s."""
+        """Return median, minimum and maximum of the audio-s/s."""
         rates = [p.audio_s_per_s for p in self.passes if p.side == side]
         return statistics.median(rates), min(rates), max(rates)
 
@@ -67,9 +67,8 @@ def show(console: Console, result: Result) -> None:
         console.print(table)
 
 
-def write(path: Path, result: Result, options: argparse.Namespace) -> None:
-    """All figures, with what they were measured on."""
-    settings = {key: value for key, value in vars(options).items() if isinstance(value, str | float | int)}
+def write(path: Path, result: Result, settings: dict[str, Any]) -> None:
+    """Write all figures to a JSON file, with settings, device and versions."""
     report = {
         "command": shlex.join(["python", "-m", "w2v_lightning", *sys.argv[1:]]),
         "settings": settings | {"feeds": ",".join(result.feeds), "precision": result.precision},
@@ -92,7 +91,7 @@ def _speeds(result: Result) -> Table:
         rates = _range(result, side)
         span = f"{rates['min']:,.0f}-{rates['max']:,.0f}"
         table.add_row(side, f"{rates['median']:,.0f}", span, f"{rates['median'] / 3600:.3f}")
-    table.caption = f"{result.ratio:.2f} times as fast"
+    table.caption = f"Speed-up: {result.ratio:.2f}"
     return table
 
 
@@ -115,7 +114,7 @@ def _stages(result: Result) -> Table:
 
 
 def _agreements(result: Result) -> Table:
-    title = "Texts beside those of the pipeline for one utterance at a time in float32"
+    title = "Texts compared with those of the pipeline for one utterance at a time in float32"
     table = _table("way", "equal", "CER", title=title)
     for agreement in result.agreements:
         table.add_row(agreement.way, f"{agreement.equal:.1%}", f"{agreement.cer:.2%}")

@@ -1,12 +1,12 @@
-"""What the training steps that are timed work on: real Batches through plan, split and masks, their audio noise.
+"""Workload of the timed training steps: Batches of noise, made by the real plan, split and masks.
 
-How long a step takes hangs on lengths, not on what is said, so nothing is read: durations are like LibriSpeech's
-train-clean-100, or those of a manifest, whose audio need not be there.
+The duration of a step depends on the lengths of its utterances, not on their content, so no audio is read: durations
+are like those of LibriSpeech's train-clean-100, or those of a manifest, whose audio files need not exist.
 
 Shapes: N utterances, B of a micro-batch, T samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,14 +21,14 @@ from w2v_lightning.data.samplers import Slot, TrainSampler
 from w2v_lightning.data.trial import NoiseDataset
 from w2v_lightning.errors import InputError
 
-NUM_UTTERANCES = 28_539  # of train-clean-100: a step's padding comes from how densely durations lie
+NUM_UTTERANCES = 28_539  # as in train-clean-100, because the density of durations determines the padding of a step
 LETTERS_PER_SECOND = 14
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Global steps as micro-batches that fit on a device; on the CPU, pinned where a GPU will fetch them."""
+    """Global steps as micro-batches that fit on a device. They are in host memory, pinned if a GPU will fetch them."""
 
     device_seconds: float
     steps: tuple[tuple[Batch, ...], ...]
@@ -43,28 +43,28 @@ class Workload:
 
     @cached_property
     def audio_s(self) -> float:
-        """Seconds of real audio in one pass over all steps: what counts as work."""
+        """Seconds of audio in one pass over all steps, without padding."""
         return sum(self.num_samples) / SAMPLE_RATE
 
     @cached_property
     def padding(self) -> float:
-        """Share of what a model computes on that is not audio."""
+        """Share of the samples that a model computes on that is padding."""
         return 1 - self.audio_s * SAMPLE_RATE / sum(batch.waveforms_BT.numel() for batch in self.batches)
 
     @cached_property
     def num_samples(self) -> list[int]:
-        """Of every utterance of a pass."""
+        """Number of samples of each utterance of a pass."""
         return [n for batch in self.batches if not batch.is_filler for n in batch.num_samples_B.tolist()]
 
 
 def librispeech_durations_s(rng: np.random.Generator, number: int = NUM_UTTERANCES) -> np.ndarray:
-    """Of N utterances that last as train-clean-100's do: most 12 to 16.5 s, 12.7 s on average."""
+    """Draw durations (s) of N utterances, distributed as in train-clean-100: most 12 to 16.5 s, 12.7 s on average."""
     long_s, short_s = rng.normal(14.3, 1.4, number).clip(8.0, 17.0), rng.uniform(2.0, 11.5, number)
     return np.where(rng.random(number) < 0.79, long_s, short_s).round(3)
 
 
 def like_librispeech(spec: InputSpec, number: int = NUM_UTTERANCES) -> Manifest:
-    """Utterances that last as train-clean-100's do, with random letters."""
+    """Return a manifest with the durations of train-clean-100 and texts of random letters."""
     rng = np.random.default_rng(SEED)
     durations_s_N = librispeech_durations_s(rng, number)
     letters = _letters(spec)
@@ -81,17 +81,28 @@ def workloads(
     spec: InputSpec,
     *,
     batch_seconds: float,
-    device_seconds: Sequence[float],
+    device_seconds: Iterable[float],
     num_steps: int,
     pin: bool,
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[float, Workload]:
-    """A rank's share of the same `num_steps` global steps, from short to long utterances, cut for each of
-    `device_seconds`.
+    """Return a rank's share of global steps, split into micro-batches for each of `device_seconds`.
+
+    The steps are the same for all of `device_seconds`, and range from short to long utterances.
+
+    Args:
+        manifest: utterances; those unusable for training are skipped.
+        spec: input of the model.
+        batch_seconds: audio per global step (s).
+        device_seconds: audio per micro-batch (s), padding included; one workload is returned for each.
+        num_steps: number of steps.
+        pin: pinned memory for the batches.
+        rank: rank whose share is returned.
+        world_size: number of ranks.
 
     Raises:
-        InputError: an utterance is longer than `device_seconds`, or there are fewer steps than asked for.
+        InputError: an utterance is longer than `device_seconds`, or the manifest has fewer steps than `num_steps`.
     """
     manifest = usable(manifest, spec, split="--manifest", skip_unusable=True)
     dataset = NoiseDataset(manifest, spec)
@@ -109,14 +120,21 @@ def _workload(
 ) -> Workload:
     durations_s_N = dataset.manifest.durations_s_N
     _check_fits(durations_s_N, batch_seconds, device_seconds)
-    cut = {"device_seconds": device_seconds, "rank": rank, "world_size": world_size}
-    sampler = TrainSampler(durations_s_N, batch_seconds=batch_seconds, seed=SEED, **cut)
+    sampler = TrainSampler(
+        durations_s_N,
+        batch_seconds=batch_seconds,
+        device_seconds=device_seconds,
+        seed=SEED,
+        rank=rank,
+        world_size=world_size,
+    )
     slots: dict[int, list[Slot]] = {}
     for slot in sampler:
         slots.setdefault(slot.global_step, []).append(slot)
     if len(slots) < num_steps:
         raise InputError(
-            f"--steps is {num_steps}, but the data make {len(slots)} of {batch_seconds:g} s: lower either."
+            f"--steps is {num_steps}, but the data make {len(slots)} steps of {batch_seconds:g} s: lower --steps or"
+            " --batch_seconds."
         )
     chosen = _evenly_by_duration(slots, durations_s_N, num_steps)
     steps = tuple(tuple(_batch(dataset, slot, pin) for slot in slots[step]) for step in chosen)
@@ -127,13 +145,13 @@ def _check_fits(durations_s_N: np.ndarray, batch_seconds: float, device_seconds:
     longest_s = float(durations_s_N.max())
     if longest_s > min(device_seconds, batch_seconds):
         raise InputError(
-            f"The longest utterance lasts {longest_s:.2f} s, but --device-seconds is {device_seconds:g} and"
-            f" --batch-seconds {batch_seconds:g}: raise what is below it."
+            f"The longest utterance lasts {longest_s:.2f} s, but --device_seconds is {device_seconds:g} and"
+            f" --batch_seconds {batch_seconds:g}: raise the one below it."
         )
 
 
 def _evenly_by_duration(slots: dict[int, list[Slot]], durations_s_N: np.ndarray, num_steps: int) -> list[int]:
-    """Steps at even quantiles of an epoch's, so that they stand for all of it; in the order of the plan."""
+    """Choose steps at even quantiles of their durations, to represent the whole epoch; return them in plan order."""
     by_duration = sorted(slots, key=lambda step: durations_s_N[slots[step][0].step_positions].mean())
     return sorted(by_duration[int((i + 0.5) * len(slots) / num_steps)] for i in range(num_steps))
 
@@ -148,7 +166,7 @@ def _letters(spec: InputSpec) -> list[str]:
 
 
 def without_padding(batch: Batch) -> Batch:
-    """`batch` with every utterance cut to the shortest, its masks too, as a step of its own."""
+    """Return a step of its own from `batch`, with all utterances and masks cut to the length of the shortest."""
     num_samples, num_frames = int(batch.num_samples_B.min()), int(batch.num_frames_B.min())
     time_mask_BF = batch.time_mask_BF
     return replace(

@@ -1,1 +1,1 @@
-"""SageMaker training jobs: check, submit, watch, resume, count the cost; studies and plans for them."""
+"""Training jobs on SageMaker: submit, watch, resume, download, and what they cost."""

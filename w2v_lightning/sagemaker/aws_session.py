@@ -1,4 +1,4 @@
-"""Sessions with AWS: one that calls it, and one that calls nobody."""
+"""Sessions with AWS: online ones, and offline ones that call no service."""
 
 import logging
 import os
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
     import boto3
     from sagemaker.core.helper.session_helper import Session
 
-# Throttling is answered by waiting, twice as long each time, up to 20 s.
+# After throttling, clients wait and try again; the wait doubles each time, up to 20 s.
 RETRIES = {"mode": "standard", "total_max_attempts": 8}
 
-# In the place of the user's own files of defaults for the SDK, which would change requests without being seen.
+# Replaces the user's own SDK defaults, which would change requests unnoticed.
 SDK_CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 
 
 def region_of(given: str | None = None) -> str:
-    """The region: as given, or as AWS_REGION, AWS_DEFAULT_REGION or the profile says.
+    """Return the region: the given one, or that of AWS_REGION, AWS_DEFAULT_REGION or the AWS profile.
 
     Raises:
-        InputError: none of them does.
+        InputError: none of them names a region.
     """
     region = given or os.environ.get("AWS_REGION") or _boto3().Session().region_name
     if not region:
-        raise InputError("--region: none is given, and neither AWS_REGION nor the AWS profile names one.")
+        raise InputError("--region is missing, and neither AWS_REGION nor the AWS profile names a region: give one.")
     return region
 
 
 def boto_session(region: str | None = None) -> "boto3.Session":
-    """A session with the user's credentials; its clients try again where AWS is busy. Nothing is asked yet.
+    """Return a session with the user's credentials, whose clients try again while AWS is busy. No request is sent yet.
 
     Raises:
         InputError: no region is given or configured, or boto3 is not installed.
@@ -47,19 +47,26 @@ def boto_session(region: str | None = None) -> "boto3.Session":
 
 
 def offline_boto_session(region: str) -> "boto3.Session":
-    """One that looks for no credentials: on an EC2 instance already that would go over the network."""
+    """Return a session that does not look for credentials; on an EC2 instance, looking for them uses the network."""
     return _boto3().Session("offline", "offline", region_name=region)
 
 
 def sdk_session(boto: "boto3.Session", bucket: str) -> "Session":
-    """SageMaker's session, which uploads into `bucket`; the SDK's telemetry is off."""
+    """Return a session of the SageMaker SDK that uploads into `bucket`, with the SDK's telemetry off."""
     return _sdk_session_class()(boto, default_bucket=bucket, sagemaker_config=SDK_CONFIG)
 
 
 def offline_sdk_session(boto: "boto3.Session", bucket: str, copies: Path | None = None) -> "Session":
-    """One that uploads nothing and says where it would; `copies` gets BUCKET/KEY instead, if it is given."""
+    """Return a session of the SageMaker SDK that uploads nothing, but returns the URIs of uploads.
 
-    class OfflineSession(_sdk_session_class()):
+    Args:
+        boto: session whose clients are not called.
+        bucket: default bucket of uploads.
+        copies: folder that gets a copy of each upload as BUCKET/KEY; None: no copies.
+    """
+    base: Any = _sdk_session_class()
+
+    class OfflineSession(base):
         def upload_data(self, path: str, bucket: str, key_prefix: str, **_: Any) -> str:
             if copies:
                 shutil.copytree(path, copies / bucket / key_prefix, dirs_exist_ok=True)
@@ -77,7 +84,7 @@ def _boto3() -> Any:
 
 
 def _sdk_session_class() -> type:
-    """The SDK would ask IAM whether the role is good; guards.py and AWS itself do."""
+    # The SDK would ask IAM about the role, which needs another permission; checks.py and SageMaker check it anyway.
     os.environ["SAGEMAKER_VALIDATE_ROLE"] = "false"
     try:
         from sagemaker.core.helper.session_helper import Session

@@ -1,8 +1,7 @@
-"""What a training job runs: torchrun (or mpirun) on every host, and `fit` in each process, told where SageMaker has
-its things.
+"""Program of a training job: torchrun (or mpirun) on every host, and `fit` with SageMaker's folders in each process.
 
-A job that is preempted does not end with status 0, which to SageMaker means that there is a model: after a spot
-interruption the service starts it again whatever the status was, and after a stop the job is Stopped.
+A preempted job must not exit with status 0, because SageMaker would take that for a trained model. The status does not
+matter otherwise: after a spot interruption the service restarts the job anyway, and after a stop the job is Stopped.
 """
 
 import os
@@ -16,23 +15,23 @@ import yaml
 from w2v_lightning.catalog.instances import INSTANCES
 from w2v_lightning.errors import InputError
 from w2v_lightning.runtime import signals
-from w2v_lightning.sagemaker import failure
+from w2v_lightning.sagemaker import failure_file
 from w2v_lightning.sagemaker.bundle import CONFIG
 from w2v_lightning.sagemaker.job import CHANNEL, Job
 
 CHECKPOINTS = "/opt/ml/checkpoints"  # restored from S3 when the container starts, and uploaded as it changes
 TENSORBOARD = "/opt/ml/output/tensorboard"  # uploaded as it changes
 PORT = 7777
-SHUTDOWN_S = 100  # from SIGTERM to SIGKILL; SageMaker itself kills after 120 s
+SHUTDOWN_S = 100  # seconds from SIGTERM to SIGKILL; SageMaker itself kills after 120 s
 CALLBACKS = ("MetricLines", "ModelHandover")
 
 
 def command(job: Job) -> str:
-    """What bash runs on every host, in the bundle's folder, after SageMaker's variables are set.
+    """Return the command that bash runs on every host, in the bundle's folder, with SageMaker's variables set.
 
-    By `exec`, so that the launcher becomes the container's first process, the only one that is sent SIGTERM. torch
-    has an option for the time until SIGKILL from 2.13 on, and refuses it before; the variable is heard or ignored.
-    Before 2.13 it is 30 s.
+    `exec` makes the launcher the container's first process, the only one that receives SIGTERM. torchrun kills its
+    workers some time after SIGTERM. From torch 2.13 on this time can be set, by an option, which earlier versions
+    reject, or by an environment variable, which earlier versions ignore; they kill after 30 s.
     """
     if job.uses_mpirun:
         return "exec $SM_PYTHON_CMD -m w2v_lightning.sagemaker.mpirun"
@@ -42,61 +41,61 @@ def command(job: Job) -> str:
         f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SHUTDOWN_S} exec torchrun"
         " --nnodes=$SM_HOST_COUNT --node_rank=$SM_CURRENT_HOST_RANK"
         f" --master_addr={address} --master_port={PORT}"
-        " --nproc_per_node=${SM_NUM_GPUS/#0/1}"  # one process where there is no GPU
+        " --nproc_per_node=${SM_NUM_GPUS/#0/1}"  # one process on a host without GPU
         " -m w2v_lightning.sagemaker.container"
     )
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
-    """Train in this process; returns its exit status. What ends it otherwise is written to the failure file."""
+    """Train in this process; return its exit status. The failure file gets the reason of any other end."""
     who = f"{environ.get('SM_CURRENT_HOST', 'host')}, rank {environ.get('RANK', '0')}"
     try:
-        signals.watch.start()
+        signals.sigterm.start()
         _fit(environ)
     except BaseException as error:
-        if reason := failure.reason(error, who):
-            failure.write(reason, Path(environ["SM_OUTPUT_FAILURE"]))
+        if reason := failure_file.reason(error, who):
+            failure_file.write(reason, Path(environ["SM_OUTPUT_FAILURE"]))
         if not isinstance(error, InputError):
             raise
         print(f"error: {error.line}", file=sys.stderr)
         return 2
-    signals.watch.stop()
+    signals.sigterm.stop()
     return 0
 
 
 def _fit(environ: Mapping[str, str]) -> None:
-    from w2v_lightning import cli  # not before SIGTERM is listened to: it takes seconds
+    from w2v_lightning import cli  # takes seconds, so it must follow sigterm.start()
 
     check_gpus(environ)
     config = yaml.safe_load(Path(CONFIG).read_text(encoding="utf-8"))
-    cli.main(fit_args(config, environ.get(f"SM_CHANNEL_{CHANNEL.upper()}"), resume(config, Path(CHECKPOINTS))))
+    cli.main(fit_args(config, environ.get(f"SM_CHANNEL_{CHANNEL.upper()}"), resume_option(config, Path(CHECKPOINTS))))
 
 
 def check_gpus(environ: Mapping[str, str]) -> None:
-    """All GPUs that are paid for can be used; otherwise `fit` would take the CPU without a word.
+    """Check that torch sees all GPUs of the instance; otherwise `fit` would silently train on the CPU.
 
     Raises:
-        InputError: torch sees fewer than the instance type has.
+        InputError: torch sees fewer GPUs than the instance type has.
     """
     import torch
 
     name = environ.get("SM_CURRENT_INSTANCE_TYPE", "")
     promised = INSTANCES[name].gpus if name in INSTANCES else int(environ.get("SM_NUM_GPUS", 0))
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found < promised:
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if visible < promised:
         raise InputError(
-            f"{name} has {promised} GPU(s), torch {torch.__version__} sees {found}: the CUDA of the image (--image) may"
-            " be too new for the driver of the instance, or it is an image for CPUs."
+            f"{name} has {promised} GPU(s), torch {torch.__version__} sees {visible}: the CUDA of the image (--image)"
+            " may be too new for the driver of the instance, or it is an image for CPUs."
         )
 
 
 def fit_args(config: Mapping[str, Any], data: str | None, resume: str) -> list[str]:
-    """The options of `fit`, of which the last of a name counts.
+    """Return the command line of `fit`; options after the config override it.
 
     Args:
-        config: of the run, as in the bundle.
-        data: where the data is mounted; None where it is read from S3, as config says.
-        resume: as of `fit`.
+        config: config of the run, as in the bundle.
+        data: folder of the mounted or copied data; None: the loader reads config["data"]["root"] from S3.
+        resume: value of the option `resume` of `fit`.
     """
     options = {"data.root": data or config["data"]["root"], "checkpoint.dirpath": CHECKPOINTS, "resume": resume}
     options |= {"ckpt_path": "null", "trainer.default_root_dir": TENSORBOARD}
@@ -104,18 +103,20 @@ def fit_args(config: Mapping[str, Any], data: str | None, resume: str) -> list[s
     return args + [f"--trainer.callbacks+=w2v_lightning.sagemaker.container_callbacks.{name}" for name in CALLBACKS]
 
 
-def resume(config: Mapping[str, Any], folder: Path) -> str:
-    """The newest checkpoint where the run has ended but its container was lost with the model: then that is exported
-    again. Otherwise the one that the config begins from, or "auto": under both, such a run would only say that it has
-    ended, and one that was interrupted goes on.
+def resume_option(config: Mapping[str, Any], folder: Path) -> str:
+    """Return the value of the option `resume` of `fit`.
+
+    If the run has ended but its container was lost before the model was uploaded, it is the newest checkpoint, so that
+    the model is exported again. Otherwise it is the checkpoint that the config starts from, or "auto": with both, an
+    interrupted run resumes from its own newest checkpoint, and a run that has ended would only report that.
     """
-    from w2v_lightning.checkpoints.history import finished, limits_of
+    from w2v_lightning.checkpoints.history import finished_segment, limits_of
     from w2v_lightning.checkpoints.resume import choose
 
-    has_ended = finished(str(folder), limits_of(config["trainer"]))
-    asked = config.get("ckpt_path") or config.get("resume")
-    begins_from = "auto" if asked in (None, "last", "must", "never") else asked
-    return (has_ended and choose("auto", str(folder), {})) or begins_from
+    has_ended = finished_segment(str(folder), limits_of(config["trainer"]))
+    given = config.get("ckpt_path") or config.get("resume")
+    start = "auto" if given is None or given in ("last", "must", "never") else str(given)
+    return (choose("auto", str(folder), {}) if has_ended else None) or start
 
 
 if __name__ == "__main__":

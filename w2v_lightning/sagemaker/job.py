@@ -1,4 +1,4 @@
-"""What a training job is made of, and where its things lie."""
+"""Description of a training job, and where its files are."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,33 +7,35 @@ from w2v_lightning.strategies.backend import SMDDP_INSTANCE_TYPES
 
 InputMode = Literal["FastFile", "File", "stream"]
 
-CHANNEL = "data"  # of the training data, where it is mounted or copied: SM_CHANNEL_DATA in the container
+CHANNEL = "data"  # name of the input channel of the training data; SM_CHANNEL_DATA is its folder in the container
 
-PROJECT = {"project": "w2v_lightning"}  # the tag of all jobs that were submitted from here
+PROJECT = {"project": "w2v_lightning"}  # tag of all jobs that this package submits
 
-# What the first rank prints as NAME=VALUE, for SageMaker's regular expressions.
+# Names of the metrics that rank 0 prints as NAME=VALUE, for SageMaker's regular expressions.
 METRICS = ("val_wer", "val_cer", "val_loss", "val_accuracy", "train_loss_per_char", "audio_s_per_s")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of `fit` on SageMaker. A resubmission has the same `run`, so it finds the checkpoints, and a new name.
+    """Run of `fit` as a training job.
+
+    A resubmission has the same `run`, and so the same checkpoints, but a new job name.
 
     Args:
         run: name of the run, as in its S3 folder; letters, digits and hyphens.
         config: all options of `fit`, resolved, as --print_config prints them.
-        instance_type: such as "ml.g4dn.12xlarge".
-        count: instances.
-        is_spot: managed spot training.
-        max_hours: training is stopped after so long.
-        max_wait_hours: waiting for spot capacity included; None on demand.
-        region: such as "us-east-1".
+        instance_type: SageMaker's name, such as "ml.g4dn.12xlarge".
+        count: number of instances.
+        is_spot: whether it is managed spot training.
+        max_hours: hours after which training is stopped.
+        max_wait_hours: largest number of hours of training and waiting for spot capacity; None on demand.
+        region: AWS region, such as "us-east-1".
         role: ARN of the execution role.
-        data: S3 URI of prepared data, its manifests and shards.
+        data: S3 URI of prepared data: manifests and shards.
         output: S3 URI under which every run has a folder.
-        input_mode: how the data comes to the container: mounted, copied, or read from S3 by the loader.
+        input_mode: access to the data: mounted ("FastFile"), copied ("File"), or read from S3 by the loader ("stream").
         image: URI of the training image.
-        volume_gb: disk of each instance.
+        volume_gb: disk of each instance, in GB.
     """
 
     run: str
@@ -53,31 +55,31 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """S3 URI of all that belongs to the run."""
+        """S3 URI of the run's folder."""
         return f"{self.output.rstrip('/')}/{self.run}"
 
     @property
     def checkpoints(self) -> str:
-        """S3 URI that SageMaker keeps equal to /opt/ml/checkpoints, and restores it from."""
+        """S3 URI of the checkpoints, which SageMaker synchronises with /opt/ml/checkpoints."""
         return f"{self.folder}/checkpoints"
 
     @property
     def tensorboard(self) -> str:
-        """S3 URI of the logs."""
+        """S3 URI of the TensorBoard logs."""
         return f"{self.folder}/tensorboard"
 
     @property
     def tags(self) -> dict[str, str]:
-        """What `list` and `cost` find the run's jobs by, and bills can be split by."""
+        """Tags of the run's jobs, for `list`, `cost` and cost allocation."""
         return PROJECT | {"run": self.run}
 
     @property
     def uses_mpirun(self) -> bool:
-        """SMDDP was asked for, and works on this type of instance; torchrun would leave all-reduce to NCCL."""
+        """True if SMDDP is requested and works on this instance type; under torchrun, NCCL would do the all-reduce."""
         strategy = self.config.get("trainer", {}).get("strategy")
         if isinstance(strategy, dict):
             requested = strategy.get("init_args", {}).get("backend", "smddp")
-            is_asked_for = strategy.get("class_path", "").endswith("SMDDPStrategy") and requested != "nccl"
+            is_requested = strategy.get("class_path", "").endswith("SMDDPStrategy") and requested != "nccl"
         else:
-            is_asked_for = strategy == "smddp"
-        return is_asked_for and self.instance_type in SMDDP_INSTANCE_TYPES
+            is_requested = strategy == "smddp"
+        return is_requested and self.instance_type in SMDDP_INSTANCE_TYPES

@@ -1,30 +1,31 @@
-"""What a job will do, in words, before it is paid for."""
+"""Summary of a job before it is submitted: instances, precision, data, checkpoints, time and cost."""
 
 from w2v_lightning.catalog.cost import SPOT_SAVING_RANGE, training_usd
-from w2v_lightning.catalog.images import IMAGES
+from w2v_lightning.catalog.images import SMDDP_TORCH
 from w2v_lightning.catalog.instances import Instance, instance, nccl_environment
-from w2v_lightning.catalog.model_sizes import doubt
+from w2v_lightning.catalog.model_sizes import size_warning
 from w2v_lightning.catalog.prices import on_demand
 from w2v_lightning.errors import InputError
 from w2v_lightning.planner.checkpoint_interval import save_s
-from w2v_lightning.sagemaker.expectation import expected
+from w2v_lightning.sagemaker.expected_duration import expected_duration
 from w2v_lightning.sagemaker.job import Job
-from w2v_lightning.strategies.backend import choose_backend
+from w2v_lightning.strategies.backend import Requested, choose_backend
+from w2v_lightning.strategies.launcher import Launcher
 
 MODES = {
-    "FastFile": "mounted: read from S3 as it is needed",
+    "FastFile": "mounted: read from S3 on demand",
     "File": "copied to each instance before training begins",
     "stream": "read from S3 by the loader itself",
 }
 
 
-def words(job: Job, interruptions_per_instance_hour: float) -> str:
-    """One line a subject."""
+def summary(job: Job, interruptions_per_instance_hour: float) -> str:
+    """Return the summary, one line per topic."""
     machine = instance(job.instance_type)
     lines = {
         "run": f"{job.run}, in {job.folder}",
         "instances": _instances(job, machine),
-        "model": doubt(job.config["model"]),
+        "model": size_warning(job.config["model"]),
         "precision": _precision(job, machine),
         "gradients": _gradients(job, machine),
         "NCCL": ", ".join(f"{name}={value}" for name, value in nccl_environment(machine, job.count).items()),
@@ -46,7 +47,7 @@ def _instances(job: Job, machine: Instance) -> str:
 
 def _precision(job: Job, machine: Instance) -> str:
     if precision := job.config["trainer"].get("precision"):
-        return f"{precision}, as trainer.precision says"
+        return f"{precision}, set by trainer.precision"
     gpu = f"{machine.gpu_name} (compute capability {machine.capability[0]}.{machine.capability[1]})"
     has_bfloat16 = "computes in" if machine.precision.startswith("bf16") else "has no"
     return f"{machine.precision}: {gpu} {has_bfloat16} bfloat16"
@@ -54,12 +55,12 @@ def _precision(job: Job, machine: Instance) -> str:
 
 def _gradients(job: Job, machine: Instance) -> str:
     if machine.gpus * job.count == 1:
-        return "one GPU: none to exchange"
-    launcher = "mpirun" if job.uses_mpirun else "torchrun"
-    requested = "nccl" if job.config["trainer"].get("strategy") == "ddp" else "auto"
+        return "one GPU: no exchange"
+    launcher: Launcher = "mpirun" if job.uses_mpirun else "torchrun"
+    requested: Requested = "nccl" if job.config["trainer"].get("strategy") == "ddp" else "auto"
     backend, reason = choose_backend(job.instance_type, launcher, job.uses_mpirun, requested)
     if job.uses_mpirun:
-        reason = f"if the image has it, else NCCL; none of AWS's from torch {next(iter(IMAGES))} on has"
+        reason = f"if the image has SMDDP, otherwise NCCL; AWS's images have it up to torch {SMDDP_TORCH}"
     return f"{backend}, processes started by {launcher}: {reason}"
 
 
@@ -72,27 +73,26 @@ def _checkpoints(job: Job, rate: float) -> str:
 
 
 def _time(job: Job) -> str:
-    """Figures of how long a training takes are measured, not guessed."""
-    waiting = f", and {job.max_wait_hours:g} h with waiting for spot capacity" if job.is_spot else ""
-    return f"{job.max_hours:g} h of training at most{waiting}; {_expected(job)}"
+    waiting = f", {job.max_wait_hours:g} h including the wait for spot capacity" if job.is_spot else ""
+    return f"at most {job.max_hours:g} h of training{waiting}; {_expected(job)}"
 
 
 def _expected(job: Job) -> str:
     try:
-        found = expected(job)
+        expected = expected_duration(job)
     except InputError as error:
-        return f"how long it will take is not known: {str(error).rstrip('.')}"
-    too_long = "; MORE THAN --max-hours" if found.p90_h > job.max_hours else ""
-    return f"expected: {found}{too_long}"
+        return f"expected duration unknown: {str(error).rstrip('.')}"
+    too_long = "; MORE THAN --max_hours" if expected.p90_h > job.max_hours else ""
+    return f"expected: {expected}{too_long}"
 
 
 def _cost(job: Job) -> str:
     try:
         price = on_demand(job.instance_type, job.region)
     except InputError as error:
-        return f"not known: {error}"
+        return f"unknown: {error}"
     most = training_usd(job.max_hours * 3600, job.count, price.usd_per_hour)
     if not job.is_spot:
         return f"${most:.2f} at most, at {price.described()}"
     low, high = (most * (1 - saving) for saving in reversed(SPOT_SAVING_RANGE))
-    return f"${low:.2f} to ${high:.2f} for all that time on spot, ${most:.2f} at most, at {price.described()}"
+    return f"${low:.2f} to ${high:.2f} on spot for all of --max_hours, ${most:.2f} at most, at {price.described()}"

@@ -1,36 +1,60 @@
-"""The command `logs`: what all hosts of a job print, in order of time, until it ends."""
+"""Command `logs`: the lines that all hosts of a job print, in order of time."""
 
-import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from w2v_lightning.command_line import Parser, parse, parser_of
 from w2v_lightning.sagemaker import aws_session
-from w2v_lightning.sagemaker.advice import verdict
-from w2v_lightning.sagemaker.training_job import TrainingJob, add_options, describe
+from w2v_lightning.sagemaker.advice import end_of
+from w2v_lightning.sagemaker.aws_errors import explain_aws_errors
+from w2v_lightning.sagemaker.training_job import TrainingJob, describe
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 POLL_S = 5.0
-# Lines come to the service some seconds after they were printed, also the last ones of a job that has ended.
+# Lines reach the service some seconds after they were printed, also the last ones of a job that has ended.
 SETTLE_S = 15.0
 
 
-def add_parser(commands: Any) -> None:
-    """`logs`."""
-    parser = commands.add_parser(
-        "logs", help="what a job has printed; with --follow, exit status 1 unless it completes"
-    )
-    add_options(parser)
-    parser.add_argument("--follow", action="store_true", help="go on until the job ends")
-    parser.set_defaults(run=_run)
+@dataclass(frozen=True)
+class LogsOptions:
+    """Print what a job has logged; with --follow, the exit status is 1 unless the job completes.
+
+    Args:
+        name: name of a job, or of a run (its newest job).
+        follow: continuous output until the job ends.
+        region: AWS region; default: AWS_REGION or that of the AWS profile.
+    """
+
+    name: str
+    follow: bool = False
+    region: str | None = None
+
+
+@explain_aws_errors()
+def main(args: Sequence[str]) -> int:
+    """Print a job's log; return the exit status."""
+    options = parse(LogsOptions, "logs", args, positional=["name"])
+    boto_session = aws_session.boto_session(options.region)
+    if options.follow:
+        return 0 if follow(boto_session, options.name).status == "Completed" else 1
+    job = describe(boto_session.client("sagemaker"), options.name)
+    lines = Logs(boto_session.client("logs"), job.name).new_lines(is_last=True)
+    _print(lines or [f"No log lines yet: {job.name} is {job.status}, {job.secondary_status}."])
+    return 0
+
+
+def parser() -> Parser:
+    """Return the parser of the options."""
+    return parser_of(LogsOptions, "logs", positional=["name"])
 
 
 @dataclass(frozen=True)
 class Line:
-    """Of a log stream."""
+    """Line of a log stream."""
 
     time_ms: int
     stream: str
@@ -38,7 +62,7 @@ class Line:
 
 
 class Logs:
-    """The log streams of a job, one for each start of each host, and how far each has been read."""
+    """Log streams of a job, one for each start of each host, and how far each has been read."""
 
     def __init__(self, client: Any, job: str) -> None:
         self._client = client
@@ -48,10 +72,10 @@ class Logs:
         self._newest_ms = 0
 
     def new_lines(self, is_last: bool = False) -> list[str]:
-        """What has come since the last call, in order of time, each with its host where there are several.
+        """Return the lines since the last call, in order of time; with several hosts, each line begins with its host.
 
-        What is newer than anything that the call before has seen waits for the next one, unless this is the last: lines
-        of other hosts, which come some seconds later, may belong before it.
+        Lines that are newer than all lines of the last call are held back until the next one, because earlier lines of
+        other hosts may arrive some seconds later. If `is_last`, nothing is held back.
         """
         self._find_streams()
         known = sorted(
@@ -72,14 +96,17 @@ class Logs:
                 for stream in page["logStreams"]:
                     self._tokens.setdefault(stream["logStreamName"], None)
         except self._client.exceptions.ResourceNotFoundException:
-            pass  # the first job of an account makes the group
+            pass  # the group does not exist before the first job of an account
 
     def _read(self, stream: str) -> Iterator[Line]:
-        """A page can be empty before the last one; that is the one whose token leads to itself."""
+        """Yield the new lines of a stream.
+
+        Pages before the last one can be empty; the last page is the one whose token leads to itself.
+        """
         while True:
             token = self._tokens[stream]
-            place = {"nextToken": token} if token else {}
-            page = self._client.get_log_events(logGroupName=GROUP, logStreamName=stream, startFromHead=True, **place)
+            position = {"nextToken": token} if token else {}
+            page = self._client.get_log_events(logGroupName=GROUP, logStreamName=stream, startFromHead=True, **position)
             for event in page["events"]:
                 yield Line(event["timestamp"], stream, event["message"].rstrip())
             self._tokens[stream] = page["nextForwardToken"]
@@ -88,21 +115,21 @@ class Logs:
 
 
 def follow(boto_session: Any, name: str) -> TrainingJob:
-    """Print what a job prints until it has ended; on standard error its status whenever that changes, and its end.
+    """Print what a job logs until it ends; and on standard error each change of its status, and how it ended.
 
     Returns:
         The job as it ended.
 
     Raises:
         InputError: there is no such job.
-        SystemExit: Ctrl-C; the job goes on.
+        SystemExit: Ctrl-C; the job continues.
     """
     try:
         job = _until_it_ends(boto_session, name)
     except KeyboardInterrupt:
-        print(f"\nThe job goes on; to end it: python -m w2v_lightning stop {name}", file=sys.stderr)
+        print(f"\nThe job continues; to stop it: python -m w2v_lightning stop {name}", file=sys.stderr)
         raise SystemExit(130) from None
-    print(verdict(job), file=sys.stderr)
+    print(end_of(job), file=sys.stderr)
     return job
 
 
@@ -125,21 +152,11 @@ def _until_it_ends(boto_session: Any, name: str) -> TrainingJob:
     return job
 
 
-def _run(options: argparse.Namespace) -> int:
-    boto_session = aws_session.boto_session(options.region)
-    if options.follow:
-        return 0 if follow(boto_session, options.name).status == "Completed" else 1
-    job = describe(boto_session.client("sagemaker"), options.name)
-    lines = Logs(boto_session.client("logs"), job.name).new_lines(is_last=True)
-    _print(lines or [f"Nothing is printed yet: {job.name} is {job.status}, {job.secondary_status}."])
-    return 0
-
-
 def _print(lines: list[str]) -> None:
     for line in lines:
         print(line, flush=True)
 
 
 def _host(stream: str) -> str:
-    """Of JOB/algo-1-1700000000."""
+    """Return the host in the name of a stream, such as algo-1 in JOB/algo-1-1700000000."""
     return stream.rpartition("/")[2].rpartition("-")[0]

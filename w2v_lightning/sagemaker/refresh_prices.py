@@ -1,10 +1,9 @@
-"""The command `study prices`: what prices there are, and how old; with --refresh, what AWS says today.
+"""Command `study prices`: known prices and their age; with --refresh, the prices of today from AWS.
 
-On demand is what the price list of SageMaker says of training. For spot, EC2's prices of the same instances stand in:
-the median over the region's zones, beside EC2's on-demand price.
+On-demand prices are those of training in the price list of SageMaker. SageMaker has no list of spot prices, so EC2's
+for the same instances replace them: the median over the region's zones, beside EC2's on-demand price.
 """
 
-import argparse
 import csv
 import json
 import re
@@ -23,46 +22,59 @@ from rich.table import Table
 from w2v_lightning.catalog import prices
 from w2v_lightning.catalog.instances import INSTANCES
 from w2v_lightning.catalog.prices import Kind, Price, SpotPrice
+from w2v_lightning.command_line import Parser, parse, parser_of
 from w2v_lightning.errors import InputError, listed
 from w2v_lightning.runtime.files import atomic_text_file
 from w2v_lightning.sagemaker import aws_session
-from w2v_lightning.sagemaker.aws_errors import explained
+from w2v_lightning.sagemaker.aws_errors import explain_aws_errors
 
 PRICE_LIST_REGION = "us-east-1"  # one of the few that answer; it knows the prices of all
 PRICE_LIST = "AWS Price List API"
 SPOT_HISTORY = "EC2 spot price history, median over zones, and AWS Price List API"
-# Such as "USE1-Train:ml.g4dn.xlarge". Many products have no attribute that names the instance: this one names it.
+# Usage type of training, such as "USE1-Train:ml.g4dn.xlarge"; many products have no other attribute with the instance.
 TRAINING = re.compile(r"(?:[A-Z0-9]+-)?Train:(?P<instance_type>ml\.\S+)")
 SPOT_SYSTEM = "Linux/UNIX"
-PIPE_WIDTH = 160  # columns where there is no terminal to ask
+PIPE_WIDTH = 160  # columns if the output is not a terminal
 EC2_PRODUCT = {"operatingSystem": "Linux", "preInstalledSw": "NA", "tenancy": "Shared", "capacitystatus": "Used"}
 
 
-def add_parser(commands: Any) -> None:
-    """`prices`, of `study`."""
-    parser = commands.add_parser("prices", help="what prices there are and how old; --refresh asks AWS for newer ones")
-    parser.add_argument("--refresh", action="store_true", help="rewrite prices.csv and spot_prices.csv")
-    parser.add_argument("--region", action="append", help="may be repeated; default: those that there are prices of")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True)
+class PricesOptions:
+    """List the known prices and their age, or fetch new ones from AWS.
+
+    Args:
+        refresh: update of prices.csv and spot_prices.csv with today's prices from AWS.
+        region: AWS region; may be repeated; default: all regions with known prices.
+    """
+
+    refresh: bool = False
+    region: list[str] = field(default_factory=list)
 
 
-def run(options: argparse.Namespace) -> int:
-    """List the prices, or replace them; 1 where a part of the answers was of no use."""
+@explain_aws_errors()
+def main(args: Sequence[str]) -> int:
+    """List or update the prices; return the exit status, which is 1 if some answers of AWS were ambiguous."""
+    options = parse(PricesOptions, "study prices", args)
     regions = options.region or sorted({region for _, region in prices.on_demand_prices()})
     problems = refresh(regions) if options.refresh else []
     if not options.refresh:
         console = Console()
         (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table(regions))
     for problem in problems:
-        print(f"Kept as it was: {problem}", file=sys.stderr)
+        print(f"Not changed: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
+def parser() -> Parser:
+    """Return the parser of the options."""
+    return parser_of(PricesOptions, "study prices")
+
+
 def table(regions: Sequence[str]) -> Table:
-    """Every price of these regions with its age.
+    """Return a table of the prices in some regions, with their age.
 
     Raises:
-        InputError: one of them has none.
+        InputError: a region has no known price.
     """
     rows = Table(box=None, pad_edge=False)
     for title in ("instance type", "region", "USD/h", "age", "spot saving", "age"):
@@ -71,27 +83,26 @@ def table(regions: Sequence[str]) -> Table:
     for region in regions:
         kinds = [kind for kind in prices.on_demand_prices() if kind[1] == region]
         if not kinds:
-            raise InputError(f"--region: there is no price for {region}; --refresh asks AWS for it.")
+            raise InputError(f"--region: no price is known for {region}; --refresh fetches it from AWS.")
         for kind in kinds:
             price, spot = prices.on_demand_prices()[kind], prices.spot_prices().get(kind)
-            proxy = (f"{spot.saving:.0%}", spot.age()) if spot else ("-", "-")
-            rows.add_row(*kind, f"{price.usd_per_hour:g}", price.age(), *proxy, price.source)
+            spot_cells = (f"{spot.saving:.0%}", spot.age()) if spot else ("-", "-")
+            rows.add_row(*kind, f"{price.usd_per_hour:g}", price.age(), *spot_cells, price.source)
     return rows
 
 
 def refresh(regions: Sequence[str]) -> list[str]:
-    """Ask AWS, rewrite both files, print what has changed; returns what could not be understood.
+    """Fetch prices from AWS, rewrite both files, and print the changes; return the ambiguous answers.
 
-    Rows that no answer was about stay as they are. Files are written when all answers are there, each whole or not at
-    all.
+    Rows without an answer stay as they are. The files are written after all answers have arrived, each atomically.
 
     Raises:
         InputError: AWS refuses or cannot be reached.
     """
     answers = Answers()
-    with explained():
+    with explain_aws_errors():
         for region in regions:
-            ask(region, answers)
+            fetch(region, answers)
     for path, old, new in (
         (prices.FILE, prices.on_demand_prices(), answers.on_demand),
         (prices.SPOT_FILE, prices.spot_prices(), answers.spot),
@@ -104,54 +115,54 @@ def refresh(regions: Sequence[str]) -> list[str]:
     return answers.problems
 
 
-# ---- questions ------------------------------------------------------------------------------------------------------
+# ---- requests -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Answers:
-    """What AWS has said, by instance type and region; and what of it made no sense."""
+    """Prices from AWS by instance type and region, and descriptions of ambiguous answers."""
 
     on_demand: dict[Kind, Price] = field(default_factory=dict)
     spot: dict[Kind, SpotPrice] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
-def ask(region: str, answers: Answers) -> None:
-    """All prices of a region."""
+def fetch(region: str, answers: Answers) -> None:
+    """Add all prices of a region to the answers."""
     boto, today = aws_session.boto_session(region), date.today().isoformat()
     price_list = boto.client("pricing", region_name=PRICE_LIST_REGION)
-    found = training_usd_per_hour(price_list, region)
+    training_usd = training_usd_per_hour(price_list, region)
     for instance_type in INSTANCES:
-        if usd := _only(found.get(instance_type, set()), f"{instance_type} in {region}", answers.problems):
+        if usd := _only(training_usd.get(instance_type, set()), f"{instance_type} in {region}", answers.problems):
             answers.on_demand[instance_type, region] = Price(usd, today, PRICE_LIST)
     for instance_type, spot_usd in spot_usd_per_hour(boto.client("ec2"), datetime.now(UTC)).items():
-        found = ec2_usd_per_hour(price_list, region, instance_type)
-        if usd := _only(found, f"EC2's {instance_type} in {region}", answers.problems):
+        ec2_usd = ec2_usd_per_hour(price_list, region, instance_type)
+        if usd := _only(ec2_usd, f"EC2's {instance_type} in {region}", answers.problems):
             answers.spot[f"ml.{instance_type}", region] = SpotPrice(spot_usd, usd, today, SPOT_HISTORY)
 
 
 def training_usd_per_hour(price_list: Any, region: str) -> dict[str, set[float]]:
-    """By instance type, every price of an hour of training that the list has; more than one is not understood."""
-    found = defaultdict(set)
+    """Return by instance type the prices of an hour of training in the list; each type should have one."""
+    usd_by_type: dict[str, set[float]] = defaultdict(set)
     for product in _products(price_list, "AmazonSageMaker", productFamily="ML Instance", regionCode=region):
         usage = TRAINING.fullmatch(product["product"]["attributes"].get("usagetype", ""))
         if usage and usage["instance_type"] in INSTANCES:
-            found[usage["instance_type"]] |= set(hourly_usd(product))
-    return found
+            usd_by_type[usage["instance_type"]] |= set(hourly_usd(product))
+    return usd_by_type
 
 
 def ec2_usd_per_hour(price_list: Any, region: str, instance_type: str) -> set[float]:
-    """Every on-demand price of an hour of an EC2 instance; without "ml."."""
-    found = _products(price_list, "AmazonEC2", instanceType=instance_type, regionCode=region, **EC2_PRODUCT)
-    return {usd for product in found for usd in hourly_usd(product)}
+    """Return all on-demand prices of an hour of an EC2 instance, whose type has no "ml."."""
+    products = _products(price_list, "AmazonEC2", instanceType=instance_type, regionCode=region, **EC2_PRODUCT)
+    return {usd for product in products for usd in hourly_usd(product)}
 
 
 def spot_usd_per_hour(ec2: Any, now: datetime) -> dict[str, float]:
-    """By instance type, without "ml.": what spot costs in the middle one of the region's zones."""
+    """Return by instance type, without "ml.", the median of the spot prices in the region's zones."""
     pages = ec2.get_paginator("describe_spot_price_history").paginate(
         InstanceTypes=[name.removeprefix("ml.") for name in INSTANCES],
         ProductDescriptions=[SPOT_SYSTEM],
-        StartTime=now,  # the answer is then what holds at this time, not a history
+        StartTime=now,  # equal start and end give the current price instead of a history
         EndTime=now,
     )
     newest: dict[str, dict[str, float]] = defaultdict(dict)
@@ -161,7 +172,7 @@ def spot_usd_per_hour(ec2: Any, now: datetime) -> dict[str, float]:
 
 
 def hourly_usd(product: Mapping[str, Any]) -> Iterator[float]:
-    """The on-demand prices of a product of the price list; a price of nothing is none.
+    """Yield the on-demand prices of a product of the price list, without prices of 0.
 
     Raises:
         InputError: it is not priced by the hour, or not in US dollars.
@@ -185,20 +196,20 @@ def _products(price_list: Any, service: str, **attributes: str) -> Iterator[dict
         yield from map(json.loads, page["PriceList"])
 
 
-def _only(found: set[float], what: str, problems: list[str]) -> float | None:
-    if len(found) > 1:
-        problems.append(f"{what}: AWS has several prices, {', '.join(f'${usd:g}' for usd in sorted(found))}.")
-    return next(iter(found)) if len(found) == 1 else None
+def _only(prices_usd: set[float], product: str, problems: list[str]) -> float | None:
+    if len(prices_usd) > 1:
+        problems.append(f"{product}: AWS has several prices, {', '.join(f'${usd:g}' for usd in sorted(prices_usd))}.")
+    return next(iter(prices_usd)) if len(prices_usd) == 1 else None
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
 def write(path: Path, rows: Mapping[Kind, Price | SpotPrice]) -> None:
-    """The file as a whole or not at all, by instance type and region.
+    """Write a file of prices atomically, sorted by instance type and region.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     order = {name: position for position, name in enumerate(INSTANCES)}
     lines = [
@@ -217,7 +228,7 @@ def write(path: Path, rows: Mapping[Kind, Price | SpotPrice]) -> None:
 def _print_changes(path: Path, old: Mapping[Kind, Any], new: Mapping[Kind, Any], regions: Sequence[str]) -> None:
     changes = [line for kind, price in new.items() if (line := _change(kind, old.get(kind), price))]
     unanswered = [f"{kind} in {region}" for kind, region in old if region in regions and (kind, region) not in new]
-    print(f"{path.name}: {len(new)} prices are as of today, {len(changes)} of them new or changed.")
+    print(f"{path.name}: {len(new)} prices are of today, {len(changes)} of them new or changed.")
     for change in changes:
         print(f"  {change}")
     if unanswered:
@@ -225,7 +236,7 @@ def _print_changes(path: Path, old: Mapping[Kind, Any], new: Mapping[Kind, Any],
 
 
 def _change(kind: Kind, old: Price | SpotPrice | None, new: Price | SpotPrice) -> str:
-    """What is different in dollars, in words; empty where nothing is."""
+    """Return the change of a price in words; "" if the dollars are the same."""
     where = f"{kind[0]} in {kind[1]}"
     if old is None:
         return f"{where}: {_dollars(new)} (new)"

@@ -1,7 +1,7 @@
-"""A Job as the request that SageMaker gets, made by the SDK's ModelTrainer.
+"""CreateTrainingJob request of a Job, made by the ModelTrainer of the SageMaker SDK.
 
-What a dry run prints is what is sent, made by the same code. The SDK's own `train()` cannot show a request, and would
-report its use to the makers of the SDK.
+A dry run prints the same request that a submission sends. The SDK's own `train()` cannot show a request, and reports
+its use to the makers of the SDK.
 """
 
 import json
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from sagemaker.train import ModelTrainer
 
 NUMBER = r"([-+]?[0-9][-+0-9.eE]*)"
-JOBS = "jobs"  # in the run's folder: JOB/input/code and JOB/output of each job
-RECORD = "job.json"  # in the bundle: the Job itself, from which a resubmission starts
+JOBS = "jobs"  # subfolder of the run's folder, with JOB/input/code and JOB/output of each job
+RECORD = "job.json"  # file in the bundle with the Job itself, for resubmissions
 
 
 def create_training_job(job: Job, bundle: Path, session: "Session") -> dict[str, Any]:
-    """The CreateTrainingJob request; the bundle is uploaded through `session`.
+    """Upload the bundle through `session`, and return the CreateTrainingJob request.
 
-    The job's name is RUN-XXXXXX-YYYYmmddHHMMSS, so that two of one second differ.
+    The job's name is RUN-XXXXXX-YYYYmmddHHMMSS; the random digits tell jobs of one second apart.
 
     Args:
-        job: what to run.
-        bundle: the folder that becomes the job's code; RECORD is added.
-        session: the SDK's, see session.py.
+        job: job to run.
+        bundle: folder that becomes the job's code; RECORD is added.
+        session: session of the SageMaker SDK (aws_session.py).
 
     Raises:
-        InputError: by botocore's model of the service, the request is wrong.
+        InputError: the request is invalid by botocore's model of the service.
     """
     (bundle / RECORD).write_text(json.dumps(asdict(job), indent=1), encoding="utf-8")
     request = _trainer(job, bundle, session)._create_training_job_args(_channels(job), boto3=True)
@@ -46,7 +46,7 @@ def create_training_job(job: Job, bundle: Path, session: "Session") -> dict[str,
 
 
 def metric_definitions() -> list[dict[str, str]]:
-    """What SageMaker looks for in the log, a regular expression for each of METRICS."""
+    """Return the regular expressions by which SageMaker finds METRICS in the log."""
     return [{"name": name, "regex": rf"\b{name}={NUMBER}"} for name in METRICS]
 
 
@@ -58,7 +58,7 @@ def _trainer(job: Job, bundle: Path, session: "Session") -> "ModelTrainer":
 
     class Trainer(ModelTrainer):
         def _resolve_staging_bucket(self) -> tuple[str, str]:
-            """The run's folder; the SDK's own would ask IAM about a bucket for everything."""
+            """Return the run's folder; the SDK's own method asks IAM about one bucket for everything."""
             return bucket, prefix
 
     trainer = Trainer(sagemaker_session=session, **_settings(job, bundle))
@@ -95,6 +95,7 @@ def _settings(job: Job, bundle: Path) -> dict[str, Any]:
 def _limits(job: Job) -> dict[str, int]:
     limits = {"max_runtime_in_seconds": round(job.max_hours * 3600)}
     if job.is_spot:
+        assert job.max_wait_hours is not None  # every spot job has it
         limits["max_wait_time_in_seconds"] = round(job.max_wait_hours * 3600)
     return limits
 
@@ -104,16 +105,16 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _channels(job: Job) -> list[Any]:
-    """The data as a whole on every host: what a host reads of it is decided by the plan, not by SageMaker.
+    """Return the input channels. Each host gets all data, because the batch plan decides what it reads.
 
-    Without the slash at the end, .../data would be .../data-old too.
+    The URI ends in a slash, because .../data would also match .../data-old.
     """
     if job.input_mode == "stream":
         return []
     from sagemaker.core.training.configs import Channel, DataSource, S3DataSource
 
-    place = {"s3_data_type": "S3Prefix", "s3_uri": f"{job.data.rstrip('/')}/"}
-    source = S3DataSource(**place, s3_data_distribution_type="FullyReplicated")
+    uri = f"{job.data.rstrip('/')}/"
+    source = S3DataSource(s3_data_type="S3Prefix", s3_uri=uri, s3_data_distribution_type="FullyReplicated")
     return [Channel(channel_name=CHANNEL, input_mode=job.input_mode, data_source=DataSource(s3_data_source=source))]
 
 

@@ -1,15 +1,18 @@
-"""`python -m w2v_lightning study ACTION ...`: what an action imports beyond argparse, it imports when it is run."""
+"""Command `study ACTION ...`: measure hardware and prices, and report on them."""
 
-from typing import Any
+from collections.abc import Sequence
 
-from w2v_lightning.sagemaker import refresh_prices, study_run
-from w2v_lightning.study.report import command as report
+from w2v_lightning import command_line
+
+ABOUT = "Measure hardware in a matrix of runs, and report on them."
+# Each action, with the module whose main(args) runs it and what it does.
+COMMANDS = {
+    "run": ("w2v_lightning.sagemaker.study_run", "run every cell of a study that has not been run"),
+    "prices": ("w2v_lightning.sagemaker.refresh_prices", "list prices and their age, or fetch new ones from AWS"),
+    "report": ("w2v_lightning.study.report.command", "write tables, charts and a fitted model of a study's runs"),
+}
 
 
-def add_parser(commands: Any) -> None:
-    """`study`, with an action for each part of it."""
-    study = commands.add_parser("study", help="measure hardware and prices, and say what to train on")
-    actions = study.add_subparsers(required=True, metavar="ACTION")
-    study_run.add_parser(actions)
-    refresh_prices.add_parser(actions)
-    report.add_parser(actions)
+def main(args: Sequence[str]) -> int:
+    """Run the action that the first argument names; return the exit status."""
+    return command_line.run(COMMANDS, "python -m w2v_lightning study", ABOUT, args)

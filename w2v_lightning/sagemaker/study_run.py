@@ -1,40 +1,49 @@
-"""The command `study run`: every cell of a study, here or on SageMaker."""
+"""Command `study run`: run every cell of a study, on this host or on SageMaker."""
 
-import argparse
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from w2v_lightning.command_line import Parser, parse, parser_of
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model import runs
+from w2v_lightning.sagemaker.aws_errors import explain_aws_errors
 from w2v_lightning.study import queue
 from w2v_lightning.study.collect import FINISHED
-from w2v_lightning.study.matrix import Cell, Study, load
+from w2v_lightning.study.spec import Cell, Study, Where, load
 
 LOCK = ".lock"
 
 
-def add_parser(actions: Any) -> None:
-    """`run`."""
-    parser = actions.add_parser("run", help="run every cell of a study that has not been run")
-    parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="what to run; docs/study.md has the keys")
-    parser.add_argument("--where", choices=("local", "sagemaker"), help="default: as the study says")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="folder of the study's runs; default: runs/NAME")
-    parser.add_argument("--retry-failed", action="store_true", help="run those cells again that did not finish")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the cells in their order, and check all; run none"
-    )
-    parser.set_defaults(run=_run)
+@dataclass(frozen=True)
+class RunOptions:
+    """Run every cell of a study that has not been run.
+
+    Args:
+        study: YAML file of the study; docs/study.md lists its keys.
+        where: place to run the cells; default: sagemaker if the cells have an instance_type, otherwise local.
+        to: folder of the study's runs; default: runs/NAME.
+        retry_failed: repetition of the cells that did not finish.
+        dry_run: check of all cells and list of their order, without running any.
+    """
+
+    study: Path
+    where: Where | None = None
+    to: Path | None = None
+    retry_failed: bool = False
+    dry_run: bool = False
 
 
-def _run(options: argparse.Namespace) -> int:
+@explain_aws_errors()
+def main(args: Sequence[str]) -> int:
+    """Run a study; return the exit status, which is 1 if a cell has not finished."""
+    options = parse(RunOptions, "study run", args, positional=["study"])
     study = load(options.study, options.where)
     folder = (options.to or Path("runs", study.name)).resolve()
     with _runner(study) as runner:
@@ -46,9 +55,14 @@ def _run(options: argparse.Namespace) -> int:
     return _summary(study, folder)
 
 
+def parser() -> Parser:
+    """Return the parser of the options."""
+    return parser_of(RunOptions, "study run", positional=["study"])
+
+
 @contextmanager
 def _runner(study: Study) -> Iterator[queue.Runner]:
-    """The modules are imported where they are wanted: one imports torch, the other the SDK."""
+    # Imported here, because one runner imports torch and the other the SageMaker SDK.
     if study.where == "local":
         from w2v_lightning.study.local import Local
 
@@ -61,7 +75,7 @@ def _runner(study: Study) -> Iterator[queue.Runner]:
 
 
 def _possible(study: Study, runner: queue.Runner) -> Study:
-    """Without the cells that cannot run there, which are named."""
+    """Return the study without the cells that cannot run there; print why."""
     cells = []
     for cell in study.cells:
         obstacle = runner.obstacle(cell)
@@ -75,46 +89,49 @@ def _possible(study: Study, runner: queue.Runner) -> Study:
 
 
 def _carry_out(study: Study, folder: Path, runner: queue.Runner, retry_failed: bool) -> None:
-    left = queue.load(study, folder, retry_failed)
-    left.say = lambda text: print(f"{datetime.now():%H:%M:%S}  {text}", flush=True)
-    print(f"{len(left.entries)} of {len(study.cells)} runs are to be made, in {folder}", flush=True)
-    queue.carry_out(left, runner)
+    pending = queue.load(study, folder, retry_failed)
+    pending.say = lambda text: print(f"{datetime.now():%H:%M:%S}  {text}", flush=True)
+    print(f"Running {len(pending.entries)} of {len(study.cells)} runs, in {folder}", flush=True)
+    queue.carry_out(pending, runner)
 
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """The lock is the process's, so a command that was killed leaves none."""
+    """Hold the folder's lock, which the operating system releases if the process is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK, timeout=0):
             yield
     except Timeout:
         raise InputError(
-            f"{folder}: another `study run` is at work there; wait for it, or give another --to."
+            f"{folder} is in use by another `study run`: wait for it to end, or give another --to."
         ) from None
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM: processes of this host save a checkpoint and end, jobs go on."""
+    """End on Ctrl-C or SIGTERM: processes of this host save a checkpoint and end, training jobs continue."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here; training jobs have not been stopped.", file=sys.stderr)
+        print("Stopped. Run the same command to continue; training jobs have not been stopped.", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-# ---- what is printed ------------------------------------------------------------------------------------------------
+# ---- output ---------------------------------------------------------------------------------------------------------
 
 
 def _show(study: Study, runner: queue.Runner) -> int:
-    """The cells as they would start, and what is known of them."""
+    """Print the cells in the order in which they would start, and the result of their checks."""
     waves = queue.waves(study, queue.ordered(study.cells))
     quota = f", at most {study.quota} instances at once" if study.quota else ""
-    print(f"{study.name}: {len(study.cells)} runs{quota}, in this order; side by side if all took the same time:")
+    print(
+        f"{study.name}: {len(study.cells)} runs{quota}, in this order; each number is a group of runs that are"
+        " concurrent if all take equally long:"
+    )
     for number, wave in enumerate(waves, start=1):
         print(f"{number:>4}  " + "\n      ".join(_line(cell) for cell in wave))
     print(runner.verdict(study.cells))
@@ -127,10 +144,10 @@ def _line(cell: Cell) -> str:
 
 
 def _summary(study: Study, folder: Path) -> int:
-    """What became of each run; the exit status is 0 where all have finished."""
-    found = [runs.read(folder / cell.run) for cell in study.cells]
-    for run in found:
+    """Print the outcome of each run; return the exit status, which is 0 if all have finished."""
+    results = [runs.read(folder / cell.run) for cell in study.cells]
+    for run in results:
         speed = f", {run.audio_s_per_s:.0f} audio-s/s" if run.is_measured else ""
         print(f"{run.name}: {run.outcome}{speed}")
     print(f"python -m w2v_lightning study report {folder}")
-    return 0 if all(run.outcome == FINISHED for run in found) else 1
+    return 0 if all(run.outcome == FINISHED for run in results) else 1

@@ -1,6 +1,5 @@
-"""Cells as training jobs: each is one that `submit` would send, watched until it has ended."""
+"""Runner of a study's cells as training jobs, each submitted like those of `submit`, and polled until it ends."""
 
-import argparse
 import re
 import secrets
 import sys
@@ -17,21 +16,22 @@ from w2v_lightning.checkpoints import history
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.sagemaker import aws_session, checks, submit
-from w2v_lightning.sagemaker.aws_errors import explained, is_passing
+from w2v_lightning.sagemaker.aws_errors import explain_aws_errors, is_transient
 from w2v_lightning.sagemaker.job import Job
+from w2v_lightning.sagemaker.submission import bundled_request
 from w2v_lightning.sagemaker.training_job import TrainingJob, describe
 from w2v_lightning.study import collect
-from w2v_lightning.study.matrix import Cell, Study, fit_arguments
 from w2v_lightning.study.queue import LostError, NoCapacityError
+from w2v_lightning.study.spec import Cell, Study, fit_arguments
 
-# In small letters, what a FailureReason has where AWS, and not the job, has failed.
-PASSING = ("capacityerror", "insufficientinstancecapacity", "unable to provision", "internalservererror")
-TOKEN = 6  # hexadecimal digits at the end of a run's name, so that no two starts share checkpoints
+# Words of a FailureReason, in lower case, that mean a transient failure of AWS, not of the job.
+TRANSIENT = ("capacityerror", "insufficientinstancecapacity", "unable to provision", "internalservererror")
+TOKEN = 6  # hexadecimal digits at the end of a run's name, so that no two jobs share checkpoints
 LOGS = re.compile(rf"{collect.LOGS}/version_\d+/(throughput\.json|config\.yaml|events\.out\.tfevents\.[\w.-]+)$")
 
 
 class SageMaker:
-    """A Runner (queue.py). Jobs go on where the command ends."""
+    """Runner (queue.py) of cells as training jobs, which continue if the command ends."""
 
     poll_s = 30.0
 
@@ -39,7 +39,7 @@ class SageMaker:
         self._study = study
 
     def obstacle(self, cell: Cell) -> None:
-        """There is none but a wrong option: the service has every instance type.
+        """Return None: SageMaker has every instance type, so that only an invalid option is an obstacle.
 
         Raises:
             InputError: the job would be refused, or fail.
@@ -47,20 +47,20 @@ class SageMaker:
         if cell.repetition > 1:
             return
         job = self._job(cell, _run_name(cell))
-        checks.check_alone(job, budget=None)
+        checks.check_offline(job, budget=None)
         checks.split_uri("--data", job.data)
         bucket, _ = checks.split_uri("--output", job.output)
-        submit.bundled_request(job, _offline_session(job.region, bucket))
+        bundled_request(job, _offline_session(job.region, bucket))
 
     def verdict(self, cells: Sequence[Cell]) -> str:
         lines = [
-            f"The requests of all {len(cells)} jobs are valid by the service's own description of them.",
+            f"The requests of all {len(cells)} jobs are valid by botocore's description of the service.",
             f"Not checked, because a dry run uses no network: {checks.NEEDS_NETWORK}, quotas, capacity.",
             *self._costs(cells),
         ]
         return "\n".join(lines)
 
-    # ---- what the queue asks ------------------------------------------------------------------------------------
+    # ---- calls by the queue -------------------------------------------------------------------------------------
 
     def plan(self, cell: Cell) -> dict[str, Any]:
         return {"run": _run_name(cell), "region": aws_session.region_of(self._study.jobs.get("region"))}
@@ -69,7 +69,7 @@ class SageMaker:
         job = self._job(cell, handle["run"])
         checks.check(job, partial(_client, job.region), budget=None, is_dry_run=False)
         bucket, _ = checks.split_uri("--output", job.output)
-        request = submit.bundled_request(job, _session(job.region, bucket))
+        request = bundled_request(job, _session(job.region, bucket))
         sagemaker = _client(job.region, "sagemaker")
         try:
             sagemaker.create_training_job(**request)
@@ -81,10 +81,10 @@ class SageMaker:
         job = self._described(handle)
         if job is None or not job.has_ended:
             return None
-        if _has_found_nothing(job):
+        if _had_no_capacity(job):
             raise NoCapacityError(job.failure_reason)
         logs = folder / collect.ROOT
-        with explained():
+        with explain_aws_errors():
             fetch(_client(handle["region"], "s3"), job, logs)
         return job_run(cell, logs, job, _outcome(job))
 
@@ -92,29 +92,25 @@ class SageMaker:
         return collect.no_run(cell, "sagemaker", outcome)
 
     def _described(self, handle: dict[str, Any]) -> TrainingJob | None:
-        """None: not to be known at the moment. A start that was cut short is looked for by its run."""
+        """Return the job, by the run's name if the command ended while submitting it; None if AWS is unavailable."""
         sagemaker = _client(handle["region"], "sagemaker")
         try:
             return describe(sagemaker, handle.get("job") or handle["run"])
         except InputError as error:
             if "job" in handle:
                 raise
-            raise LostError("it had not been submitted when the command was ended") from error
+            raise LostError("it had not been submitted when the command ended") from error
         except Exception as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
-            print(f"{handle['run']}: {error}; asked again in {self.poll_s:g} s", file=sys.stderr)
+            print(f"{handle['run']}: {error}; trying again in {self.poll_s:g} s", file=sys.stderr)
             return None
 
-    # ---- what is submitted --------------------------------------------------------------------------------------
+    # ---- jobs ---------------------------------------------------------------------------------------------------
 
     def _job(self, cell: Cell, run: str) -> Job:
-        """As `submit` makes it of its options and the environment."""
-        parser = argparse.ArgumentParser(prog="python -m w2v_lightning", allow_abbrev=False)
-        submit.add_parser(parser.add_subparsers())
-        options, overrides = parser.parse_known_args(["submit", *self._submit_arguments(cell, run)])
-        options.overrides = overrides
-        return submit.new_job(options)
+        """Return the job that `submit` makes of its options and the environment."""
+        return submit.new_job(*submit.parse_options(self._submit_arguments(cell, run)))
 
     def _submit_arguments(self, cell: Cell, run: str) -> list[str]:
         jobs = dict(self._study.jobs) | {"input_mode": cell.storage}
@@ -122,23 +118,23 @@ class SageMaker:
             jobs.pop("max_wait_hours", None)
         given = {"name": run, "instance_type": cell.hardware, "count": cell.count, "max_hours": self._study.max_hours}
         arguments = [f"--config={file}" for file in self._study.config]
-        arguments += [f"--{name.replace('_', '-')}={value}" for name, value in (given | jobs).items()]
+        arguments += [f"--{name}={value}" for name, value in (given | jobs).items()]
         return [*arguments, *(["--spot"] if cell.is_spot else []), *fit_arguments(cell.options)]
 
     def _costs(self, cells: Sequence[Cell]) -> list[str]:
-        """Upper bounds, and the prices behind them."""
+        """Return an upper bound of the cost, and the prices, as lines."""
         region = aws_session.region_of(self._study.jobs.get("region"))
         seconds = self._study.max_hours * 3600
         try:
             prices = {cell.hardware: on_demand(cell.hardware, region) for cell in cells}
         except InputError as error:
-            return [f"Cost: not known: {error}"]
+            return [f"Cost: unknown: {error}"]
         most = sum(training_usd(seconds, cell.count, prices[cell.hardware].usd_per_hour) for cell in cells)
         lines = [f"{name} in {region}: {price.described()}." for name, price in prices.items()]
-        return [f"Cost: ${most:.2f} at most, if all took max_hours {self._study.max_hours:g} on demand.", *lines]
+        return [f"Cost: ${most:.2f} at most, if each job takes max_hours {self._study.max_hours:g} on demand.", *lines]
 
 
-# Kept, because botocore reads its descriptions of services for each session anew, which takes seconds.
+# Sessions are cached, because each one reads botocore's descriptions of the services, which takes seconds.
 
 
 @cache
@@ -162,7 +158,7 @@ def _offline_session(region: str, bucket: str) -> Any:
 
 
 def fetch(s3: Any, job: TrainingJob, folder: Path) -> None:
-    """What run.json is made of, as a run on this host has it: the logs, and the history beside the checkpoints."""
+    """Download the files that run.json is made from: logs and the run's history, to where a local run has them."""
     for uri in filter(None, (job.tensorboard, job.checkpoints)):
         bucket, prefix = urlsplit(uri).netloc, urlsplit(uri).path.strip("/")
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
@@ -175,14 +171,14 @@ def fetch(s3: Any, job: TrainingJob, folder: Path) -> None:
 def _local_name(key: str) -> str | None:
     if key.endswith(f"/{history.FILE}"):
         return f"{collect.HISTORY}/{history.FILE}"
-    found = LOGS.search(key)
-    return found[0] if found else None
+    match = LOGS.search(key)
+    return match[0] if match else None
 
 
-def _has_found_nothing(job: TrainingJob) -> bool:
-    """It has failed before training began, for a reason that may pass."""
-    is_passing_reason = any(word in job.failure_reason.lower() for word in PASSING)
-    return job.status == "Failed" and not job.has_trained and is_passing_reason
+def _had_no_capacity(job: TrainingJob) -> bool:
+    """Return whether the job failed before training began, for a transient reason."""
+    has_transient_reason = any(words in job.failure_reason.lower() for words in TRANSIENT)
+    return job.status == "Failed" and not job.has_trained and has_transient_reason
 
 
 def _outcome(job: TrainingJob) -> str:
@@ -192,20 +188,20 @@ def _outcome(job: TrainingJob) -> str:
 
 
 def _run_name(cell: Cell) -> str:
-    """Such as "g4dn-2xlarge-x4-spot-r1-0a1b2c", of characters that SageMaker takes, and never the same again."""
+    """Return a unique name that SageMaker accepts, such as "g4dn-2xlarge-x4-spot-r1-0a1b2c"."""
     words = re.sub(r"[^a-zA-Z0-9]+", "-", cell.name.removeprefix("ml.")).strip("-")
-    number = f"-r{cell.repetition}-{secrets.token_hex(TOKEN // 2)}"
-    return words[: submit.MAX_RUN_NAME - len(number)].strip("-") + number
+    suffix = f"-r{cell.repetition}-{secrets.token_hex(TOKEN // 2)}"
+    return words[: submit.MAX_RUN_NAME - len(suffix)].strip("-") + suffix
 
 
 def job_run(cell: Cell, folder: Path, job: TrainingJob, outcome: str) -> Run:
-    """Of a training job that has ended; interruptions and seconds are the service's own.
+    """Return the Run of a training job that has ended, with the interruptions and seconds that SageMaker reports.
 
     Args:
-        cell: what ran.
-        folder: what was fetched of its logs, and its run_history.json.
-        job: as the service describes it.
-        outcome: see Run.
+        cell: cell that ran.
+        folder: folder of the downloaded logs and run_history.json.
+        job: SageMaker's description of the job.
+        outcome: outcome of the Run.
     """
     began = job.description.get("TrainingStartTime", job.created)
     throughput = collect.read_throughput(folder)

@@ -1,7 +1,6 @@
-"""A training job as the service describes it."""
+"""Training job as SageMaker describes it."""
 
-import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +12,7 @@ ENDED = ("Completed", "Failed", "Stopped")
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What DescribeTrainingJob answers, or Search; times are aware, seconds None until the service knows them."""
+    """Answer of DescribeTrainingJob or Search. Times are aware; seconds are None until the service reports them."""
 
     description: Mapping[str, Any]
 
@@ -23,7 +22,7 @@ class TrainingJob:
 
     @property
     def run(self) -> str:
-        """The run whose checkpoints these are, which is what a resubmission goes on with; else the job's own name."""
+        """Name of the run whose checkpoints the job uses, for resubmissions; without checkpoints, the job's name."""
         folder, _, last = self.checkpoints.rpartition("/")
         return folder.rpartition("/")[2] if last == "checkpoints" else self.name
 
@@ -73,18 +72,18 @@ class TrainingJob:
 
     @property
     def ended_s_ago(self) -> float:
-        """Seconds since it has ended; 0 where it has not."""
+        """Seconds since the job ended; 0 if it has not."""
         ended = self.description.get("TrainingEndTime")
         return (datetime.now(UTC) - ended).total_seconds() if ended else 0.0
 
     @property
     def transitions(self) -> list[dict[str, Any]]:
-        """Each with Status, StartTime, StatusMessage, and EndTime if it has ended; the oldest first."""
+        """Secondary statuses, the oldest first: Status, StartTime, StatusMessage, and EndTime if it has ended."""
         return self.description.get("SecondaryStatusTransitions", [])
 
     @property
     def interruptions(self) -> int:
-        """How often the service took the instances back."""
+        """Number of times that the service reclaimed the instances."""
         return sum(transition["Status"] == "Interrupted" for transition in self.transitions)
 
     @property
@@ -97,22 +96,22 @@ class TrainingJob:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last value of each that the job has printed."""
+        """Last value of each metric that the job has printed."""
         return {metric["MetricName"]: metric["Value"] for metric in self.description.get("FinalMetricDataList", [])}
 
     @property
     def checkpoints(self) -> str:
-        """S3 URI, or empty."""
+        """S3 URI of the checkpoints, or "" if there is none."""
         return self.description.get("CheckpointConfig", {}).get("S3Uri", "").rstrip("/")
 
     @property
     def tensorboard(self) -> str:
-        """S3 URI, or empty."""
+        """S3 URI of the TensorBoard logs, or "" if there is none."""
         return self.description.get("TensorBoardOutputConfig", {}).get("S3OutputPath", "").rstrip("/")
 
     @property
     def output(self) -> str:
-        """S3 URI of the folder in which the service leaves model.tar.gz and output.tar.gz."""
+        """S3 URI of the folder to which the service writes model.tar.gz and output.tar.gz."""
         return f"{self.description['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self.name}/output"
 
     @property
@@ -121,7 +120,7 @@ class TrainingJob:
 
 
 def describe(sagemaker: Any, name: str) -> TrainingJob:
-    """The job of that name, or else the newest job of the run of that name.
+    """Return the job of this name, or the newest job of the run of this name.
 
     Raises:
         InputError: there is neither.
@@ -140,12 +139,12 @@ def describe(sagemaker: Any, name: str) -> TrainingJob:
             return job
     raise InputError(
         f"{name}: there is no training job and no run of this name in {sagemaker.meta.region_name};"
-        " `python -m w2v_lightning list` shows what there is, --region looks elsewhere."
+        " `python -m w2v_lightning list` lists the jobs, --region selects another region."
     )
 
 
 def search(sagemaker: Any, tags: Mapping[str, str]) -> Iterator[TrainingJob]:
-    """The jobs with all of these tags, the newest first. A new job is found some seconds after its submission."""
+    """Return the jobs with all of these tags, the newest first; a new job appears some seconds after submission."""
     filters = [{"Name": f"Tags.{key}", "Operator": "Equals", "Value": value} for key, value in tags.items()]
     pages = sagemaker.get_paginator("search").paginate(
         Resource="TrainingJob",
@@ -156,26 +155,22 @@ def search(sagemaker: Any, tags: Mapping[str, str]) -> Iterator[TrainingJob]:
     return (TrainingJob(result["TrainingJob"]) for page in pages for result in page["Results"])
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Which job is meant."""
-    parser.add_argument("name", metavar="NAME", help="of a job, or of a run: then its newest job")
-    add_region_option(parser)
+def parse_tags(options: Sequence[str]) -> dict[str, str]:
+    """Return the tags that the values of --tag give.
 
-
-def add_region_option(parser: argparse.ArgumentParser) -> None:
-    """Where to look."""
-    parser.add_argument("--region", help="default: that of the environment")
-
-
-def key_and_value(option: str) -> tuple[str, str]:
-    """A tag, for argparse."""
-    key, _, value = option.partition("=")
-    if not (key and value):
-        raise argparse.ArgumentTypeError(f"KEY=VALUE was expected, such as run=base-100h, not {option!r}")
-    return key, value
+    Raises:
+        InputError: a value is not KEY=VALUE.
+    """
+    tags = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if not (key and value):
+            raise InputError(f"--tag is {option!r}: give KEY=VALUE, such as run=base-100h.")
+        tags[key] = value
+    return tags
 
 
 def _is_not_found(error: Any) -> bool:
-    """DescribeTrainingJob answers ValidationException, as it does to a name that no job can have."""
-    said = error.response["Error"].get("Message", "").lower()
-    return "not found" in said or "could not find" in said
+    # The code is ValidationException, as it is for names that no job can have, so that only the message tells.
+    message = error.response["Error"].get("Message", "").lower()
+    return "not found" in message or "could not find" in message

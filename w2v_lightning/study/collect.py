@@ -1,4 +1,4 @@
-"""What a run has left in its folder, as its run.json: the same files, whether it ran here or as a training job."""
+"""Collection of a run's files into a Run (run.json): the same for local runs and training jobs."""
 
 import json
 from dataclasses import asdict
@@ -10,10 +10,10 @@ from w2v_lightning.catalog.instances import instance
 from w2v_lightning.catalog.prices import on_demand
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model.runs import Run
-from w2v_lightning.study.matrix import Cell
+from w2v_lightning.study.spec import Cell
 
 FINISHED = "finished"
-ROOT = "fit"  # in a run's folder: its trainer.default_root_dir, or what was fetched of a job's
+ROOT = "fit"  # in a run's folder: its trainer.default_root_dir, or the files fetched from a job
 LOGS = "lightning_logs"  # in ROOT; a version_N for each start
 HISTORY = "checkpoints"  # in ROOT: where run_history.json is
 
@@ -21,14 +21,14 @@ HISTORY = "checkpoints"  # in ROOT: where run_history.json is
 def local_run(
     cell: Cell, folder: Path, began: datetime, seconds: float, environment: dict[str, Any], outcome: str
 ) -> Run:
-    """Of processes of this host.
+    """Return the Run of processes on this host.
 
     Args:
-        cell: what ran.
+        cell: cell that ran.
         folder: its trainer.default_root_dir.
-        began: when the last start was.
+        began: time of the last start.
         seconds: wall-clock time since then.
-        environment: of this machine, but for `versions`.
+        environment: description of this machine, without `versions`.
         outcome: see Run.
     """
     segments = read_segments(folder)
@@ -53,14 +53,14 @@ def local_run(
 
 
 def finished_at(folder: Path) -> datetime | None:
-    """When the run of which this is trainer.default_root_dir has reached its end; None: it has not."""
+    """Return when the run with this trainer.default_root_dir has finished; None if it has not."""
     segments = read_segments(folder)
     is_finished = segments and segments[-1]["end"] == "finished"
     return _moment(segments[-1]["ended"]) if is_finished else None
 
 
 def no_run(cell: Cell, where: str, outcome: str) -> Run:
-    """Of a cell that was never trained."""
+    """Return the Run of a cell that never trained."""
     environment = {} if where == "local" else instance_environment(cell)
     return Run(
         name=cell.run,
@@ -80,12 +80,13 @@ def no_run(cell: Cell, where: str, outcome: str) -> Run:
 
 
 def instance_environment(cell: Cell) -> dict[str, Any]:
-    """Of one instance, by its type; the service does not say which CPU it has."""
+    """Return the description of an instance by its type; the service does not say which CPU it has."""
     machine = instance(cell.hardware)
     return {"cpu": None, "cores": machine.vcpus, "gib": machine.gib, "instance_type": machine.name}
 
 
 def price_of(instance_type: str, region: str) -> dict[str, Any] | None:
+    """Return the on-demand price for run.json; None if it is not known."""
     try:
         price = on_demand(instance_type, region)
     except InputError:
@@ -97,13 +98,12 @@ def price_of(instance_type: str, region: str) -> dict[str, Any] | None:
 
 
 def versions(folder: Path) -> list[Path]:
-    """The logs of each start, in order."""
-    found = (folder / LOGS).glob("version_*")
-    return sorted(found, key=lambda path: int(path.name.rpartition("_")[2]))
+    """Return the log folders of all starts, in order."""
+    return sorted((folder / LOGS).glob("version_*"), key=lambda path: int(path.name.rpartition("_")[2]))
 
 
 def read_throughput(folder: Path) -> dict[str, Any]:
-    """Of the last start that has one: it has the whole run in it. Empty where none has got so far."""
+    """Return throughput.json of the last start that has one (it covers the whole run), or an empty mapping."""
     paths = [path for version in versions(folder) if (path := version / "throughput.json").exists()]
     if not paths:
         return {}
@@ -114,7 +114,7 @@ def read_throughput(folder: Path) -> dict[str, Any]:
 
 
 def read_segments(folder: Path) -> list[dict[str, Any]]:
-    """But for the paths of the machine: runs are moved and shared."""
+    """Return the segments of the run history without paths of this machine, because runs are moved and shared."""
     from w2v_lightning.checkpoints import history  # imports Lightning
 
     segments = history.read(str(folder / HISTORY))
@@ -122,19 +122,19 @@ def read_segments(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_wer(folder: Path, began: datetime) -> list[dict[str, float]]:
-    """Of all validation splits together. A step that was done twice counts as it was done last."""
+    """Return the WER over all validation splits by step; for a step that ran twice, the last value counts."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-    found = {}
+    wer_by_step = {}
     for version in versions(folder):
         events = EventAccumulator(str(version), size_guidance={SCALARS: 0}).Reload()
         for event in events.Scalars("val_wer") if "val_wer" in events.Tags()["scalars"] else []:
-            found[event.step] = {"elapsed_s": round(event.wall_time - began.timestamp(), 1), "wer": event.value}
-    return [{"step": step, **found[step]} for step in sorted(found)]
+            wer_by_step[event.step] = {"elapsed_s": round(event.wall_time - began.timestamp(), 1), "wer": event.value}
+    return [{"step": step, **wer_by_step[step]} for step in sorted(wer_by_step)]
 
 
 def _seconds(segment: dict[str, Any]) -> float:
-    """Of one that was killed, up to its last checkpoint."""
+    """Return the duration of a segment; a killed segment ends at its last checkpoint."""
     return (_moment(segment["ended"]) - _moment(segment["started"])).total_seconds()
 
 
@@ -143,4 +143,5 @@ def _moment(text: str) -> datetime:
 
 
 def iso_time(moment: datetime) -> str:
+    """Return a moment in UTC as ISO 8601, to the second."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")

@@ -1,6 +1,6 @@
-"""Cells on this host, one after the other: a process for each GPU, or on CPUs, under torchrun as on SageMaker.
+"""Cells on this host, one after the other: a process for each GPU, or processes on CPUs, by torchrun as on SageMaker.
 
-Hosts, their link, and slow storage are emulated where a cell asks for them (emulation.py).
+Hosts, their link and slow storage are emulated if a cell asks for them (emulation/).
 """
 
 import json
@@ -19,18 +19,18 @@ from w2v_lightning.config import resolve
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.study import collect, processes
-from w2v_lightning.study.matrix import Cell, Study, fit_arguments
 from w2v_lightning.study.queue import LostError
+from w2v_lightning.study.spec import Cell, Study, fit_arguments
 
-PORT = 29500  # of the first host, whose network is its own
-GRACE_S = 60.0  # for the other hosts of a run, when one has failed
-SAVE_S = 30.0  # for a checkpoint, when the command is ended
+PORT = 29500  # on the first emulated host, whose network is separate
+GRACE_S = 60.0  # seconds for the other hosts of a run to end after one has failed
+SAVE_S = 30.0  # seconds to save a checkpoint when the command is ended
 PREEMPTED = 75  # exit status of `fit`
 
 
 @dataclass
 class Started:
-    """A run in progress."""
+    """Run in progress."""
 
     processes: list[subprocess.Popen]  # one for each host
     emulated: ExitStack
@@ -40,7 +40,7 @@ class Started:
 
 
 class Local:
-    """A Runner (queue.py). Used as a context, at whose end it leaves no process."""
+    """Runner (queue.py) of this host. At the end of its context, no process is left."""
 
     poll_s = 0.5
 
@@ -58,32 +58,32 @@ class Local:
             self._close(folder)
 
     def obstacle(self, cell: Cell) -> str | None:
-        """Whether this host is too small for a cell.
+        """Return why this host is too small for a cell; None if it is not.
 
         Raises:
-            InputError: an option of `fit` is wrong, or what the cell asks for cannot be emulated.
+            InputError: an option of `fit` is wrong, or the cell cannot be emulated.
         """
         from w2v_lightning.runtime.hardware import usable_cores  # imports torch
 
         gpus, wanted = self._gpus(cell), cell.count * cell.devices_per_host
         if gpus and cell.is_emulated:
             raise InputError(
-                f"{cell.name}: hosts are emulated for processes on CPUs only, GPUs of one machine would not use the"
-                " network between them; add options: {trainer.accelerator: cpu}."
+                f"{cell.name}: only processes on CPUs can run on emulated hosts, because GPUs of one machine do not"
+                " use the network between them; add options: {trainer.accelerator: cpu}."
             )
         if gpus and wanted > len(gpus):
-            return f"it wants {wanted} GPUs, this host has {len(gpus)}"
+            return f"it needs {wanted} GPUs, this host has {len(gpus)}"
         cores = usable_cores()
         if not gpus and self._study.stands_in and wanted > cores:
-            return f"it wants {wanted} devices, this host has no GPU and {cores} cores"
+            return f"it needs {wanted} devices, this host has no GPU and {cores} cores"
         return None
 
     def verdict(self, cells: Sequence[Cell]) -> str:
         emulated = sum(cell.is_emulated or cell.storage_bytes_per_s is not None for cell in cells)
-        rights = f" {emulated} need the right to make network namespaces or to slow storage down." if emulated else ""
+        rights = f" {emulated} need the right to create network namespaces or to slow storage down." if emulated else ""
         return f"The options of all {len(cells)} are valid.{rights}"
 
-    # ---- what the queue asks ------------------------------------------------------------------------------------
+    # ---- interface of Runner ------------------------------------------------------------------------------------
 
     def plan(self, cell: Cell) -> dict[str, Any]:
         return {"began": datetime.now(UTC).isoformat()}
@@ -118,7 +118,7 @@ class Local:
         return collect.local_run(cell, folder / collect.ROOT, datetime.now(UTC), 0.0, self._environment(cell), outcome)
 
     def _left_behind(self, cell: Cell, folder: Path, began: datetime) -> Run:
-        """Started by a command that was killed; it may have gone on to its end without it."""
+        """Return a run that was started by a command that was killed; it may have finished without it."""
         processes.kill(folder)
         ended = collect.finished_at(folder / collect.ROOT)
         if ended is None or ended < began:
@@ -127,7 +127,7 @@ class Local:
         return collect.local_run(cell, folder / collect.ROOT, began, seconds, self._environment(cell), collect.FINISHED)
 
     def _outcome(self, folder: Path, started: Started) -> str | None:
-        """None while it runs. One host that fails has GRACE_S to take the others with it."""
+        """Return the outcome, or None while the run continues. If a host fails, the others have GRACE_S to end."""
         now, codes = time.monotonic(), [process.poll() for process in started.processes]
         if not any(codes) and None not in codes:
             return collect.FINISHED
@@ -143,10 +143,10 @@ class Local:
     def _close(self, folder: Path) -> None:
         self._started.pop(folder).emulated.close()
 
-    # ---- what is started ----------------------------------------------------------------------------------------
+    # ---- commands ----------------------------------------------------------------------------------------
 
     def _options(self, cell: Cell, folder: Path, hosts: Any, emulated: ExitStack) -> dict[str, Any]:
-        """Of `fit`: the cell's own, and those that belong to this place."""
+        """Return the options of `fit`: those of the cell, and those of this place."""
         options = cell.options | {
             "trainer.default_root_dir": str(folder / collect.ROOT),
             "checkpoint.dirpath": str(folder / collect.ROOT / collect.HISTORY),
@@ -162,13 +162,13 @@ class Local:
         return options
 
     def _variables(self, cell: Cell) -> dict[str, str]:
-        """Of the environment: as many GPUs as the cell has, or threads for each process."""
+        """Return environment variables: the GPUs of the cell, or the number of threads of each process."""
         if gpus := self._gpus(cell):
             return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[: cell.devices_per_host])}
         return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(cell.threads)}
 
     def _environment(self, cell: Cell) -> dict[str, Any]:
-        """Of this machine, for run.json."""
+        """Return the description of this machine for run.json."""
         from w2v_lightning.runtime.hardware import device_name, usable_cores
 
         return {
@@ -180,7 +180,7 @@ class Local:
         }
 
     def _gpus(self, cell: Cell) -> list[str]:
-        """Those that the cell may take, as CUDA_VISIBLE_DEVICES names them; none where it computes on CPUs."""
+        """Return the GPUs that the cell may use, as in CUDA_VISIBLE_DEVICES; none if it computes on CPUs."""
         if self._config(cell)["trainer"]["accelerator"] == "cpu":
             return []
         import torch
@@ -190,7 +190,7 @@ class Local:
         return named.split(",")[:number] if named else [str(index) for index in range(number)]
 
     def _config(self, cell: Cell) -> dict[str, Any]:
-        """All options of `fit` that the cell has."""
+        """Return all options of `fit` for the cell, with defaults."""
         key = json.dumps(cell.options, sort_keys=True)
         if key not in self._configs:
             self._configs[key] = resolve(self._study.config, fit_arguments(cell.options))
@@ -198,16 +198,19 @@ class Local:
 
 
 def _hosts(cell: Cell, emulated: ExitStack) -> Any:
-    """None: it is this one."""
+    """Return the emulated hosts of a cell; None: it runs on this host itself."""
     if not cell.is_emulated:
         return None
     from w2v_lightning.study.emulation import Hosts
+
+    assert cell.link_bytes_per_s is not None  # spec.py gives every emulated cell a link
+    assert cell.link_delay_ms is not None
 
     return emulated.enter_context(Hosts(cell.count, cell.link_bytes_per_s * 8 / 1e6, cell.link_delay_ms))
 
 
 def _command(cell: Cell, config: tuple[str, ...], options: dict[str, Any], number: int, hosts: Any) -> list[str]:
-    """Of one host."""
+    """Return the command line of one host."""
     files = [f"--config={file}" for file in config]
     fit = ["-m", "w2v_lightning", "fit", *files, *fit_arguments(options)]
     if cell.count * cell.devices_per_host == 1:

@@ -1,7 +1,7 @@
-"""Processes of a run: started together, ended together, and found again where the command that started them is gone.
+"""Processes of a run: started together, ended together, and found again after the command that started them has died.
 
-Each has the run's folder in its environment, and so has whatever it starts, in whichever session or process group:
-torchrun's processes are not in its own.
+Each process has the run's folder in its environment, and so do its children in any session or process group: torchrun's
+workers are in groups of their own.
 """
 
 import os
@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 MARK = "W2V_LIGHTNING_STUDY_RUN"
 LOG = "log-{}.txt"
@@ -20,14 +21,19 @@ ERROR = re.compile(r"^(?:error: |[\w.]*(?:Error|Exception|Interrupt)\b)")
 
 
 def start(commands: Sequence[Sequence[str]], folder: Path, variables: Mapping[str, str]) -> list[subprocess.Popen]:
-    """A process for each command, which logs to FOLDER/log-N.txt, also where it runs before."""
+    """Start a process for each command; its output is appended to FOLDER/log-N.txt."""
     environment = {**os.environ, **variables, MARK: str(folder.resolve())}
-    settings = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": environment, "start_new_session": True}
+    settings: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stderr": subprocess.STDOUT,
+        "env": environment,
+        "start_new_session": True,
+    }
     processes: list[subprocess.Popen] = []
     try:
         for number, command in enumerate(commands):
             with (folder / LOG.format(number)).open("ab") as log:
-                processes.append(subprocess.Popen(command, stdout=log, **settings))  # noqa: S603 (ourselves)
+                processes.append(subprocess.Popen(command, stdout=log, **settings))  # noqa: S603  (the commands are our own)
     except BaseException:
         kill(folder, processes)
         raise
@@ -35,7 +41,7 @@ def start(commands: Sequence[Sequence[str]], folder: Path, variables: Mapping[st
 
 
 def end(folder: Path, processes: Sequence[subprocess.Popen], save_s: float) -> None:
-    """By SIGTERM, which leaves them `save_s` to save a checkpoint; what is left then is killed."""
+    """End the processes: SIGTERM, up to `save_s` seconds to save a checkpoint, then SIGKILL."""
     give_up_at = time.monotonic() + save_s
     _signal(folder, processes, signal.SIGTERM)
     while _living(folder, processes) and time.monotonic() < give_up_at:
@@ -44,14 +50,14 @@ def end(folder: Path, processes: Sequence[subprocess.Popen], save_s: float) -> N
 
 
 def kill(folder: Path, processes: Sequence[subprocess.Popen] = ()) -> None:
-    """All processes of a run, also those that an earlier command has left; returns when they are gone."""
-    while _living(folder, processes):  # one that is being started may be missed at first
+    """Kill all processes of a run, including those of an earlier command; returns when they are gone."""
+    while _living(folder, processes):  # a process that is just starting may be missed at first
         _signal(folder, processes, signal.SIGKILL)
         time.sleep(POLL_S)
 
 
 def last_words(folder: Path) -> str:
-    """Why a run has failed, as far as its logs say: the last line that names an error, or else the last one."""
+    """Return why a run has failed, according to its logs: the last line that names an error, or else the last line."""
     lines = [
         line.strip()
         for log in sorted(folder.glob(LOG.format("*")))
@@ -59,7 +65,7 @@ def last_words(folder: Path) -> str:
         if line.strip()
     ]
     errors = [line for line in lines if ERROR.match(line)]
-    return (errors or lines or ["it has printed nothing"])[-1].removeprefix("error: ")
+    return (errors or lines or ["the run has printed nothing"])[-1].removeprefix("error: ")
 
 
 def _signal(folder: Path, processes: Sequence[subprocess.Popen], number: int) -> None:
@@ -69,11 +75,11 @@ def _signal(folder: Path, processes: Sequence[subprocess.Popen], number: int) ->
 
 
 def _living(folder: Path, processes: Sequence[subprocess.Popen]) -> set[int]:
-    """By their mark, where there is /proc; elsewhere those that this command has started itself."""
+    """Return the PIDs of a run's processes: by their mark, or without /proc those that this command has started."""
     mark = f"{MARK}={folder.resolve()}\0".encode()
-    found = {process.pid for process in processes if process.poll() is None}
+    pids = {process.pid for process in processes if process.poll() is None}
     for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has just ended, or is another user's
+        with suppress(OSError):  # the process has just ended, or belongs to another user
             if mark in path.read_bytes():
-                found.add(int(path.parent.name))
-    return found
+                pids.add(int(path.parent.name))
+    return pids

@@ -1,7 +1,7 @@
-"""Which cell runs next, under the quota; and what was started, so that a command that is started again finds it.
+"""Queue of the cells of a study: which cell starts next under the quota, and a record of what was started.
 
-A cell that has a run.json is done. What was started and is not done is in DIR/state.json, written before and after each
-start: one that was cut short is looked for, and not made a second time.
+A cell that has a run.json is done. DIR/state.json lists what was started and is not done. It is written before and
+after each start, so that a command that was interrupted finds its runs and does not start them twice.
 """
 
 import hashlib
@@ -17,54 +17,54 @@ from w2v_lightning.perf_model import runs
 from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.runtime.files import atomic_text_file
 from w2v_lightning.study.collect import FINISHED
-from w2v_lightning.study.matrix import Cell, Study
+from w2v_lightning.study.spec import Cell, Study
 
 STATE = "state.json"
 FORMAT = 1
-FIRST_WAIT_S, LONGEST_WAIT_S = 300.0, 3600.0  # after a refusal; doubled each time
-PATIENCE_S = 24 * 3600.0  # from the first refusal on
-MOST_LOSSES = 3  # of what was started, while this command runs
+FIRST_WAIT_S, LONGEST_WAIT_S = 300.0, 3600.0  # after a refusal; doubled after each further one
+PATIENCE_S = 24 * 3600.0  # from the first refusal until the cell is given up
+MAX_LOSSES = 3  # restarts of a cell by one command
 
 
 class NoCapacityError(Exception):
-    """Not now, perhaps later: what was started, if anything, has ended without training."""
+    """No capacity now, perhaps later; anything that was started has ended without training."""
 
 
 class LostError(Exception):
-    """What was started is not there any more, and may be started again: it goes on from its checkpoint."""
+    """A started run has disappeared; it may be started again, and resumes from its checkpoint."""
 
 
 class Runner(Protocol):
-    """Where cells run: local.py, sagemaker.py."""
+    """Place where cells run: study/local.py or sagemaker/study_runner.py."""
 
     poll_s: float
 
     def obstacle(self, cell: Cell) -> str | None:
-        """Why a cell cannot run there; None: it can. Raises InputError where something of it is wrong."""
+        """Return why a cell cannot run there, or None if it can. Raises InputError if the cell is invalid."""
 
     def verdict(self, cells: Sequence[Cell]) -> str:
-        """After a dry run, for the user: what is known of them."""
+        """Return what a dry run has found out about the cells, as a sentence for the user."""
 
     def plan(self, cell: Cell) -> dict[str, Any]:
-        """What will be started, by a name under which it can be found; plain values."""
+        """Return a handle (plain values) by which the run can be found once it is started."""
 
     def start(self, cell: Cell, folder: Path, handle: dict[str, Any]) -> dict[str, Any]:
-        """Start it; returns the handle, perhaps with more in it. Raises NoCapacityError."""
+        """Start the cell; return the handle, possibly extended. Raises NoCapacityError."""
 
     def poll(self, cell: Cell, folder: Path, handle: dict[str, Any]) -> Run | None:
-        """The run if it has ended, also badly. Raises NoCapacityError or LostError."""
+        """Return the run once it has ended or failed, else None. Raises NoCapacityError or LostError."""
 
     def given_up(self, cell: Cell, folder: Path, outcome: str) -> Run:
-        """With what there is of it."""
+        """Build a Run from whatever an abandoned cell has left."""
 
 
 @dataclass
 class Entry:
-    """A cell that is not done. `handle`: of what was started; None: it waits."""
+    """Cell that is not done. `handle` names its run; None: it waits to be started."""
 
     cell: Cell
     handle: dict[str, Any] | None = None
-    not_before: float = 0.0  # monotonic seconds, as all here: a command that is started again tries at once
+    not_before: float = 0.0  # monotonic seconds, like all times here: a restarted command tries at once
     first_refusal: float | None = None
     refusals: int = 0
     losses: int = 0
@@ -72,14 +72,14 @@ class Entry:
 
 @dataclass
 class Queue:
-    """The cells of a study that are not done.
+    """Cells of a study that are not done.
 
     Args:
-        folder: of the study.
-        entries: in the order in which they start where all fit.
-        quota: instances at once.
-        config: fingerprint of the files that all cells train by.
-        say: what happens, for the user.
+        folder: folder of the study.
+        entries: cells in the order in which they start if the quota has room for all.
+        quota: number of instances at once.
+        config: fingerprint of the config files that all cells share.
+        say: function that reports progress to the user.
     """
 
     folder: Path
@@ -93,64 +93,62 @@ class Queue:
         return [entry for entry in self.entries if entry.handle is not None]
 
     def next(self, now: float) -> Entry | None:
-        """The first one that waits, whose time has come, and that the quota has room for."""
+        """Return the first waiting entry whose time has come and for which the quota has room."""
         room = self.quota - sum(instances(entry.cell) for entry in self.running)
         waiting = (entry for entry in self.entries if entry.handle is None and entry.not_before <= now)
         return next((entry for entry in waiting if instances(entry.cell) <= room), None)
 
     def save(self) -> None:
-        """DIR/state.json, whole or not at all."""
+        """Write DIR/state.json, completely or not at all."""
         kept = {entry.cell.run: {"cell": asdict(entry.cell), "handle": entry.handle} for entry in self.running}
         with atomic_text_file(self.folder / STATE) as file:
             json.dump({"format": FORMAT, "config": self.config, "cells": kept}, file, indent=1)
 
 
 def instances(cell: Cell) -> int:
-    """That a cell takes of the quota; here all cells run one by one, or they would slow each other down."""
+    """Return the share of the quota that a cell takes. Local cells run one by one, not to slow each other."""
     return 1 if cell.hardware == "local" else cell.count
 
 
 def ordered(cells: tuple[Cell, ...]) -> list[Cell]:
-    """By repetition, and the largest first: small ones fit beside them, and none waits long for room."""
+    """Return the cells by repetition, the largest first: smaller ones fit beside them, and no cell waits long."""
     return sorted(cells, key=lambda cell: (cell.repetition, -instances(cell)))
 
 
 def quota(study: Study) -> float:
-    """Of `instances`."""
+    """Return the number of `instances` that may run at once."""
     return 1 if study.where == "local" else study.quota or float("inf")
 
 
 def waves(study: Study, cells: list[Cell]) -> list[list[Cell]]:
-    """Which cells would run side by side if all took the same time."""
+    """Return which cells would run side by side if all took the same time."""
     queue = Queue(Path(), [Entry(cell) for cell in cells], quota(study), "")
-    found = []
+    waves = []
     while queue.entries:
         while entry := queue.next(0.0):
             entry.handle = {}
-        found.append([entry.cell for entry in queue.running])
+        waves.append([entry.cell for entry in queue.running])
         queue.entries = [entry for entry in queue.entries if entry.handle is None]
-    return found
+    return waves
 
 
-# ---- what there is already ------------------------------------------------------------------------------------------
+# ---- restart ------------------------------------------------------------------------------------------
 
 
 def load(study: Study, folder: Path, retry_failed: bool = False) -> Queue:
-    """What is left to do in a study's folder, which may be new.
+    """Return the queue of cells that a study's folder, which may be new, does not have yet.
 
     Args:
-        study: whose cells may be some of those that the folder has.
-        folder: of its runs.
-        retry_failed: what did not finish, too; its run.json is removed.
+        study: study; its cells may be a part of those that the folder has.
+        folder: folder of its runs.
+        retry_failed: queue cells again that did not finish; their run.json is removed.
 
     Raises:
-        InputError: it has runs of other settings, or a file in it cannot be read.
+        InputError: the folder has runs with other settings, or a file in it cannot be read.
     """
     state, config = _state(folder), _fingerprint(study.config)
     if state["config"] not in (None, config) and (state["cells"] or any(folder.glob(f"*/{runs.FILE}"))):
-        raise InputError(
-            f"{folder} has runs of another config than {', '.join(study.config)} is now: {_remedy(folder)}."
-        )
+        raise InputError(f"{folder} has runs of another version of {', '.join(study.config)}: {_remedy(folder)}.")
     entries = []
     for cell in ordered(study.cells):
         kept = state["cells"].pop(cell.run, None)
@@ -158,14 +156,14 @@ def load(study: Study, folder: Path, retry_failed: bool = False) -> Queue:
         run = runs.read(path) if path.exists() else None
         if run:
             _check_same(path, run.cell, cell, _remedy(path.parent))
-            kept = None  # killed after it was done, and before that was noted
+            kept = None  # the command was killed after the run was done and before state.json was updated
         elif kept:
-            _check_same(folder / STATE, kept["cell"], cell, "it has been started: put that back until it has ended")
+            _check_same(folder / STATE, kept["cell"], cell, "it is running: restore the setting until it has ended")
         if not run or (retry_failed and run.outcome != FINISHED):
             path.unlink(missing_ok=True)
             entries.append(Entry(cell, kept and kept["handle"]))
     if started := [name for name in state["cells"] if not (folder / name / runs.FILE).exists()]:
-        raise InputError(f"{folder}: {', '.join(started)} was started and is not in the study any more: put it back.")
+        raise InputError(f"{folder}: {', '.join(started)} was started and is no longer in the study: add it again.")
     return Queue(folder, entries, quota(study), config)
 
 
@@ -179,17 +177,19 @@ def _state(folder: Path) -> dict[str, Any]:
             raise ValueError(f"its format is {state['format']}, not {FORMAT}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read ({error}). It says what was started: see `python -m w2v_lightning list` for"
-            " jobs that run, stop them, and remove it."
+            f"{path} cannot be read ({error}). It lists the runs that were started: find"
+            " running jobs with `python -m w2v_lightning list`, stop them, and remove the file."
         ) from None
     return state
 
 
-def _check_same(path: Path, found: dict[str, Any], cell: Cell, remedy: str) -> None:
-    asked = json.loads(json.dumps(asdict(cell)))
-    if different := [key for key in asked if found.get(key) != asked[key]]:
+def _check_same(path: Path, recorded: dict[str, Any], cell: Cell, remedy: str) -> None:
+    current = json.loads(json.dumps(asdict(cell)))
+    if different := [key for key in current if recorded.get(key) != current[key]]:
         key = different[0]
-        raise InputError(f"{path}: {cell.run} has {key} {found.get(key)!r}, the study {asked[key]!r} now: {remedy}.")
+        raise InputError(
+            f"{path}: {cell.run} has {key} {recorded.get(key)!r}, but the study now has {current[key]!r}: {remedy}."
+        )
 
 
 def _remedy(folder: Path) -> str:
@@ -200,11 +200,11 @@ def _fingerprint(files: tuple[str, ...]) -> str:
     return hashlib.sha256(b"\0".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
-# ---- carrying it out ------------------------------------------------------------------------------------------------
+# ---- execution ------------------------------------------------------------------------------------------------
 
 
 def carry_out(queue: Queue, runner: Runner, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Until every cell has its run.json."""
+    """Run cells until each has its run.json."""
     queue.save()
     while queue.entries:
         while entry := queue.next(time.monotonic()):
@@ -228,6 +228,7 @@ def _start(queue: Queue, entry: Entry, runner: Runner) -> None:
 
 
 def _look_at(queue: Queue, entry: Entry, runner: Runner) -> None:
+    assert entry.handle is not None  # only running entries are looked at
     try:
         run = runner.poll(entry.cell, queue.folder / entry.cell.run, entry.handle)
     except NoCapacityError as refusal:
@@ -242,7 +243,7 @@ def _look_at(queue: Queue, entry: Entry, runner: Runner) -> None:
 
 
 def _wait(queue: Queue, entry: Entry, runner: Runner, reason: str) -> None:
-    """Try again later, each time after twice as long, or give up."""
+    """Schedule another attempt, after twice the time of the one before, or give up."""
     now = time.monotonic()
     entry.handle = None
     entry.first_refusal = entry.first_refusal or now
@@ -252,16 +253,16 @@ def _wait(queue: Queue, entry: Entry, runner: Runner, reason: str) -> None:
     if entry.not_before - entry.first_refusal > PATIENCE_S:
         _give_up(queue, entry, runner, f"given up after {PATIENCE_S / 3600:g} h: {reason}")
     else:
-        queue.say(f"{entry.cell.run}: not now, again in {wait_s / 60:.0f} min: {reason}")
+        queue.say(f"{entry.cell.run}: no capacity, next attempt in {wait_s / 60:.0f} min: {reason}")
 
 
 def _start_again(queue: Queue, entry: Entry, runner: Runner, reason: str) -> None:
     entry.handle = None
     entry.losses += 1
-    if entry.losses > MOST_LOSSES:
-        _give_up(queue, entry, runner, f"given up after {MOST_LOSSES} restarts: {reason}")
+    if entry.losses > MAX_LOSSES:
+        _give_up(queue, entry, runner, f"given up after {MAX_LOSSES} restarts: {reason}")
     else:
-        queue.say(f"{entry.cell.run}: to be started again: {reason}")
+        queue.say(f"{entry.cell.run}: will be restarted: {reason}")
 
 
 def _end(queue: Queue, entry: Entry, run: Run) -> None:

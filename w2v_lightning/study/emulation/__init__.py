@@ -1,4 +1,4 @@
-"""A cluster that is not there: hosts as network namespaces of this machine, a slow network, slow storage."""
+"""Emulated cluster: hosts as network namespaces of this machine, a slow network, slow storage."""
 
 from w2v_lightning.study.emulation.hosts import Hosts
 from w2v_lightning.study.emulation.storage import Storage

@@ -1,4 +1,4 @@
-"""A folder over HTTP, no faster than so many bytes a second, as a process.
+"""HTTP server of a folder with a limited rate, as a process.
 
     python -m w2v_lightning.study.emulation.file_server FOLDER BYTES_PER_S PORT
 
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-CHUNK_S = 2e-3  # sent at once: shorter sleeps cost more than they last, over hundreds of connections
+CHUNK_S = 2e-3  # seconds of data sent at once: shorter sleeps cost more than they last, over hundreds of connections
 LEAST_CHUNK_BYTES = 4096
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
 class Bucket:
-    """Lets so many bytes a second through, over all threads."""
+    """Rate limit in bytes a second, shared by all threads."""
 
     def __init__(self, bytes_per_s: float) -> None:
         self.chunk_bytes = max(LEAST_CHUNK_BYTES, int(CHUNK_S * bytes_per_s))
@@ -38,7 +38,7 @@ class Bucket:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Whole files and ranges of them, of one folder."""
+    """Handler for files of one folder, whole or in ranges."""
 
     protocol_version = "HTTP/1.1"
     folder: Path
@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Loaders connect by the hundred at once; what does not fit into the queue waits for seconds."""
+    """Server with a long queue: loaders open hundreds of connections at once, and refused ones wait for seconds."""
 
     daemon_threads = True
     request_queue_size = 1024

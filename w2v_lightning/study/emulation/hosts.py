@@ -1,7 +1,7 @@
-"""Hosts as network namespaces, each with a link of its own to a switch that is a process (link.py).
+"""Emulated hosts: network namespaces, each with its own link to a switch, which is a process (link.py).
 
-The kernel's own means for a slow link are not everywhere: netem, which delays, is a module that many kernels lack. What
-goes through the link is computed on the same cores as everything else: a packet costs some 20 us.
+The kernel's netem, which delays packets, is a module that many kernels lack. The switch shares the cores with
+everything else: a packet costs about 20 us.
 """
 
 import fcntl
@@ -19,24 +19,24 @@ TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000  # linux/if_tun.h
 NAMESPACES = Path("/run/netns")
 PREFIX = "w2v-study-"
 DEVICE = "cable"
-MTU = 9000  # as between instances of a cluster (AWS: 9001)
-QUEUE = 10_000  # packets that wait for the switch; beyond, they are lost, and TCP waits 200 ms before it tries again
+MTU = 9000  # like between instances of a cluster (AWS: 9001)
+QUEUE = 10_000  # packets waiting for the switch; further ones are lost, and TCP waits 200 ms to send them again
 LIMIT_S = 30.0
 
 
 class Hosts:
-    """`with Hosts(2, mbit_per_s=100, delay_ms=2) as hosts:` and then what `hosts.prefix(0)` begins runs on the first.
+    """Emulated hosts, as a context manager: a command that begins with `hosts.prefix(0)` runs on the first host.
 
-    They see each other, their own loopback and nothing else. At the end they are gone; what runs on them must be ended
-    before.
+    The hosts reach each other and their own loopback, and nothing else. They are removed at the end of the context;
+    processes on them must have ended before.
 
     Args:
-        count: how many, at most 200.
-        mbit_per_s: of each host's link, in either direction.
-        delay_ms: from one host to another, one way.
+        count: number of hosts, at most 200.
+        mbit_per_s: rate of each host's link, in either direction.
+        delay_ms: one-way delay between two hosts.
 
     Raises:
-        InputError: this machine, or this user, has no namespaces.
+        InputError: this machine or user cannot create network namespaces.
     """
 
     def __init__(self, count: int, mbit_per_s: float, delay_ms: float) -> None:
@@ -49,7 +49,7 @@ class Hosts:
         return self._count
 
     def prefix(self, host: int) -> list[str]:
-        """What a command has to begin with."""
+        """Return the words that a command on this host begins with."""
         return ["ip", "netns", "exec", self._names[host]]
 
     def address(self, host: int) -> str:
@@ -57,7 +57,7 @@ class Hosts:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables for what runs there: which interface to take."""
+        """Environment variables of processes on the hosts: the network interface to use."""
         return {"GLOO_SOCKET_IFNAME": DEVICE, "NCCL_SOCKET_IFNAME": DEVICE, "TP_SOCKET_IFNAME": DEVICE}
 
     def __enter__(self) -> "Hosts":
@@ -69,8 +69,8 @@ class Hosts:
                 ends.append(self._make(host))
             command = [sys.executable, "-m", "w2v_lightning.study.emulation.link", *self._link]
             command += [f"{self.address(host)}={end}" for host, end in enumerate(ends)]
-            # It ends when its input does, that is with this process at the latest.
-            self._switch = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=ends)  # noqa: S603 (ourselves)
+            # The switch ends when its input is closed, so at the latest with this process.
+            self._switch = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=ends)  # noqa: S603  (our own command)
         except BaseException:
             self.__exit__()
             raise
@@ -81,6 +81,7 @@ class Hosts:
 
     def __exit__(self, *_: object) -> None:
         if self._switch:
+            assert self._switch.stdin is not None  # opened with PIPE
             self._switch.stdin.close()
             self._switch.wait(LIMIT_S)
         for name in self._names:
@@ -88,10 +89,10 @@ class Hosts:
                 _ip("netns", "del", name)
 
     def _make(self, host: int) -> int:
-        """A namespace with its end of a link; the descriptor of the other end."""
+        """Create a namespace with its end of a link; return the descriptor of the other end."""
         name = self._names[host]
         _ip("netns", "add", name)
-        outside = f"w2v{os.getpid() % 10**6}-{host}"  # until it has moved; a name has 15 characters at most
+        outside = f"w2v{os.getpid() % 10**6}-{host}"  # name until it moves into the namespace; at most 15 characters
         end = os.open(TUN, os.O_RDWR | os.O_NONBLOCK)
         try:
             fcntl.ioctl(end, TUNSETIFF, struct.pack("16sH14x", outside.encode(), IFF_TUN | IFF_NO_PI))
@@ -110,11 +111,11 @@ class Hosts:
 
 
 def remove_abandoned() -> None:
-    """Namespaces of processes that were killed before they could."""
+    """Remove namespaces of processes that were killed before they could remove them."""
     for path in NAMESPACES.glob(f"{PREFIX}*"):
         pid = path.name.removeprefix(PREFIX).partition("-")[0]
         if not Path("/proc", pid).exists():
-            with suppress(InputError):  # another one is at it
+            with suppress(InputError):  # another process is removing it
                 _ip("netns", "del", path.name)
 
 

@@ -1,8 +1,8 @@
-"""The switch between emulated hosts, as a process: takes each packet off one link, and puts it on another one later.
+"""Switch between emulated hosts, as a process: it reads each packet from one link and writes it to another one later.
 
     python -m w2v_lightning.study.emulation.link BYTES_PER_S DELAY_S ADDRESS=DESCRIPTOR ...
 
-A packet first goes through its sender's link, then through its receiver's; each carries so many bytes a second, one
+A packet first goes through its sender's link, then through its receiver's; each carries a number of bytes a second, one
 packet after the other. Then it waits for the delay. The process ends when its standard input does.
 """
 
@@ -14,12 +14,12 @@ import sys
 import time
 
 PACKET_BYTES = 65535
-# What a sender may have on its way into its own link; beyond that its packets stay where TCP sees that they do.
+# Limit of what a sender has in flight on its own link; further packets stay in its queue, where TCP notices.
 BACKLOG_S = 0.02
 
 
 class Switch:
-    """All links, and the packets in them.
+    """Links and the packets in flight.
 
     Args:
         bytes_per_s: of each link, in either direction.
@@ -31,13 +31,13 @@ class Switch:
         self._bytes_per_s = bytes_per_s
         self._delay_s = delay_s
         self._links = links
-        self._sent_s = dict.fromkeys(links.values(), 0.0)  # when a link is free again, up
-        self._received_s = dict.fromkeys(links.values(), 0.0)  # and down
+        self._sent_s = dict.fromkeys(links.values(), 0.0)  # time at which a link is free again, upwards
+        self._received_s = dict.fromkeys(links.values(), 0.0)  # and downwards
         self._under_way: list[tuple[float, int, int, bytes]] = []  # due, number, link, packet
         self._number = 0
 
     def run(self, end: int) -> None:
-        """Until there is no more to be read from the descriptor `end`."""
+        """Forward packets until the descriptor `end` is closed."""
         while True:
             now_s = time.monotonic()
             self._deliver(now_s)
@@ -51,19 +51,19 @@ class Switch:
         return [link for link, sent_s in self._sent_s.items() if sent_s - now_s < BACKLOG_S]
 
     def _pause_s(self, now_s: float) -> float:
-        """Until a packet is due; and not so long that a full link is forgotten."""
+        """Return how long to wait for the next packet, at most until a full link must be looked at again."""
         due_s = self._under_way[0][0] if self._under_way else now_s + 1.0
         return min(max(0.0, due_s - now_s), BACKLOG_S if len(self._open(now_s)) < len(self._links) else 1.0)
 
     def _take(self, sender: int) -> None:
         packet = os.read(sender, PACKET_BYTES)
-        receiver = self._links.get(packet[16:20]) if packet[0] >> 4 == 4 else None  # of IPv4: where it goes
-        if receiver is None:  # multicast, or IPv6: nobody's
+        receiver = self._links.get(packet[16:20]) if packet[0] >> 4 == 4 else None  # destination address of IPv4
+        if receiver is None:  # multicast or IPv6: no receiver
             return
         takes_s = len(packet) / self._bytes_per_s
         self._sent_s[sender] = max(time.monotonic(), self._sent_s[sender]) + takes_s
         self._received_s[receiver] = max(self._sent_s[sender], self._received_s[receiver] + takes_s)
-        self._number += 1  # what is due at the same time keeps its order
+        self._number += 1  # packets due at the same time keep their order
         due_s = self._received_s[receiver] + self._delay_s
         heapq.heappush(self._under_way, (due_s, self._number, receiver, packet))
 
@@ -72,7 +72,7 @@ class Switch:
             *_, receiver, packet = heapq.heappop(self._under_way)
             try:
                 os.write(receiver, packet)
-            except OSError:  # the host is gone, or its queue is full: a packet is lost, as packets are
+            except OSError:  # the host has ended or its queue is full: the packet is lost, as on a real network
                 continue
 
 

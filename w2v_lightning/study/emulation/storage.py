@@ -1,4 +1,4 @@
-"""Slow storage: a folder over HTTP (file_server.py), on each emulated host one of its own."""
+"""Emulated slow storage: a folder over HTTP (file_server.py), with a server of its own on each emulated host."""
 
 import subprocess
 import sys
@@ -10,21 +10,21 @@ from w2v_lightning.study.emulation.hosts import Hosts
 
 LIMIT_S = 30.0
 PREPARE = (
-    "`python -m w2v_lightning prepare CORPUS --out DIR --shard-size 100MB` makes one, with the audio beside it; give"
+    "`python -m w2v_lightning prepare CORPUS --out DIR --shard_size 100MB` makes one, with the audio beside it; give"
     " DIR as data.root."
 )
 
 
 class Storage:
-    """`with Storage(folder, mbit_per_s=8) as storage:` and then `storage.url` is a root for LibriSpeechDataModule.
+    """Slow storage, as a context manager: within it, `url` is a root for LibriSpeechDataModule.
 
     Args:
         folder: prepared data.
-        mbit_per_s: what a host reads at most, over all its connections.
-        hosts: emulated ones; None: this one.
+        mbit_per_s: highest rate at which a host reads, over all its connections.
+        hosts: emulated hosts; None: this host.
 
     Raises:
-        InputError: the folder has no manifest, or one whose audio lies elsewhere; or no server could be started.
+        InputError: the folder has no manifest, its audio is elsewhere, or a server could not be started.
     """
 
     def __init__(self, folder: str | Path, mbit_per_s: float, hosts: Hosts | None = None) -> None:
@@ -48,28 +48,30 @@ class Storage:
 
     def __exit__(self, *_: object) -> None:
         for server in self._servers:
-            server.stdin.close()
-            server.stdout.close()
+            for stream in (server.stdin, server.stdout):
+                assert stream is not None  # opened with PIPE
+                stream.close()
             server.wait(LIMIT_S)
 
     def _check(self) -> None:
         manifests = list(self._folder.glob("*.jsonl*"))
         if not manifests:
             raise InputError(
-                f"{self._folder}: slow storage serves prepared data, and there is no manifest here: {PREPARE}"
+                f"{self._folder}: slow storage serves prepared data, but this folder has no manifest: {PREPARE}"
             )
         for path in manifests:
             first = Manifest.load(path).audio(0).url
             if not Path(first.removeprefix("file://")).resolve().is_relative_to(self._folder):
-                raise InputError(f"{path}: its audio lies elsewhere ({first}), where it is not slow: {PREPARE}")
+                raise InputError(f"{path}: its audio is elsewhere ({first}), where it would not be slow: {PREPARE}")
 
     def _start(self, prefix: list[str], port: int) -> int:
-        """Of one host; the same port on all."""
+        """Start the server of one host; the port is the same on all hosts."""
         module = [sys.executable, "-m", "w2v_lightning.study.emulation.file_server"]
         command = [*prefix, *module, str(self._folder), str(self._bytes_per_s), str(port)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        server = subprocess.Popen(command, **pipes)  # noqa: S603 (ourselves)
+        pipe = subprocess.PIPE
+        server = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603  (our own command)
         self._servers.append(server)
+        assert server.stdout is not None  # opened with PIPE
         line = server.stdout.readline()
         if not line.strip().isdigit():
             raise InputError(f"{self._folder}: slow storage could not be started; see above.")

@@ -1,4 +1,4 @@
-"""A training job on the terminal."""
+"""Display of a training job on the terminal."""
 
 from datetime import UTC, datetime
 
@@ -15,7 +15,7 @@ COLOURS = {"Completed": "green", "Failed": "red", "Stopped": "yellow"}
 
 
 def show(job: TrainingJob, console: Console) -> None:
-    """All that `status` says: how it stands, its times, its transitions, why it failed, and what to do."""
+    """Print a job's state, times, transitions, why it failed, and what to do next."""
     rows = Table(box=None, show_header=False, pad_edge=False)
     rows.add_column(no_wrap=True)
     rows.add_column(overflow="fold")
@@ -32,18 +32,18 @@ def show(job: TrainingJob, console: Console) -> None:
 
 
 def coloured_status(job: TrainingJob) -> Text:
-    """Such as "Completed", or "InProgress: Interrupted"."""
+    """Return the status, such as "Completed" or "InProgress: Interrupted"."""
     detail = "" if job.secondary_status == job.status else f": {job.secondary_status}"
     return Text(job.status + detail, style=COLOURS.get(job.status, ""))
 
 
 def instances(job: TrainingJob) -> str:
-    """How many of which, and whether they are spot."""
+    """Return number and type of the instances, such as "2 x ml.g5.xlarge, spot"."""
     return f"{job.count} x {job.instance_type}{', spot' if job.is_spot else ''}"
 
 
 def local_time(moment: datetime) -> str:
-    """In the user's time zone."""
+    """Return date and time in the user's time zone."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M}"
 
 

@@ -1,4 +1,4 @@
-"""How long a job that is about to be submitted will take: for its plan (job_summary.py)."""
+"""Expected duration of a job, for its summary before submission (job_summary.py)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,14 @@ from w2v_lightning.sagemaker.job import Job
 
 
 @dataclass(frozen=True)
-class Expectation:
-    """Hours of training, start-up and interruptions included and waiting for capacity not; and what they rest on."""
+class ExpectedDuration:
+    """Mean and 90th percentile of a job's duration.
+
+    Args:
+        mean_h: mean in hours, with start-up and interruptions, without waiting for capacity.
+        p90_h: 90th percentile in hours.
+        basis: runs from which the durations are predicted, in words.
+    """
 
     mean_h: float
     p90_h: float
@@ -32,41 +38,40 @@ class Expectation:
         return f"{duration(3600 * self.mean_h)} (90 %: {duration(3600 * self.p90_h)}), {self.basis}"
 
 
-def expected(job: Job) -> Expectation:
-    """From the runs that `plan` goes by.
+def expected_duration(job: Job) -> ExpectedDuration:
+    """Predict a job's duration from the measured runs that `plan` uses.
 
     Raises:
-        InputError: there are none, the config does not say how many steps it trains, or nothing is known of the
-            instances.
+        InputError: there are no runs, the config does not give the number of steps, or no run has such instances.
     """
     from w2v_lightning.perf_model.fitting import fit  # scipy
 
     folder, task_steps = study_folder(), _steps(job.config["trainer"])
-    found = runs.read_all(folder)
+    measured = runs.read_all(folder)
     precision = precision_of(job.config, instance(job.instance_type))
     candidate = Candidate(job.instance_type, job.count, job.is_spot, precision)
-    assumed, rng = assumptions(found, defaults()), np.random.default_rng(0)
-    prediction, drawn = planner.draw(candidate, _task(job, task_steps, found), fit(found), assumed, rng)
+    assumed, rng = assumptions(measured, defaults()), np.random.default_rng(0)
+    prediction, drawn = planner.draw(candidate, _task(job, task_steps, measured), fit(measured), assumed, rng)
     hours = drawn.billed_s_N / 3600
-    basis = f"{prediction.basis} from {runs.sources(found, [folder])}"
-    return Expectation(planner.mean(hours), planner.bound(hours), basis)
+    basis = f"{prediction.basis} from {runs.sources(measured, [folder])}"
+    return ExpectedDuration(planner.mean(hours), planner.bound(hours), basis)
 
 
 def _steps(trainer: Mapping[str, Any]) -> int:
     steps, epochs = (trainer.get(name) or -1 for name in ("max_steps", "max_epochs"))
     if steps < 1 or epochs > 0:
-        raise InputError("trainer.max_epochs ends it, and how long an epoch is, only the data know")
+        raise InputError("trainer.max_epochs limits the training, and only the data tell the length of an epoch")
     return steps
 
 
-def _task(job: Job, steps: int, found: Sequence[Run]) -> Task:
+def _task(job: Job, steps: int, measured: Sequence[Run]) -> Task:
     data = job.config["data"]
-    epoch = workload.assumed_epoch(steps * data["batch_seconds"] / 3600, data["batch_seconds"], found)
+    epoch = workload.assumed_epoch(steps * data["batch_seconds"] / 3600, data["batch_seconds"], measured)
     return Task(
         config=job.config,
         model=workload.model_of(job.config, epoch.utterance_s),
         epoch=epoch,
         steps=steps,
-        device_seconds=partial(workload.device_seconds, config=job.config, runs=found),
+        device_seconds=partial(workload.device_seconds, config=job.config, runs=measured),
         input_mode=job.input_mode,
     )

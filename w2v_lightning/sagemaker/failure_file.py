@@ -1,4 +1,4 @@
-"""/opt/ml/output/failure: what SageMaker shows as the reason of a job that has failed."""
+"""File /opt/ml/output/failure, whose text SageMaker shows as the reason why a job failed."""
 
 import os
 import secrets
@@ -8,21 +8,21 @@ from pathlib import Path
 from w2v_lightning.errors import InputError
 from w2v_lightning.runtime.signals import PREEMPTED
 
-MAX_CHARACTERS = 1024  # SageMaker cuts what is longer
-MAX_MESSAGE = 600  # of these, so that there is room for where it happened
+MAX_CHARACTERS = 1024  # SageMaker truncates longer texts
+MAX_MESSAGE = 600  # characters of an exception's message, to leave room for its traceback
 STOPPED = (
-    "SIGTERM: the job was stopped, a spot instance was taken back, or another process of the job has ended (see the"
-    " log). The checkpoints are kept: `python -m w2v_lightning resubmit` goes on from them."
+    "SIGTERM: the job was stopped, a spot instance was reclaimed, or another process of the job has ended (see the"
+    " log). The checkpoints are kept: `python -m w2v_lightning resubmit` resumes from them."
 )
 
 
 def write(text: str, path: Path) -> bool:
-    """Write `path` whole, unless another process has done so before; False then. The first error is the cause."""
+    """Write `path` atomically; return False if it exists, because the first error is the cause of the others."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     temporary.write_text(text[:MAX_CHARACTERS], encoding="utf-8")
     try:
-        os.link(temporary, path)  # which, other than a rename, replaces nothing
+        os.link(temporary, path)  # unlike a rename, a link does not replace an existing file
     except FileExistsError:
         return False
     finally:
@@ -31,13 +31,14 @@ def write(text: str, path: Path) -> bool:
 
 
 def reason(error: BaseException, who: str) -> str | None:
-    """What a user should know of an exception that ends the process; None: it has ended well.
+    """Return a description of the exception that ends the process; None for an exit with status 0.
 
-    An InputError speaks for itself. Of another one: type, message, and the last frames, the innermost one last.
+    An InputError is described by its message, any other exception by type, message, and the last frames of the
+    traceback, the innermost one last.
 
     Args:
         error: the exception.
-        who: the process, such as "algo-2, rank 5".
+        who: name of the process, such as "algo-2, rank 5".
     """
     if isinstance(error, InputError):
         text = error.line
