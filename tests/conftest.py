@@ -6,29 +6,27 @@ import pytest
 
 from w2v_lightning.runtime import signals
 
-# Before anything imports a Hugging Face library: no test may reach for the network.
+# Set before any Hugging Face library is imported: no test may use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Tests run side by side: two torch thread pools on two cores slow each other down several times over.
+# Tests run in parallel, and several thread pools of torch on two cores slow each other down several times.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("W2V_TEST_GPUS", ""))
 if "W2V_TEST_GPUS" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels then run on the CPU
 
-LIBRISPEECH = Path(os.environ.get("LIBRISPEECH", Path(__file__).parents[2] / "shared" / "LibriSpeech"))
-
 
 @pytest.fixture(autouse=True)
 def same_environment():
-    """Lightning's launchers leave variables behind; a run that a later test starts would take itself for a rank."""
+    """Restore the environment: Lightning's launchers leave variables that make a later run take itself for a rank."""
     with mock.patch.dict(os.environ):
         yield
 
 
 @pytest.fixture(autouse=True)
 def same_sigterm():
-    """A command that ends in an exception still listens, as its process is about to end; the tests' process is not."""
+    """Stop handling SIGTERM: a command that ends in an exception still does, but the process of the tests lives on."""
     yield
-    signals.watch.stop()
+    signals.sigterm.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +36,8 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def librispeech() -> Path:
-    """The folder of real speech; set LIBRISPEECH to one that holds train-clean-100 and dev-clean."""
-    if not (LIBRISPEECH / "dev-clean").is_dir():
+    """Folder of real speech, named by the environment variable LIBRISPEECH: it holds train-clean-100 and dev-clean."""
+    folder = Path(os.environ.get("LIBRISPEECH", ""))
+    if not (folder / "dev-clean").is_dir():
         pytest.skip("no real speech: set LIBRISPEECH to a folder with train-clean-100 and dev-clean")
-    return LIBRISPEECH
+    return folder

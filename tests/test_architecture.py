@@ -14,6 +14,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Data flows one way: a part may import from itself and from the layers before its own, not from its neighbours.
 LAYERS = [
     {"errors"},
+    {"command_line", "compat"},
     {"runtime"},
     {"text", "reporting", "evaluation"},
     {"data"},
@@ -32,6 +33,8 @@ LAYERS = [
     {"planner"},
     {"study"},
     {"sagemaker"},
+    {"commands"},
+    {"completion"},
     {"__main__"},
 ]
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}

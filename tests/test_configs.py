@@ -10,7 +10,7 @@ from tiny import TINY_CONFIG
 from w2v_lightning.__main__ import main
 
 FOLDER = Path(__file__).parents[1] / "configs"
-# Those of `fit`; a study_*.yaml is one of `python -m w2v_lightning study` (tests/launch/test_study_matrix.py).
+# Those of `fit`; a study_*.yaml is one of `python -m w2v_lightning study` (tests/study/test_study_spec.py).
 CONFIGS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml")) if not path.stem.startswith("study_")}
 OPTIONS = {name: yaml.safe_load(path.read_text()) for name, path in CONFIGS.items()}
 CTC = [name for name, options in OPTIONS.items() if options.get("task", "ctc") == "ctc"]

@@ -1,4 +1,4 @@
-"""Corpora for the tests of `check`: clean ones, into which a test puts one fault."""
+"""Clean corpora for the tests of `check`, to which a test adds one fault."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ TEXTS = ["ABC DEF", "FED CAB", "BAD CAFE", "DEAF BEE", "FACE CAB", "BEAD FAD", "
 
 
 class CorpusBuilder:
-    """Writes audio and manifests of utterances that are clean unless told otherwise."""
+    """Writer of audio and manifests; utterances are clean unless a test adds a fault."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -29,7 +29,7 @@ class CorpusBuilder:
         manifest: str = "train",
         **keys,
     ) -> Path:
-        """Speak `text` (or write `waveform`) into a file and list it; `keys` replace what the manifest says."""
+        """Write `text` as tones, or `waveform`, to a file and add it to a manifest; `keys` replace keys of its row."""
         waveform = spell(text.upper()) if waveform is None else waveform
         path = self.folder / manifest / f"{utterance_id}{suffix}"
         path.parent.mkdir(exist_ok=True)
@@ -44,20 +44,20 @@ class CorpusBuilder:
         return str(path)
 
     def check(self, *options: str) -> tuple[int, dict]:
-        """Exit status and JSON report of the command over the manifests written so far."""
+        """Run the command on the manifests written so far; return exit status and JSON report."""
         validation = ["--val", self.manifest("val")] if "val" in self.rows else []
         report = self.folder / "report.json"
         status = main(["check", self.manifest(), *validation, "--json", str(report), *options])
         return status, json.loads(report.read_text())
 
     def found(self, *options: str) -> tuple[int, dict[str, list[str]]]:
-        """Exit status, and the ids of each finding that there is."""
+        """Run the command; return exit status and the ids of each finding that has any."""
         status, report = self.check(*options)
         return status, {f["name"]: [row["id"] for row in f["utterances"]] for f in report["findings"] if f["count"]}
 
 
 def clean_corpus(folder: Path) -> CorpusBuilder:
-    """Eight utterances without a fault."""
+    """Return a corpus of eight utterances without a fault."""
     builder = CorpusBuilder(folder)
     for number, text in enumerate(TEXTS):
         builder.add(f"clean-{number}", text)

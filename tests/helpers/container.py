@@ -1,8 +1,8 @@
-"""A training container without Docker: what was recorded of a job runs in namespaces of its own, as root in /opt/ml.
+"""Training container without Docker: a job's request runs in Linux namespaces, as root, with /opt/ml.
 
-A mount namespace has a tmpfs on /opt/ml, SageMaker's three config files and its mounts; a PID namespace has the entry
-point as its first process, which is the one that SageMaker signals; a network namespace has the hosts of the job, and
-no way out.
+The mount namespace has a tmpfs on /opt/ml, SageMaker's three config files and its mounts. The first process of the PID
+namespace is the entry point, which SageMaker signals. The network namespace has the hosts of the job and no other
+network.
 """
 
 import json
@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LIMIT_S = 240
-MOUNTS = ("checkpoints", "model", "output")  # what the container writes, and what is left of it
+MOUNTS = ("checkpoints", "model", "output")  # folders that the container writes, kept after its end
 UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
-# An overlay, so that /opt/ml need not be there, and what else is in /opt stays.
+# An overlay, so that /opt/ml need not exist, and the rest of /opt stays visible.
 SETUP = """
 set -e
 mount -t tmpfs tmpfs "$SCRATCH"
@@ -41,7 +41,7 @@ exec env -i "${VARIABLES[@]}" "$@"
 
 
 def obstacle() -> str | None:
-    """Why there can be no such container here; None if there can."""
+    """Return why this machine cannot run such a container; None if it can."""
     probe = "ip link set lo up && mount -t tmpfs t $0 && mkdir $0/u $0/w"
     probe += " && mount -t overlay o -o lowerdir=/opt,upperdir=$0/u,workdir=$0/w /opt"
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def obstacle() -> str | None:
 
 @contextmanager
 def network():
-    """The process that holds a network in which there is only the loopback."""
+    """Yield the PID of a process that holds a network namespace with only a loopback interface."""
     holder = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep 1000"], stdout=subprocess.PIPE
     )
@@ -68,13 +68,14 @@ def network():
 
 
 class Host:
-    """One host of a job; `folder` keeps what the container wrote.
+    """Host of a job.
 
     Args:
-        folder: new for each start, but for what is restored into its checkpoints.
-        request: the CreateTrainingJob request.
-        channels: the folder of the job's channels.
-        names: of all hosts; this one's place among them.
+        folder: folder of the files that the container writes; new for each start, except for restored checkpoints.
+        request: CreateTrainingJob request.
+        channels: folder of the job's channels.
+        names: names of all hosts.
+        index: index of this host in `names`.
     """
 
     def __init__(self, folder: Path, request: dict, channels: Path, names: list[str], index: int) -> None:
@@ -123,7 +124,7 @@ class Host:
             )  # fmt: skip
 
     def stop(self) -> None:
-        """SIGTERM to the container's first process, as SageMaker sends it."""
+        """Send SIGTERM to the container's first process, as SageMaker does."""
         (first,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         os.kill(int(first), signal.SIGTERM)
 
@@ -131,7 +132,7 @@ class Host:
         return self.process.wait(LIMIT_S)
 
     def kill(self) -> None:
-        self.process.kill()  # and with it, by --kill-child, the whole PID namespace
+        self.process.kill()  # --kill-child of unshare then kills the whole PID namespace
         self.process.wait()
 
     def wait_for(self, text: str) -> None:

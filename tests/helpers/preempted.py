@@ -16,7 +16,7 @@ from tiny import TINY_CONFIG
 from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.callbacks.averaging import MovingAverage
 from w2v_lightning.callbacks.preemption import Preemption
-from w2v_lightning.callbacks.preemption_agreement import ASK_EVERY_S
+from w2v_lightning.callbacks.preemption_agreement import POLL_INTERVAL_S
 from w2v_lightning.checkpoints import files
 from w2v_lightning.checkpoints.recent import Interval, RecentCheckpoints
 from w2v_lightning.checkpoints.writer import BackgroundCheckpointIO
@@ -100,7 +100,7 @@ class RunsOutOfMemory(Callback):
     def at(self, place):
         if not self.times_left and place == self.signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(2 * ASK_EVERY_S)  # until it is heard
+            time.sleep(2 * POLL_INTERVAL_S)  # until it is heard
 
 
 class Recorded(Wav2Vec2CTC):
@@ -117,7 +117,7 @@ def run(root, folder, place=None, holds_on=0, for_ever=False, options=None):
     settings = {"max_steps": 8, "every": "3 steps", "dropout": 0.1, "device_seconds": 3.3, "pause_s": 0.0}
     settings |= {"callbacks": ()} | (options or {})
     rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    signals.watch.start()
+    signals.sigterm.start()
     seed_everything(1)
     dropout = {"activation_dropout": settings["dropout"], "hidden_dropout": settings["dropout"]}
     module = Recorded(None, TINY_CONFIG, freeze_feature_encoder=False, learning_rate=1e-3, layerdrop=0.2, **dropout)
@@ -128,7 +128,7 @@ def run(root, folder, place=None, holds_on=0, for_ever=False, options=None):
     preemption = Preemption()
     holds = Holds(folder, place if rank == holds_on else None, preemption, for_ever, settings["pause_s"])
     recent = RecentCheckpoints(str(folder / "checkpoints"), Interval.parse(settings["every"]))
-    found = [path for path in files.found_in(recent.folder) if files.damage(path) is None]
+    found = [path for path in files.list_checkpoints(recent.folder) if files.find_damage(path) is None]
     trainer = Trainer(
         strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto",
         callbacks=[holds, *settings["callbacks"], MovingAverage(0.8), preemption, recent],

@@ -1,4 +1,4 @@
-"""All commands against a cloud within this process, with what they ask of it recorded.
+"""Commands against a simulated cloud within this process, with a record of their requests.
 
 Fixture: `pytest_plugins = ["recorded_commands"]`.
 """
@@ -19,14 +19,14 @@ ACCOUNT, REGION, BUCKET = "123456789012", "us-east-1", "our-bucket"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/w2v-training"
 CONFIG = Path(__file__).parents[2] / "configs" / "librispeech_100h.yaml"
 SUBMIT = [
-    *("submit", "--config", str(CONFIG), "--name", "base", "--instance-type", "ml.g4dn.12xlarge", "--count", "2"),
-    *("--spot", "--max-hours", "6", "--budget", "1000", "--role", ROLE, "--input-mode", "File", "--region", REGION),
+    *("submit", "--config", str(CONFIG), "--name", "base", "--instance_type", "ml.g4dn.12xlarge", "--count", "2"),
+    *("--spot", "--max_hours", "6", "--budget", "1000", "--role", ROLE, "--input_mode", "File", "--region", REGION),
     *("--data", f"s3://{BUCKET}/librispeech", "--output", f"s3://{BUCKET}/runs"),
 ]
 
 
 class Recorder:
-    """Every call that is made from now on, just before it is sent; and answers for what moto has not."""
+    """Record of every call from now on, just before it is sent, with answers for the operations that moto lacks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, str, dict]] = []  # service, operation, parameters
@@ -54,7 +54,7 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch, tmp_path) -> Iterator[Recorder]:
-    """The cloud holds data, and the user's own settings are out of the way."""
+    """Yield a Recorder of a cloud that has data, without the user's own settings."""
     use_credentials(monkeypatch)
     for option in ("ROLE", "DATA", "OUTPUT"):
         monkeypatch.delenv(f"W2V_LIGHTNING_{option}", raising=False)
@@ -69,7 +69,7 @@ def recorder(monkeypatch, tmp_path) -> Iterator[Recorder]:
 
 
 def run_all_commands(recorder: Recorder, capsys: pytest.CaptureFixture) -> str:
-    """Returns what they have printed."""
+    """Run all commands; return their output."""
     succeed(*SUBMIT)
     submitted = capsys.readouterr()
     name = submitted.out.split()[-1]
@@ -77,9 +77,9 @@ def run_all_commands(recorder: Recorder, capsys: pytest.CaptureFixture) -> str:
     for command in (["status", name], ["logs", name], ["list"], ["cost", "--tag", "run=base"], ["cost", name]):
         succeed(*command, "--region", REGION)
     succeed("download", name, "--checkpoints", "--to", "fetched", "--region", REGION)
-    succeed("status", "base", "--region", REGION)  # of the run: its jobs are listed
+    succeed("status", "base", "--region", REGION)  # the name of a run, whose jobs are listed
     longer = "--trainer.max_steps", "900000"
-    succeed("resubmit", "base", "--instance-type", "ml.g5.xlarge", "--count", "1", "--region", REGION, *longer)
+    succeed("resubmit", "base", "--instance_type", "ml.g5.xlarge", "--count", "1", "--region", REGION, *longer)
     recorder.answers = {"DescribeTrainingJob": _running_job(name), "StopTrainingJob": {}}
     succeed("stop", name, "--region", REGION)
     printed = capsys.readouterr()
@@ -91,7 +91,7 @@ def succeed(*command: str) -> None:
 
 
 def _leave_results(cloud: boto3.Session, name: str) -> None:
-    """What the service would have left of a job."""
+    """Put what a job would leave into the cloud: a checkpoint, and a log."""
     cloud.client("s3").put_object(Bucket=BUCKET, Key="runs/base/checkpoints/step-00000001.ckpt", Body=b"weights")
     logs, group, stream = cloud.client("logs"), "/aws/sagemaker/TrainingJobs", f"{name}/algo-1-1"
     logs.create_log_group(logGroupName=group)

@@ -1,4 +1,4 @@
-"""AWS on loopback: moto's server, and before it what moto has not: jobs that take their time, and refusals.
+"""AWS on the loopback interface: moto's server behind a proxy that adds what moto lacks: slow jobs, and refusals.
 
 Fixtures: `pytest_plugins = ["s3", "sagemaker_server"]`. PYTEST_DONT_REWRITE: the tests import names from here.
 """
@@ -22,12 +22,12 @@ ROLE = "arn:aws:iam::123456789012:role/training"
 STATUS_OF = {"Completed": "Completed", "Failed": "Failed", "Stopping": "Stopping"} | dict.fromkeys(
     ("Stopped", "MaxRuntimeExceeded", "MaxWaitTimeExceeded"), "Stopped"
 )
-FIRST_MS = int(time.time() * 1000)  # of log lines: CloudWatch takes none that are two weeks old
-STEP_S = 60  # each status of a story takes so long
+FIRST_MS = int(time.time() * 1000)  # start of log times; CloudWatch refuses lines older than two weeks
+STEP_S = 60  # seconds that each status of a story lasts
 
 
 def story(*statuses: str, **at_the_end: Any) -> list[dict[str, Any]]:
-    """What DescribeTrainingJob says as a job goes through these secondary statuses, one answer for each."""
+    """Return the answers of DescribeTrainingJob as a job goes through these secondary statuses, one for each."""
     now = time.time() - STEP_S * len(statuses)
     answers = []
     for number, status in enumerate(statuses):
@@ -46,9 +46,10 @@ def story(*statuses: str, **at_the_end: Any) -> list[dict[str, Any]]:
 
 
 class Service(ThreadingHTTPServer):
-    """`story`: what becomes of every job; each DescribeTrainingJob goes on to its next answer, the last one stays.
+    """Proxy of moto's server.
 
-    `refuse(operation, ...)`: the next calls of it fail. `calls`: all operations so far, of every service.
+    Each DescribeTrainingJob of a job gets the next answer of `story`; the last one is repeated. `calls` has all
+    operations so far, of every service.
     """
 
     daemon_threads = True
@@ -73,13 +74,13 @@ class Service(ThreadingHTTPServer):
         self._refusals[operation] = [(status, code, message)] * times
 
     def answer(self, operation: str, question: dict[str, Any], pass_on: Callable[[], tuple[int, dict]]):
-        """(HTTP status, body) of a call of SageMaker, or of another service that speaks JSON."""
+        """Return HTTP status and body for a call of SageMaker, or of another service with a JSON protocol."""
         with self._lock:
             self.calls.append(operation)
             if refusals := self._refusals.get(operation):
                 status, code, message = refusals.pop()
                 return status, {"__type": code, "message": message}
-        if operation == "StopTrainingJob":  # moto has none
+        if operation == "StopTrainingJob":  # moto lacks it
             self.story, self._position = story("Training", "Stopping", "Stopped"), {}
             return 200, {}
         status, body = pass_on()
@@ -96,18 +97,18 @@ class Service(ThreadingHTTPServer):
         return status, body
 
     def _tell(self, description: dict[str, Any]) -> None:
-        """The story so far; moto's jobs have completed at once."""
+        """Replace the state in a description by that of the story; moto's jobs complete at once."""
         position = self._position.setdefault(description["TrainingJobName"], 0)
         for invented in ("TrainingEndTime", "FinalMetricDataList"):
             description.pop(invented, None)
         description.update(self.story[min(position, len(self.story) - 1)])
 
     def handle_error(self, request, client_address) -> None:
-        """A client that hangs up is part of the tests."""
+        """Ignore errors: tests close connections."""
 
 
 def _newest_first(rows: list[dict], question: dict[str, Any], job_of: Callable[[dict], dict]) -> None:
-    """Where that is asked for, which moto does not look at."""
+    """Sort the rows if the request asks for it; moto ignores that."""
     if (question.get("SortBy"), question.get("SortOrder")) == ("CreationTime", "Descending"):
         rows.reverse()  # the sort is stable, and times have full seconds only
         rows.sort(key=lambda row: job_of(row)["CreationTime"], reverse=True)
@@ -161,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def service(moto, monkeypatch) -> Iterator[Service]:
-    """What AWS_ENDPOINT_URL leads to; the user's own credentials are neither needed nor used."""
+    """Yield the server behind AWS_ENDPOINT_URL; the user's own credentials are not used."""
     use_credentials(monkeypatch)
     server = Service(moto)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -172,7 +173,7 @@ def service(moto, monkeypatch) -> Iterator[Service]:
 
 
 class Account:
-    """A bucket, jobs, and what they print and leave, put there directly."""
+    """Account with a bucket, jobs, their logs and their files, written directly."""
 
     def __init__(self, service: Service, clients: dict[str, Any]):
         self.service = service
@@ -181,7 +182,7 @@ class Account:
         self.s3.create_bucket(Bucket=self.bucket)
 
     def submit(self, run: str = "", *, instance_type: str = "ml.g4dn.xlarge", count: int = 1) -> str:
-        """A spot job, as `submit` makes one; returns its name."""
+        """Create a spot job like those of `submit`; return its name."""
         run = run or f"run-{secrets.token_hex(3)}"
         name = f"{run}-{secrets.token_hex(3)}-20261123000000"
         folder = f"s3://{self.bucket}/{run}"
@@ -200,11 +201,11 @@ class Account:
         return name
 
     def job(self, name: str) -> dict[str, Any]:
-        """As it was asked for."""
+        """Return the description of a job, with the fields of its request."""
         return self._sagemaker.describe_training_job(TrainingJobName=name)
 
     def keys(self) -> set[str]:
-        """Of all objects in the bucket."""
+        """Return the keys of all objects in the bucket."""
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
         return {item["Key"] for page in pages for item in page.get("Contents", [])}
 
@@ -212,7 +213,7 @@ class Account:
         self.s3.put_object(Bucket=self.bucket, Key=key, Body=body)
 
     def print(self, job: str, host: str, *lines: tuple[int, str]) -> None:
-        """(milliseconds, text) each."""
+        """Add lines to a job's log, each as milliseconds and text."""
         events = [{"timestamp": FIRST_MS + ms, "message": text} for ms, text in lines]
         with suppress(self._logs.exceptions.ResourceAlreadyExistsException):
             self._logs.create_log_group(logGroupName=GROUP)
@@ -224,7 +225,7 @@ class Account:
 
 @pytest.fixture(scope="session")
 def clients(moto) -> dict[str, Any]:
-    """Of moto's server itself; they take a while to make."""
+    """Return clients of moto's server itself; creating them takes a while."""
     import boto3
 
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}

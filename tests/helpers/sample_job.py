@@ -1,4 +1,4 @@
-"""A job to start from, and a config as small as one can be."""
+"""Sample Job, and minimal configs."""
 
 from w2v_lightning.sagemaker.job import Job
 
@@ -27,7 +27,7 @@ JOB = Job(
 )
 
 DATA = {"root": "x", "batch_seconds": 1600.0, "device_seconds": 200.0, "max_seconds": None, "num_workers": None}
-# With all that a plan reads.
+# Config with all options that a plan reads.
 FULL_CONFIG = CONFIG | {
     "data": DATA | {"duration_spread": 1.05},
     "trainer": {"precision": None, "max_steps": 1000, "max_epochs": -1},

@@ -1,4 +1,4 @@
-"""The package inside somebody else's Trainer script."""
+"""The package in a user's own Trainer script."""
 
 import subprocess
 import sys
@@ -66,7 +66,7 @@ def test_learns_to_read_tones_and_plain_transformers_reads_the_same(tmp_path, co
 
 @pytest.mark.slow
 def test_two_processes_share_the_epoch(tmp_path, corpus):
-    """DDP works as Lightning's users start it: nothing to switch off, no sampler to replace."""
+    """Run DDP as Lightning's users start it, without disabling features or replacing a sampler."""
     wer, accumulation = run_script(tmp_path, corpus, devices=2, epochs=1)
     assert wer > 0
     assert accumulation >= 1

@@ -1,4 +1,4 @@
-"""A run that is killed twenty times ends as if nothing had happened; so does one whose machine changes on the way."""
+"""A run that is killed twenty times, or moves to another machine, ends as if uninterrupted."""
 
 import os
 import random
@@ -21,7 +21,7 @@ from w2v_lightning.runtime import signals
 
 pytestmark = pytest.mark.slow
 OPTIONS = {"max_steps": 60, "every": "2 steps"}
-# A step is some three micro-batches. No machine is so fast that a run gets far between looking at it and killing it.
+# A step has about three micro-batches, so that no run gets far between looking at it and killing it.
 SLOWLY = OPTIONS | {"pause_s": 0.03}
 NUM_KILLS = 20
 
@@ -52,7 +52,7 @@ def test_killed_twenty_times_at_random_moments(root, ranks, tmp_path):
 
 
 def wait_for_a_random_moment(random_, folder, processes):
-    """As it starts, or some steps later: so few that the run is not over before it was killed often enough."""
+    """Wait for the start or a few more steps: so few that the run does not end before it was killed often enough."""
     if random_.random() < 0.3:
         wait_for_steps(folder, 1, processes, at_most_s=random_.uniform(0, 1.5))
     else:
@@ -80,7 +80,7 @@ def kill(random_, processes, folder):
     processes[rank].join(preempted.LIMIT_S)
     said = forked.logs(folder, rank).strip().rpartition("\n")[2]
     if processes[rank].exitcode != signals.PREEMPTED or "SIGTERM before training" in said:
-        for process in processes:  # as a launcher does: nobody could tell the others
+        for process in processes:  # as a launcher does: the others cannot notice it themselves
             process.kill()
     elif forked.ended(processes, folder) != [signals.PREEMPTED] * len(processes):
         pytest.fail(forked.logs(folder))
@@ -97,12 +97,12 @@ def test_on_four_processes_then_on_one_then_on_two(root, tmp_path):
         os.kill(processes[-1].pid, signal.SIGTERM)
         assert forked.ended(processes, folder) == [signals.PREEMPTED] * ranks, forked.logs(folder)
     assert forked.ended(preempted.start(root, folder, ranks=2, options=options), folder) == [0, 0]
-    found, expected = preempted.losses(folder), preempted.losses(whole)
+    result, expected = preempted.losses(folder), preempted.losses(whole)
     assert len(expected) == 15
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert result == pytest.approx(expected, rel=1e-5)
 
 
-LAUNCHERS = {  # how several processes are started, and the status of the one that starts them
+LAUNCHERS = {  # how several processes are started, and the exit status of their parent
     "torchrun": (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"], [], 1),
     "Lightning": ([], ["--trainer.devices=2"], signals.PREEMPTED),
     "fork": ([], ["--trainer.devices=2", "--trainer.strategy=ddp_fork"], signals.PREEMPTED),
@@ -124,7 +124,7 @@ def test_a_signal_to_the_launcher_and_the_same_command_again(root, launcher, tmp
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     give_up_at = time.monotonic() + 150
-    while not files.found_in(str(tmp_path / "runs" / "checkpoints")):
+    while not files.list_checkpoints(str(tmp_path / "runs" / "checkpoints")):
         assert time.monotonic() < give_up_at, (tmp_path / "log").read_text()
         assert process.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.05)

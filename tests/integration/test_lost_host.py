@@ -1,6 +1,6 @@
-"""Hosts come and go: torchrun starts the processes again on those that are there, and the run ends as if on one.
+"""Lost and added hosts: torchrun restarts the processes on those available, and the run ends as if on one host.
 
-Each host is a torchrun of its own on this machine. One that is lost is killed with all that it has started.
+Each host is simulated by a torchrun on this machine. To lose a host, it is killed with all its children.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ from w2v_lightning.__main__ import main
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 20
-# How soon torchrun gives up a host that is silent, and how long it waits for more of them (s).
+# Seconds until torchrun gives up an unresponsive host, and for which it waits for additional hosts.
 WAITING = "keep_alive_interval=2,keep_alive_max_attempt=3,last_call_timeout=4"
 
 
@@ -30,11 +30,11 @@ def corpus(tmp_path):
 
 
 class Hosts:
-    """Those of one run, on which the same command is given, one after the other."""
+    """Simulated hosts of a run; the same command is started on each."""
 
     def __init__(self, config, folder, stack):
         self._config, self._folder, self._stack = config, folder, stack
-        # The store in which hosts find each other outlives them all.
+        # The store for the rendezvous outlives all hosts.
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.all = []
 
@@ -43,7 +43,7 @@ class Hosts:
         settings = [f"--rdzv-conf=is_host=0,{WAITING}", "--local-addr=127.0.0.1", "--max-restarts=5"]
         command = ["-m", "torch.distributed.run", "--nnodes=1:4", "--nproc-per-node=1", *rendezvous, *settings]
         arguments, log = [*command, *running.FIT, self._config], self._folder / f"host{len(self.all)}.log"
-        # Else torch gives processes that it starts again the store of those before: docs/distributed.md.
+        # Otherwise torch reuses the store of the previous processes after a restart: docs/distributed.md.
         host = running.started(arguments, log, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
         self.all.append(self._stack.enter_context(host))
 
@@ -54,7 +54,7 @@ class Hosts:
         return running.wait_until(is_held, self._folder, self.all)
 
     def lose(self, number, how, held_at, world_size, hold_at):
-        """The step that those go on with who are left; the next at which they are held is `hold_at`."""
+        """Return the step from which the remaining hosts resume; they are held next at `hold_at`."""
         before = self.wait_until_held(held_at, world_size)
         lost_at_s = time.time()
         how(self.all.pop(number))
@@ -77,9 +77,9 @@ def test_hosts_are_lost_and_another_joins(corpus, tmp_path):
         hosts.hold(3)
         for _ in range(3):
             hosts.start()
-        hosts.wait_until_held(3, world_size=3)  # where one came late, all were preempted
+        hosts.wait_until_held(3, world_size=3)  # if a host joined late, all were preempted
         hosts.hold(7)
-        # Who is killed takes with it what came after the last checkpoint; who is preempted, nothing.
+        # A killed host loses the steps after the last checkpoint; a preempted one loses nothing.
         assert hosts.lose(-1, running.kill, held_at=7, world_size=3, hold_at=11) == 6
         assert hosts.lose(0, running.kill, held_at=11, world_size=2, hold_at=15) == 10
         hosts.wait_until_held(15, world_size=1)
@@ -90,7 +90,7 @@ def test_hosts_are_lost_and_another_joins(corpus, tmp_path):
 
 
 def is_later(line, before):
-    """Of a later start of all processes."""
+    """Log of a later start of all processes."""
     return line["start"] != before["start"] and line["time_s"] > before["time_s"]
 
 

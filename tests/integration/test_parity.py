@@ -1,4 +1,4 @@
-"""Ours and stock transformers on real speech, one utterance at a time: the same function, and the same training."""
+"""Parity with plain transformers on real speech, one utterance at a time: same outputs, same training."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_forward_loss_and_gradients_are_those_of_transformers(librispeech, confi
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
         largest = max(q.grad.norm() for q in theirs.model.parameters() if q.grad is not None)
         for (name, p), q in zip(ours.model.named_parameters(), theirs.model.parameters(), strict=True):
-            if q.grad is not None:  # the second term is for those whose gradient is zero but for rounding
+            if q.grad is not None:  # the second term is for parameters whose gradient is zero except for rounding
                 assert (p.grad - q.grad).norm() <= 1e-4 * q.grad.norm() + 1e-6 * largest, name
 
 
@@ -71,7 +71,7 @@ def test_200_steps_give_the_loss_curve_of_a_plain_transformers_loop(librispeech,
     module.curve, module.order = [], []
     data = LibriSpeechDataModule(
         str(librispeech), ["train-clean-100"], [], max_seconds=6, batch_seconds=1, device_seconds=6, num_workers=0
-    )  # a step is one utterance
+    )  # one utterance per step
     trainer = Trainer(
         max_steps=STEPS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,

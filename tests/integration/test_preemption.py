@@ -1,6 +1,6 @@
-"""SIGTERM at chosen moments of a run, on one process and on two: what was lost is nothing.
+"""SIGTERM at chosen moments of a run, on one and two processes: nothing is lost.
 
-Runs have dropout and an average of weights; a resumed one ends with the weights of the uninterrupted one, bit for bit.
+The runs have dropout and averaged weights; a resumed run ends with exactly the weights of an uninterrupted one.
 """
 
 import os
@@ -31,7 +31,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory):
-    """The folders of uninterrupted runs, by their number of ranks."""
+    """Folders of uninterrupted runs, by number of ranks."""
     results = {}
 
     def of(ranks):
@@ -45,22 +45,22 @@ def whole(root, tmp_path_factory):
 
 
 def check_same_end(folder, whole):
-    found, expected = preempted.weights(folder), preempted.weights(whole)
-    assert found.keys() == expected.keys()
+    result, expected = preempted.weights(folder), preempted.weights(whole)
+    assert result.keys() == expected.keys()
     for name, weight in expected.items():
-        assert torch.equal(found[name], weight), name
+        assert torch.equal(result[name], weight), name
 
 
 def checkpoints(folder):
-    paths = files.found_in(str(folder / "checkpoints"))
-    assert [path for path in paths if files.damage(path)] == []
+    paths = files.list_checkpoints(str(folder / "checkpoints"))
+    assert [path for path in paths if files.find_damage(path)] == []
     return [os.path.basename(path) for path in paths]
 
 
-PLACES = {  # where the signal comes, and how many steps have been made by then
+PLACES = {  # where the signal arrives, and the number of steps done by then
     "starting": 0,
     "step 0, micro-batch 0": 0,
-    "backward of step 0": 0,  # it may be a minute in the first one, which is compiled
+    "backward of step 0": 0,  # the first step may take a minute, because it is compiled
     "step 1, micro-batch 0": 1,
     "step 2, micro-batch 1": 2,
     "validation after 5, batch 1": 5,
@@ -78,7 +78,7 @@ def test_a_signal_to_the_only_process(root, whole, place, tmp_path):
 @pytest.mark.parametrize("hit", [0, 1])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_signal_to_one_of_two_processes(root, whole, place, hit, tmp_path):
-    """Rank 0 is held; the signal comes to it, or to the other, which runs ahead as far as it can."""
+    """Hold rank 0 and signal it, or the other rank, which runs ahead as far as it can."""
     check_preempted(root, whole, place, tmp_path, ranks=2, hit=hit)
 
 
@@ -90,12 +90,12 @@ def check_preempted(root, whole, place, folder, ranks=1, hit=0):
     assert forked.ended(processes, folder) == [signals.PREEMPTED] * ranks, forked.logs(folder)
     assert time.monotonic() - began < 30
     log = (folder / "rank0.log").read_text()
-    found = re.search(r"Preempted at step (\d+)\. Saved.*?: (.+)", log)
-    assert f"{signals.GO_ON_FROM_THERE if found else signals.START_AGAIN} (exit status 75)." in log
-    step = int(found[1]) if found else 0
+    saved = re.search(r"Preempted at step (\d+)\. Saved.*?: (.+)", log)
+    assert f"{signals.DEFAULT_RESUME_HINT if saved else signals.START_AGAIN} (exit status 75)." in log
+    step = int(saved[1]) if saved else 0
     ahead = ranks - 1 if PLACES[place] else 0
     assert step in (PLACES[place], PLACES[place] + ahead)
-    assert checkpoints(folder)[-1:] == ([os.path.basename(found[2])] if found else [])
+    assert checkpoints(folder)[-1:] == ([os.path.basename(saved[2])] if saved else [])
 
     processes = preempted.start(root, folder, ranks=ranks)
     assert forked.ended(processes, folder) == [0] * ranks, forked.logs(folder)
@@ -110,7 +110,7 @@ def test_a_second_signal_leaves_at_once_with_what_is_complete(root, whole, ranks
     preempted.wait_until_here(tmp_path, processes)
     for _ in range(2):
         os.kill(processes[0].pid, signal.SIGTERM)
-        time.sleep(1.5 * signals.SAME_SIGNAL_S)  # one that comes sooner is the same, on another way
+        time.sleep(1.5 * signals.SAME_SIGNAL_S)  # a second signal within this time counts as the same
     assert not processes[0].is_alive()
     assert processes[0].exitcode == signals.PREEMPTED
     for process in processes:
@@ -123,7 +123,7 @@ def test_a_second_signal_leaves_at_once_with_what_is_complete(root, whole, ranks
 
 @pytest.mark.slow
 def test_a_signal_to_all_processes_of_both_groups(root, whole, tmp_path):
-    """As torchrun sends it: loader workers hear it too, and ranks twice. Nobody is lost, nobody leaves early."""
+    """Signal as torchrun does: loader workers receive it too, and ranks twice. No process ends early."""
     processes = preempted.start(root, tmp_path, "step 2, micro-batch 0", ranks=2)
     preempted.wait_until_here(tmp_path, processes)
     for process in processes:
@@ -153,7 +153,7 @@ def test_a_loader_worker_that_is_killed_as_well_does_not_keep_from_saving(root, 
 
 @pytest.mark.parametrize("place", ["setup", "start"])
 def test_a_signal_as_a_run_goes_on_from_where_memory_ran_out(root, place, tmp_path):
-    """What it goes on from is in no checkpoint of the run yet."""
+    """Signal a second fit whose starting state is not in any checkpoint of the run yet."""
     runs_out = preempted.RunsOutOfMemory(4, signal_at=place)
     processes = preempted.start(root, tmp_path, options={"callbacks": [runs_out], "device_seconds": 9})
     assert forked.ended(processes, tmp_path) == [signals.PREEMPTED], forked.logs(tmp_path)
@@ -166,7 +166,7 @@ def test_lightnings_own_broadcast_in_every_micro_batch_is_switched_off(tmp_path)
     trainer = Trainer(default_root_dir=tmp_path, logger=False, enable_checkpointing=False, accelerator="cpu")
     loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector
     places = (loop, "_broadcast_sigterm_tensor"), (connector, "_sigterm_notifier_fn")
-    assert all(callable(getattr(type(owner), name)) for owner, name in places)  # else Lightning has changed its way
+    assert all(callable(getattr(type(owner), name)) for owner, name in places)  # fails if Lightning has changed
     preemption = Preemption()
     preemption.setup(trainer, None, "fit")
     try:

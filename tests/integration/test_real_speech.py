@@ -1,4 +1,4 @@
-"""What only real speech can show. Skipped where there is none; see the `librispeech` fixture."""
+"""Tests that need real speech; skipped without it (see the `librispeech` fixture)."""
 
 import resource
 import shutil
@@ -23,7 +23,7 @@ def sample_module(**options):
 
 
 def copy_utterances(source, target, number):
-    """The `number` shortest utterances of train-clean-100 as the split `train` of a corpus of their own."""
+    """Write the `number` shortest utterances of train-clean-100 as split `train` of a new corpus."""
     manifest = load_split(source, "train-clean-100")
     for i in manifest.durations_s_N.argsort()[:number]:
         audio = Path(manifest.audio_paths[i])

@@ -1,4 +1,4 @@
-"""Interrupted on two processes, resumed on one and on three: the rest of the epoch is exactly the rest."""
+"""Interrupt on two processes, resume on one and three: exactly the rest of the epoch is trained."""
 
 import json
 
@@ -14,11 +14,11 @@ from w2v_lightning import LibriSpeechDataModule
 class Listener(LightningModule):
     def __init__(self):
         super().__init__()
-        self.weight, self.heard = torch.nn.Parameter(torch.zeros(())), []
+        self.weight, self.trained = torch.nn.Parameter(torch.zeros(())), []
 
     def training_step(self, batch, _):
         if not batch.is_filler:
-            self.heard.append((self.current_epoch, batch.global_step, batch.ids))
+            self.trained.append((self.current_epoch, batch.global_step, batch.ids))
         return self.weight * 1
 
     def configure_optimizers(self):
@@ -37,16 +37,16 @@ def run(root, out, devices, max_steps, ckpt_path):
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     trainer.save_checkpoint(out / "end.ckpt")
-    (out / f"heard{trainer.global_rank}.json").write_text(json.dumps(module.heard))
+    (out / f"trained{trainer.global_rank}.json").write_text(json.dumps(module.trained))
 
 
 def train(tmp_path, name, devices, max_steps, ckpt_path=None):
-    """The sorted (epoch, step, utterance) that the processes heard together."""
+    """Sorted (epoch, step, utterance) that all processes together trained on."""
     folder = tmp_path / name
     processes = forked.start(folder, run, tmp_path / "corpus", folder, devices, max_steps, ckpt_path, ranks=devices)
     assert forked.ended(processes, folder) == [0] * devices, forked.logs(folder)
-    heard = [row for rank in range(devices) for row in json.loads((folder / f"heard{rank}.json").read_text())]
-    return sorted((epoch, step, i) for epoch, step, ids in heard for i in ids)
+    trained = [row for rank in range(devices) for row in json.loads((folder / f"trained{rank}.json").read_text())]
+    return sorted((epoch, step, i) for epoch, step, ids in trained for i in ids)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Training data in S3: shards read by ranges, in loader workers, through faults, with a cache on local disk."""
+"""Training data in S3: ranged reads of shards in loader workers, with faults, and a cache on local disk."""
 
 import io
 import json
@@ -29,7 +29,7 @@ NUM_SHARDS = 3
 
 
 class Corpus:
-    """Utterances in tar shards on local disk and in the store, a manifest of each, and the bytes of their audio."""
+    """Utterances in tar shards, on local disk and in the store, with a manifest of each and the bytes of the audio."""
 
     def __init__(self, folder: Path, store, num_utterances: int):
         texts = random_texts(num_utterances, seed=1)
@@ -79,7 +79,7 @@ def corpus(tmp_path, store):
 
 
 class Bodies(Dataset):
-    """The bytes of the utterances of a batch."""
+    """Bytes of the utterances of a batch."""
 
     def __init__(self, reader: AudioReader, refs: list[AudioRef]):
         self.reader = reader
@@ -104,7 +104,7 @@ def test_workers_read_every_utterance_bit_for_bit_through_all_faults(store, corp
 
 def test_a_fork_after_the_first_read_harms_neither_side(store, corpus):
     reader = AudioReader()
-    manifest = Manifest.load(store.put("train.jsonl", (corpus.remote / "train.jsonl").read_bytes()))  # fsspec's own
+    manifest = Manifest.load(store.put("train.jsonl", (corpus.remote / "train.jsonl").read_bytes()))  # read by fsspec
     assert len(manifest) == len(corpus.refs)
     for _ in range(2):
         assert reader.read(corpus.refs[:4]) == corpus.flacs[:4]
@@ -128,7 +128,7 @@ def test_a_second_epoch_asks_the_store_for_nothing(tmp_path, store, corpus):
 
 
 def test_a_cache_that_is_too_small_gives_no_wrong_byte(tmp_path, store, corpus):
-    """Two workers evict what the other has just written or is about to read, epoch after epoch."""
+    """Let two workers evict files that the other has just written or is about to read, in each epoch."""
     total = sum(map(len, corpus.flacs))
     reader = AudioReader(tmp_path / "cache", cache_gib=total / 3 / 2**30)
     for _ in range(3):
@@ -139,7 +139,7 @@ def test_a_cache_that_is_too_small_gives_no_wrong_byte(tmp_path, store, corpus):
 
 
 def losses(root: Path | str, logs: Path, **options) -> list[str]:
-    """Train two epochs of a tiny model; the loss of each step, as logged."""
+    """Train a tiny model for two epochs and return the logged loss of each step."""
     torch.manual_seed(0)
     module = Wav2Vec2CTC(None, TINY_CONFIG, freeze_feature_encoder=False, learning_rate=3e-3)
     data = LibriSpeechDataModule(
@@ -172,7 +172,7 @@ def test_fit_from_a_faulty_store_learns_the_same_as_from_local_shards(tmp_path, 
 
 @pytest.mark.slow
 def test_what_prepare_uploads_is_what_fit_streams(tmp_path, store, monkeypatch):
-    """The root is the store itself: manifests are read there too. Faults strike the upload and the training."""
+    """Use the store as root, so that manifests are read from it too, with faults in upload and training."""
     monkeypatch.setattr(remote, "READ_TIMEOUT_S", 0.5)
     for split, seed in (("train", 1), ("dev", 2)):
         write_split(tmp_path / "corpus", split, random_texts(24, seed=seed), speaker=str(seed))

@@ -1,6 +1,6 @@
-"""The same training on one to four processes, however it is cut and loaded: design.md's promise, in float32.
+"""The same training on one to four processes, with any micro-batches and loading, in float32.
 
-With masks, layer drop, and on two processes gradient checkpointing. The mean of means, as plain DDP has it, shows that
+It has masks, layer drop and, on two processes, gradient checkpointing. A run with plain DDP's mean of means shows that
 the test can fail.
 """
 
@@ -37,7 +37,7 @@ class Recorded(Wav2Vec2CTC):
 
 
 class MeanOfMeans(Recorded):
-    """What one gets without the two corrections."""
+    """Run without the two corrections, for comparison."""
 
     def training_step(self, batch, batch_idx):
         mean = self._ctc(self(batch), batch).mean() * (not batch.is_filler)
@@ -47,7 +47,7 @@ class MeanOfMeans(Recorded):
 
 def run(kind, root, out, devices, data, model):
     seed_everything(1, verbose=False)
-    speed = Speed(positional_convolution="convolution")  # "auto" is a measurement
+    speed = Speed(positional_convolution="convolution")  # "auto" would measure, and so could choose differently
     options = {"freeze_feature_encoder": False, "learning_rate": 1e-3, "layerdrop": 0.4, "activation_dropout": 0.0}
     module = kind(None, CONFIG, speed=speed, **options, **model)
     datamodule = LibriSpeechDataModule(str(root), ["train"], ["a", "b"], batch_seconds=9, **data)
@@ -64,12 +64,12 @@ def run(kind, root, out, devices, data, model):
 
 @dataclass
 class Result:
-    losses: torch.Tensor  # of each global step
-    scores: list  # before, perhaps while, and after training, of each split: word errors, words, character errors, ...
+    losses: torch.Tensor  # loss of each global step
+    scores: list  # of each validation and split: word errors, words, character errors, characters
     weights: dict[str, torch.Tensor]
 
     def most_apart(self, other: "Result") -> tuple[float, float]:
-        """The largest relative difference between losses, and the largest between weights."""
+        """Return the largest relative difference of losses, and the largest difference of weights."""
         weights = max(float((self.weights[name] - other.weights[name]).abs().max()) for name in self.weights)
         return float(((self.losses - other.losses) / other.losses).abs().max()), weights
 
@@ -80,19 +80,19 @@ def train(tmp_path, devices, *, kind=Recorded, device_seconds=9.0, num_workers=0
     processes = forked.start(folder, run, kind, tmp_path / "corpus", folder, devices, data, model, ranks=devices)
     assert forked.ended(processes, folder) == [0] * devices, forked.logs(folder)
     losses, scores, weights = torch.load(folder / "result.pt")
-    # The softmax does not see a bias of the keys: its gradient is rounding alone, which Adam makes large.
+    # Softmax is invariant to the keys' bias: its gradient is pure rounding error, which Adam amplifies.
     weights = {name: weight for name, weight in weights.items() if "k_proj.bias" not in name}
     return Result(torch.tensor(losses, dtype=torch.float64), scores, weights)
 
 
 @pytest.fixture
 def one(tmp_path):
-    """What one process makes of it."""
+    """Result on one process."""
     for number, (split, size) in enumerate({"train": 60, "a": 7, "b": 5}.items()):
         write_split(tmp_path / "corpus", split, random_texts(size, seed=number), str(number))
     result = train(tmp_path, devices=1)
     assert len(result.losses) == NUM_STEPS
-    assert all(0 < wrong != characters for _, _, wrong, characters in result.scores[0])  # it says something
+    assert all(0 < wrong != characters for _, _, wrong, characters in result.scores[0])  # not a trivial score
     return result
 
 
