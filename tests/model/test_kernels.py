@@ -182,7 +182,8 @@ def test_in_half_precision_convolution_in_blocks_is_about_as_exact_as_conv1d():
     actual, expected, exact = blocks_and_conv1d(correlation_in_blocks, torch.float16, 2, 300, 48, 1, 128)
     for ours, theirs, true in zip(actual, expected, exact, strict=True):
         ours_off, theirs_off = (((x.double() - true).norm() / true.norm()).item() for x in (ours, theirs))
-        assert ours_off < 1.3 * theirs_off
+        # Blocks round to float16 twice, conv1d on some CPUs only once: its error is then 1 / sqrt(2) of ours.
+        assert ours_off < 1.5 * theirs_off
 
 
 def blocks_and_conv1d(correlation_in_blocks, dtype, utterances, frames, channels, groups, taps):
