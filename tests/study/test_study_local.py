@@ -219,7 +219,7 @@ def test_a_study_that_is_stopped_and_killed_goes_on(study, tmp_path):
         wait_until(checkpoints, command=process, log=log)
         process.terminate()
         assert process.wait(LIMIT_S) == 130, log.read_text()
-    assert "The same command goes on" in log.read_text()
+    assert "Stopped. Run the same command to continue" in log.read_text()
     assert not marked(second)
     before, written = checkpoints(), (first / runs.FILE).read_bytes()
 
