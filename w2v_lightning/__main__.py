@@ -25,8 +25,9 @@ def main(args: list[str] | None = None) -> int:
     try:
         if args[:1] == ["fit"]:
             signals.sigterm.start()
-        _check_torch_pair()
-        _check_transformers()
+        if args[:1] and args[0] in COMMANDS:  # help and a misspelt command need no torch
+            _check_torch_pair()
+            _check_transformers()
         status = _run(args)
     except InputError as error:
         print(f"error: {error.line}", file=sys.stderr)
