@@ -128,9 +128,9 @@ G4DN = {"instance_type": "ml.g4dn.2xlarge"}
 @pytest.mark.parametrize(
     ("cells", "keys", "message"),
     [
-        ([{"device": 2}], {}, r"number 1.*'device'.*did you mean devices"),
-        ([DEVICES], {"repetition": 2}, r"'repetition'.*did you mean repetitions"),
-        ([{"hosts": 2, "link": {"gbit_per_s": 1}}], {}, r"unknown key 'link\.gbit_per_s'; did you mean mbit_per_s"),
+        ([{"device": 2}], {}, r"number 1.*'device'.*Did you mean devices"),
+        ([DEVICES], {"repetition": 2}, r"'repetition'.*Did you mean repetitions"),
+        ([{"hosts": 2, "link": {"gbit_per_s": 1}}], {}, r"unknown key 'link\.gbit_per_s'. Did you mean mbit_per_s"),
         (
             [{"hosts": 2, "link": {"mbit_per_s": "100"}}],
             {},

@@ -1,6 +1,5 @@
 """Wav2Vec2ForCTC: building, loading, running, saving. Weights are compatible with transformers in both directions."""
 
-import difflib
 import logging
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from transformers import (
 
 from w2v_lightning.compat import transformers as compat
 from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec, SpecAugment
-from w2v_lightning.errors import InputError
+from w2v_lightning.errors import InputError, did_you_mean
 from w2v_lightning.model.encoder import contextualise, projected
 from w2v_lightning.model.features import conv_features
 from w2v_lightning.model.speed import Speed
@@ -253,8 +252,7 @@ def check_config_keys(config: Mapping[str, object]) -> None:
     known = Wav2Vec2Config().to_dict()
     for key in config:
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ", see transformers' Wav2Vec2Config."
+            hint = did_you_mean(key, list(known)) or "; its documentation lists the keys."
             raise InputError(f"model.config: transformers' Wav2Vec2Config has no {key!r}{hint}")
 
 

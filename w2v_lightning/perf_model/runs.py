@@ -28,7 +28,7 @@ class Run:
 
     Args:
         name: name of the cell and its repetition; also the name of the run's folder.
-        cell: configuration in the study file, with the fields of `study.spec.Cell`.
+        cell: configuration in the study file, with the fields of `study.cells.Cell`.
         where: "local" or "sagemaker".
         date: start of the run, ISO, UTC.
         environment: machine and software: `cpu`, `cores`, `gib`, `instance_type` (SageMaker only) and `versions`.

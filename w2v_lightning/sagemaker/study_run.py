@@ -15,8 +15,9 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model import runs
 from w2v_lightning.sagemaker.aws_errors import explain_aws_errors
 from w2v_lightning.study import queue
+from w2v_lightning.study.cells import Cell, Study, Where
 from w2v_lightning.study.collect import FINISHED
-from w2v_lightning.study.spec import Cell, Study, Where, load
+from w2v_lightning.study.spec import load
 
 LOCK = ".lock"
 

@@ -21,8 +21,9 @@ from w2v_lightning.sagemaker.job import Job
 from w2v_lightning.sagemaker.submission import bundled_request
 from w2v_lightning.sagemaker.training_job import TrainingJob, describe
 from w2v_lightning.study import collect
+from w2v_lightning.study.cells import Cell, Study
 from w2v_lightning.study.queue import LostError, NoCapacityError
-from w2v_lightning.study.spec import Cell, Study, fit_arguments
+from w2v_lightning.study.spec import fit_arguments
 
 # Words of a FailureReason, in lower case, that mean a transient failure of AWS, not of the job.
 TRANSIENT = ("capacityerror", "insufficientinstancecapacity", "unable to provision", "internalservererror")

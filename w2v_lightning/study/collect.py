@@ -10,7 +10,7 @@ from w2v_lightning.catalog.instances import instance
 from w2v_lightning.catalog.prices import on_demand
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model.runs import Run
-from w2v_lightning.study.spec import Cell
+from w2v_lightning.study.cells import Cell
 
 FINISHED = "finished"
 ROOT = "fit"  # in a run's folder: its trainer.default_root_dir, or the files fetched from a job

@@ -19,8 +19,9 @@ from w2v_lightning.config import resolve
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.study import collect, processes
+from w2v_lightning.study.cells import Cell, Study
 from w2v_lightning.study.queue import LostError
-from w2v_lightning.study.spec import Cell, Study, fit_arguments
+from w2v_lightning.study.spec import fit_arguments
 
 PORT = 29500  # on the first emulated host, whose network is separate
 GRACE_S = 60.0  # seconds for the other hosts of a run to end after one has failed

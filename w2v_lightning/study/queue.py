@@ -16,8 +16,8 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model import runs
 from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.study.cells import Cell, Study
 from w2v_lightning.study.collect import FINISHED
-from w2v_lightning.study.spec import Cell, Study
 
 STATE = "state.json"
 FORMAT = 1

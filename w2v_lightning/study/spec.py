@@ -1,175 +1,19 @@
-"""Study files (study.yaml): what a study runs, as a list of cells. Any list within one of its `cells` is an axis."""
+"""Study: what it runs, expanded from its file. Any list within one of the file's `cells` is an axis."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from w2v_lightning.catalog.defaults import defaults
 from w2v_lightning.catalog.instances import instance
 from w2v_lightning.errors import InputError
+from w2v_lightning.study.cells import Cell, Study, Where
+from w2v_lightning.study.study_file import NAME, JobCell, LocalCell, Shared, StudyFile, parse, read
 
-Where = Literal["local", "sagemaker"]
-
-EXAMPLE = "configs/study_g4dn.yaml is an example"
-NAME = r"[a-zA-Z0-9][\w.-]*"
 JOB_KEYS = ("region", "role", "data", "output", "input_mode", "image", "volume_gb", "max_wait_hours")  # of `submit`
-
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-# ---- the file, as it is written -------------------------------------------------------------------------------------
-
-
-class _Section(BaseModel):
-    """Mapping of a study file: unknown keys are errors, and a string is not taken for a number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-Section = TypeVar("Section", bound=_Section)
-
-
-class _Link(_Section):
-    """Network between emulated hosts; the delay is one way."""
-
-    mbit_per_s: Rate
-    delay_ms: Delay = 0.0
-
-
-class _Storage(_Section):
-    """Emulated storage."""
-
-    mbit_per_s: Rate | None = None
-
-
-class _Shared(_Section):
-    """Keys that a study has for all cells, and a cell for itself."""
-
-    options: dict[str, Any] = {}
-    steps: Count | None = None
-    epochs: Count | None = None
-
-
-class _LocalCell(_Shared):
-    """Cell of processes or devices of this host; every key may be a list."""
-
-    devices: Count = 1
-    hosts: Count = 1
-    link: _Link | None = None
-    storage: _Storage | None = None
-    threads: Count = 1
-    precision: str = "auto"
-
-
-class _JobCell(_Shared):
-    """Cell of SageMaker instances; every key may be a list."""
-
-    instance_type: str
-    count: Count = 1
-    pricing: Literal["on-demand", "spot"] = "on-demand"
-    input_mode: str | None = None
-    precision: str = "auto"
-
-
-class _File(_Shared):
-    """Study file."""
-
-    config: str | list[str] | None = None
-    cells: list[dict[str, Any]]
-    name: Annotated[str, Field(pattern=f"^{NAME}$")] | None = None
-    repetitions: Count = 1
-    quota: Count | None = None
-    max_hours: Rate | None = None
-    region: str | None = None
-    role: str | None = None
-    data: str | None = None
-    output: str | None = None
-    input_mode: str | None = None
-    image: str | None = None
-    volume_gb: Count | None = None
-    max_wait_hours: Rate | None = None
-
-
-# ---- what is run ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Run of a study.
-
-    Args:
-        name: the same for all repetitions, such as "ml.g4dn.2xlarge-x4-spot" or "local-x2-100mbit-2ms".
-        hardware: instance type, or "local".
-        count: number of instances; on this machine: number of hosts, above 1 only if they are emulated.
-        devices_per_host: number of GPUs, or of processes on CPUs.
-        is_spot: managed spot training.
-        precision: value of trainer.precision, or "auto": the device decides.
-        options: options of `fit`, by their dotted names.
-        repetition: 1, 2, ...
-        link: network between hosts: the instance type, "100 Mbit/s, 2 ms", or "" within one host.
-        link_bytes_per_s: specified rate of the link; None within one host.
-        link_delay_ms: one-way delay of an emulated link.
-        is_emulated: the hosts are network namespaces of this machine.
-        storage: "disk", "FastFile" or another input mode, or an emulated rate, "8 Mbit/s".
-        storage_bytes_per_s: rate of emulated storage.
-        threads: number of threads of each process that computes on CPUs.
-    """
-
-    name: str
-    hardware: str
-    count: int
-    devices_per_host: int
-    is_spot: bool
-    precision: str
-    options: dict[str, Any]
-    repetition: int
-    link: str
-    link_bytes_per_s: float | None
-    link_delay_ms: float | None
-    is_emulated: bool
-    storage: str
-    storage_bytes_per_s: float | None
-    threads: int | None
-
-    @property
-    def run(self) -> str:
-        """Name of this repetition, and of its folder."""
-        return f"{self.name}-r{self.repetition}"
-
-
-@dataclass(frozen=True)
-class Study:
-    """Everything that `study run` carries out.
-
-    Args:
-        name: name of its folder.
-        where: on this host, or as training jobs.
-        config: config files of `fit`, merged.
-        cells: all cells, one repetition of the whole study after the other.
-        quota: number of instances at once; None: no limit.
-        max_hours: hours after which a run is stopped.
-        jobs: options of `submit` that the study gives.
-        stands_in: the cells name instance types, and devices of this host stand in for them.
-    """
-
-    name: str
-    where: Where
-    config: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    quota: int | None
-    max_hours: float
-    jobs: dict[str, Any]
-    stands_in: bool
 
 
 def load(path: Path, where: Where | None = None) -> Study:
@@ -182,7 +26,7 @@ def load(path: Path, where: Where | None = None) -> Study:
     Raises:
         InputError: the file, a key or a value of it is wrong; names it and the remedy.
     """
-    file = _parse(str(path), _File, _read(path))
+    file = read(path)
     kinds = {"sagemaker" if "instance_type" in cell else "local" for cell in file.cells}
     if len(kinds) > 1:
         raise InputError(f"{path}: cells: some have an instance_type and some have none; make two studies of them.")
@@ -210,59 +54,6 @@ def load(path: Path, where: Where | None = None) -> Study:
 def fit_arguments(options: Mapping[str, Any]) -> list[str]:
     """Return options as arguments of the command line of `fit`."""
     return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()]
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: file not found; {EXAMPLE}.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("cells"), list) or not content["cells"]:
-        raise InputError(f"{path}: a study is a mapping with a list `cells`; {EXAMPLE}.")
-    return content
-
-
-def _parse(place: str, section: type[Section], content: object) -> Section:
-    """Return a section of the file.
-
-    Raises:
-        InputError: a key or value is wrong; names the first one, and what would be right.
-    """
-    try:
-        return section.model_validate(content)
-    except ValidationError as error:
-        first = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
-        raise InputError(f"{place}: {_explained(first, section)}") from None
-
-
-def _explained(error: Any, section: type[BaseModel]) -> str:
-    if error["loc"][0] == "cells":
-        return f"cells, number {error['loc'][1] + 1} is {error['input']!r}: {_small(error['msg'])}."
-    key = ".".join(map(str, error["loc"]))
-    known = _keys(section, error["loc"][:-1])
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}."
-        return f"unknown key {key!r}; {advice}"
-    if error["type"] == "missing":
-        return f"{key} is missing."
-    return f"{key} is {error['input']!r}: {_small(error['msg'])}."
-
-
-def _small(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
-
-
-def _keys(section: type[BaseModel], within: Sequence[Any]) -> list[str]:
-    """Names of the keys of a section, or of the section within it that a place names."""
-    inner: dict[str, type[BaseModel]] = {"link": _Link, "storage": _Storage}
-    chosen: type[BaseModel] = inner.get(str(within[0]), section) if within else section
-    return list(chosen.model_fields)
 
 
 def _config(path: Path, names: str | list[str] | None) -> tuple[str, ...]:
@@ -293,10 +84,7 @@ def _quota(path: Path, quota: int | None, cells: Sequence[Cell]) -> int | None:
     return quota
 
 
-# ---- the product ----------------------------------------------------------------------------------------------------
-
-
-def _specs(path: Path, number: int, cell: dict[str, Any], file: _File) -> list[dict[str, Any]]:
+def _specs(path: Path, number: int, cell: dict[str, Any], file: StudyFile) -> list[dict[str, Any]]:
     """Return the fields of every Cell that one item of `cells` stands for, without the repetition."""
     place = f"{path}: cells, number {number}"
     if not cell:
@@ -307,9 +95,9 @@ def _specs(path: Path, number: int, cell: dict[str, Any], file: _File) -> list[d
     specs = []
     for tree in trees:
         if "instance_type" in cell:
-            specs.append(_job(_parse(place, _JobCell, tree), place, file))
+            specs.append(_job(parse(place, JobCell, tree), place, file))
         else:
-            specs.append(_local(_parse(place, _LocalCell, tree), place, file))
+            specs.append(_local(parse(place, LocalCell, tree), place, file))
     return specs
 
 
@@ -331,7 +119,7 @@ def _repeated(path: Path, specs: Sequence[dict[str, Any]], repetitions: int) -> 
     return tuple(Cell(**each, repetition=number) for number in range(1, repetitions + 1) for each in fields)
 
 
-def _job(cell: _JobCell, place: str, file: _File) -> dict[str, Any]:
+def _job(cell: JobCell, place: str, file: StudyFile) -> dict[str, Any]:
     """Return the fields of a cell of training instances."""
     machine = instance(cell.instance_type)
     is_spot = cell.pricing == "spot"
@@ -351,7 +139,7 @@ def _job(cell: _JobCell, place: str, file: _File) -> dict[str, Any]:
     }
 
 
-def _local(cell: _LocalCell, place: str, file: _File) -> dict[str, Any]:
+def _local(cell: LocalCell, place: str, file: StudyFile) -> dict[str, Any]:
     """Return the fields of a cell of processes or devices of this host."""
     if (cell.hosts > 1) != (cell.link is not None):
         raise InputError(
@@ -396,7 +184,7 @@ def _on_devices(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _named(cell: _LocalCell | _JobCell, place: str, file: _File, parts: list[str]) -> dict[str, Any]:
+def _named(cell: LocalCell | JobCell, place: str, file: StudyFile, parts: list[str]) -> dict[str, Any]:
     """Return name, precision and options; the name has what distinguishes the cell within its study."""
     precision, own_options = cell.precision or "auto", _options(place, cell)
     suffixes = ["" if precision == "auto" else precision]
@@ -411,7 +199,7 @@ def _named(cell: _LocalCell | _JobCell, place: str, file: _File, parts: list[str
     }
 
 
-def _options(place: str, section: _Shared) -> dict[str, Any]:
+def _options(place: str, section: Shared) -> dict[str, Any]:
     """Return the options of `fit` that a section gives; `steps` and `epochs` replace each other."""
     if section.steps and section.epochs:
         raise InputError(f"{place} has both steps and epochs; give one of them.")
