@@ -167,7 +167,7 @@ def test_what_is_no_wav2vec2_model_is_refused(tmp_path):
 
 
 def test_an_unknown_config_key_is_refused_with_the_nearest_right_one():
-    with pytest.raises(InputError, match="no 'hiden_size'. Did you mean hidden_size"):
+    with pytest.raises(InputError, match=r"no 'hiden_size'\. Did you mean hidden_size"):
         wav2vec2.from_scratch({"hiden_size": 3}, Vocabulary())
 
 
