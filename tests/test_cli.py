@@ -368,4 +368,4 @@ def test_a_transformers_that_switches_torch_off_is_named_before_the_crash(monkey
     status, _, err = in_process(capsys, "fit")
     assert status == 2
     assert f"transformers {transformers} does not work with torch {torch}" in err
-    assert "pip install 'transformers>=5,<5.19'" in err
+    assert "pip install 'transformers>=5.1,<5.19'" in err

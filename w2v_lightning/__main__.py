@@ -75,7 +75,7 @@ def _check_transformers() -> None:
         if _release(torch) < (2, 6) and _release(transformers) >= (5, 19):
             raise InputError(
                 f"transformers {transformers} does not work with torch {torch}, which is too old for it; run:"
-                " pip install 'transformers>=5,<5.19', or install torch 2.6 or later."
+                " pip install 'transformers>=5.1,<5.19', or install torch 2.6 or later."
             )
 
 

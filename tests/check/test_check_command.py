@@ -98,7 +98,7 @@ def test_report_that_cannot_be_written_is_named_after_the_findings_were_shown(bu
     (tmp_path / "file").write_text("")
     assert main(["check", builder.manifest(), option, str(tmp_path / "file" / "report")]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"error: {option} {tmp_path}/file/report cannot be written: ")
+    assert captured.err.lstrip().startswith(f"error: {option} {tmp_path}/file/report cannot be written: ")
     assert "would hurt training" in captured.out
 
 
