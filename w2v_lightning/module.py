@@ -19,7 +19,7 @@ from w2v_lightning.data.masking import warn_of_start_probability
 from w2v_lightning.errors import InputError
 from w2v_lightning.evaluation.error_report import Pair
 from w2v_lightning.evaluation.wer import ErrorCounts, error_rates
-from w2v_lightning.model import wav2vec2
+from w2v_lightning.model import adapters, wav2vec2
 from w2v_lightning.model.ctc import ctc_loss
 from w2v_lightning.model.encoder import with_zero_gradients
 from w2v_lightning.model.lora import Lora, add_lora, merged
@@ -45,6 +45,7 @@ class FineTuningOptions(TrainingOptions):
     loss_average: Literal["utterance", "label"]
     final_dropout: float
     hf_compat: bool
+    target_lang: str | None
 
     def schedule(self, num_updates: int) -> Callable[[int], float]:
         """Return the learning rate factor of each update; see `tri_stage`."""
@@ -64,6 +65,9 @@ class Wav2Vec2CTC(PlannedModule):
             none. A folder with a Hugging Face tokenizer; on the command line also "build", the characters of the
             training transcripts in upper case, or "build-mixed", the same in their own case. If the tokens are not the
             model's own, the head is new.
+        target_lang: language of a model with language adapters (MMS), such as "eng": its adapter and vocabulary are
+            used, and exported. Given with `vocabulary`, it may be a language that the model lacks.
+        adapter_only: training of the language adapter and the CTC head alone; everything else is frozen.
         lora: LoRA training: low-rank changes of the attention projections, and the CTC head, are trained instead of all
             weights. Merged on export. Needs peft (the extra `peft`).
         freeze_feature_encoder: freezing of the feature encoder: the convolutions over the waveform are not trained.
@@ -132,6 +136,8 @@ class Wav2Vec2CTC(PlannedModule):
         final_dropout: float = 0.0,
         gradient_checkpointing: bool = False,
         hf_compat: bool = False,
+        target_lang: str | None = None,
+        adapter_only: bool = False,
         seed: int = 0,
         speed: Speed = Speed(),
     ) -> None:
@@ -145,11 +151,16 @@ class Wav2Vec2CTC(PlannedModule):
             warn_of_start_probability(
                 f"model.mask_{name}_prob", changes[f"mask_{key}_prob"], changes[f"mask_{key}_length"]
             )
-        self.model, self.vocabulary, self.normalise = _build(pretrained, changes, _vocabulary(vocabulary))
+        self.model, self.vocabulary, self.normalise = _build(pretrained, changes, _vocabulary(vocabulary), target_lang)
+        self.sample_rate = wav2vec2.stored_sample_rate(pretrained)
+        if not self.model.config.apply_spec_augment and max(mask_time_prob, mask_channel_prob) > 0:
+            log.info("Nothing is masked in training: the model's config has apply_spec_augment=false.")
         self.model.train()  # transformers loads in evaluation mode and Lightning keeps it: there would be no dropout
         if vocabulary is not None:  # saved as plain values, so that a checkpoint needs neither manifest nor folder
             self.hparams["vocabulary"] = asdict(self.vocabulary)
         wav2vec2.freeze(self.model, feature_encoder=freeze_feature_encoder)
+        if adapter_only:
+            adapters.train_adapter_only(self.model)
         if lora is not None:
             lora = Lora(**lora) if isinstance(lora, Mapping) else lora  # checkpoints hold a mapping
             add_lora(self.model, lora)
@@ -168,7 +179,7 @@ class Wav2Vec2CTC(PlannedModule):
     @property
     def input_spec(self) -> InputSpec:
         """Description of the input for the data module: vocabulary, frame lengths, masks."""
-        spec = wav2vec2.input_spec(self.model.config, self.vocabulary, self.normalise)
+        spec = wav2vec2.input_spec(self.model.config, self.vocabulary, self.normalise, self.sample_rate)
         # With hf_compat the model sees the padding, so batches must not be padded further than needed.
         return replace(spec, coarse_lengths=not self.options.hf_compat)
 
@@ -238,7 +249,7 @@ class Wav2Vec2CTC(PlannedModule):
             raise InputError(
                 f"model.pretrained is null: the weights are random, so the output would be random text; {remedy}."
             )
-        wav2vec2.check_head("model.pretrained", pretrained, remedy, self.vocabulary)
+        wav2vec2.check_head("model.pretrained", pretrained, remedy, self.vocabulary, self.options.target_lang)
 
     # ---- scoring ------------------------------------------------------------------------------------------------
 
@@ -318,7 +329,8 @@ class Wav2Vec2CTC(PlannedModule):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face folder that `AutoModelForCTC` and `AutoProcessor` load."""
-        wav2vec2.save_pretrained(Path(folder), merged(self.model), self.vocabulary, self.normalise)
+        model, lang = merged(self.model), self.options.target_lang
+        wav2vec2.save_pretrained(Path(folder), model, self.vocabulary, self.normalise, self.sample_rate, lang)
 
 
 def _vocabulary(given: Vocabulary | Mapping[str, Any] | str | None) -> Vocabulary | None:
@@ -336,9 +348,11 @@ def _vocabulary(given: Vocabulary | Mapping[str, Any] | str | None) -> Vocabular
 
 
 def _build(
-    pretrained: str | None, config: Mapping[str, Any], vocabulary: Vocabulary | None
+    pretrained: str | None, config: Mapping[str, Any], vocabulary: Vocabulary | None, target_lang: str | None
 ) -> tuple[Wav2Vec2ForCTC, Vocabulary, bool]:
     if pretrained is not None:
-        return wav2vec2.from_pretrained(pretrained, config, vocabulary)
+        return wav2vec2.from_pretrained(pretrained, config, vocabulary, target_lang)
+    if target_lang:
+        raise InputError("model.target_lang needs a model with language adapters in model.pretrained, found null.")
     vocabulary = vocabulary or Vocabulary()
     return wav2vec2.from_scratch(config, vocabulary), vocabulary, True

@@ -164,6 +164,7 @@ class Wav2Vec2Pretraining(PlannedModule):
             self.model, self.normalise = pretraining.from_scratch(changes), normalise
         else:
             self.model, self.normalise = pretraining.from_pretrained(pretrained, changes)
+        self.sample_rate = wav2vec2.stored_sample_rate(pretrained)
         self.model.train()  # transformers loads in evaluation mode and Lightning keeps it: there would be no noise
         codebooks = self.model.config.num_codevector_groups, self.model.config.num_codevectors_per_group
         # Sums (`Outcome.sums`) on this rank, over the global step so far and over each split of the current scoring.
@@ -179,7 +180,7 @@ class Wav2Vec2Pretraining(PlannedModule):
     @property
     def input_spec(self) -> InputSpec:
         """Description of the input for the data module: frame lengths, masks, negatives; no text is needed."""
-        spec = wav2vec2.input_spec(self.model.config, Vocabulary(), self.normalise)
+        spec = wav2vec2.input_spec(self.model.config, Vocabulary(), self.normalise, self.sample_rate)
         return replace(spec, num_negatives=self.model.config.num_negatives)
 
     # ---- training -----------------------------------------------------------------------------------------------
@@ -280,4 +281,4 @@ class Wav2Vec2Pretraining(PlannedModule):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face folder that `Wav2Vec2ForPreTraining` loads, and that fine-tuning starts from."""
-        pretraining.save_pretrained(Path(folder), self.model, self.normalise)
+        pretraining.save_pretrained(Path(folder), self.model, self.normalise, self.sample_rate)

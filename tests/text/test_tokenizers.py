@@ -263,7 +263,7 @@ def test_phonemes_are_written_with_spaces_between_them(tmp_path):
         ('["<pad>", "|"]', "vocab.json must hold a JSON object, found list"),
         ('{"<pad>": 0, "|": 1, "A": 1}', r"the ids must be unique whole numbers, found <pad>: 0, \|: 1, A: 1"),
         ('{"<pad>": 0, "|": "1"}', r"the ids must be unique whole numbers, found <pad>: 0, \|: 1"),
-        ('{"eng": {"<pad>": 0}, "fra": {"<pad>": 0}}', "the ids must be unique whole numbers, found eng: "),
+        ('{"eng": {"<pad>": 0}, "fra": {"<pad>": 0}}', "has a table for each of the languages eng, fra"),
     ],
 )
 def test_what_is_wrong_with_a_vocabulary_file_is_said(tmp_path, content, message):

@@ -172,7 +172,7 @@ def _pad_all(waveforms: list[np.ndarray]) -> tuple[Tensor, int]:
 def _size_s(batch: Batch | tuple[Tensor, int]) -> tuple[float, float]:
     """Seconds of audio, and seconds that a model would compute on, padding included."""
     if isinstance(batch, Batch):
-        return batch.audio_seconds, batch.waveforms_BT.numel() / SAMPLE_RATE
+        return batch.audio_seconds, batch.waveforms_BT.numel() / batch.sample_rate
     waveforms_BT, num_samples = batch
     return num_samples / SAMPLE_RATE, waveforms_BT.numel() / SAMPLE_RATE
 

@@ -64,8 +64,6 @@ def main(args: Sequence[str]) -> int:
     options = parse(CheckOptions, "check", args, positional=["manifests"])
     train, validation = ([_load(path) for path in paths] for paths in (options.manifests, options.val))
     corpus = Corpus.join(train, validation, _input_spec(options.model))
-    if len(corpus) == 0:
-        raise InputError(f"{', '.join(options.manifests)}: no utterances. Give a manifest that has some.")
     measurements = list(_with_progress(measure_all(corpus.manifest, options.decode), len(corpus)))
     all_findings = [
         *audio_findings.in_audio(corpus, measurements, options.decode),
@@ -94,7 +92,7 @@ def _load(path: str) -> Manifest:
         raise InputError(
             f"{path} is a folder, not a manifest: run `python -m w2v_lightning prepare {path} --out DIR` first."
         )
-    return Manifest.load(path)
+    return Manifest.load(path, escape=True)
 
 
 def _input_spec(model: str | None) -> InputSpec:
@@ -103,7 +101,7 @@ def _input_spec(model: str | None) -> InputSpec:
     from w2v_lightning.model import wav2vec2  # imports transformers, which takes seconds
 
     network, vocabulary, normalise = wav2vec2.from_pretrained(model, {})
-    return wav2vec2.input_spec(network.config, vocabulary, normalise)
+    return wav2vec2.input_spec(network.config, vocabulary, normalise, wav2vec2.stored_sample_rate(model))
 
 
 def _with_progress(measurements: Iterator[Measurement], total: int) -> Iterator[Measurement]:

@@ -3,13 +3,18 @@
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Wav2Vec2ForCTC
 from transformers.utils import cached_file
 
 
 def initialise(model: PreTrainedModel, module: nn.Module) -> None:
     """Initialise the weights of a part of `model` as transformers would."""
     model._init_weights(module)
+
+
+def adapter_parameters(model: Wav2Vec2ForCTC) -> dict[str, nn.Parameter]:
+    """Return the weights of an MMS model that belong to its language: the adapters and the CTC head."""
+    return model._get_adapters()
 
 
 def stored_file(name_or_folder: str, filename: str) -> Path | None:

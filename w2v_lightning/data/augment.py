@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.batch import SAMPLE_RATE
 from w2v_lightning.data.decode import read_audio
 from w2v_lightning.data.librispeech import AUDIO_SUFFIXES
+from w2v_lightning.data.opening import opened
 from w2v_lightning.errors import InputError
 
 
@@ -59,19 +59,20 @@ class Augmentation:
 class Augmenter:
     """Application of an `Augmentation`; the noise files are listed once, at construction."""
 
-    def __init__(self, augmentation: Augmentation) -> None:
+    def __init__(self, augmentation: Augmentation, sample_rate: int = SAMPLE_RATE) -> None:
         self.options = augmentation
+        self.sample_rate = sample_rate  # Hz
         self.noises = list_noises(augmentation.noise_folder) if augmentation.noise_folder else []
 
     def __call__(self, waveform_T: np.ndarray, min_samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Augment `waveform_T` (16 kHz, float32); at least `min_samples` samples remain if it had as many."""
+        """Augment `waveform_T` (at `sample_rate`, float32); at least `min_samples` samples remain if it had as many."""
         options = self.options
         # All draws are made first, whatever is enabled, so that disabling one does not change the others.
         speed = options.speeds[int(rng.integers(len(options.speeds)))]
         gain_db = rng.uniform(*options.gain_db)
         snr_db, is_noisy = rng.uniform(*options.noise_snr_db), rng.random() < options.noise_prob
         if speed != 1 and len(waveform_T) / speed >= min_samples:
-            waveform_T = change_speed(waveform_T, speed)
+            waveform_T = change_speed(waveform_T, speed, self.sample_rate)
         if self.noises and is_noisy:
             waveform_T = add_noise(waveform_T, self._draw_noise(len(waveform_T), rng), snr_db)
         if gain_db:
@@ -81,10 +82,10 @@ class Augmenter:
     def _draw_noise(self, num_samples: int, rng: np.random.Generator) -> np.ndarray:
         """Return `num_samples` samples from a random place of a random noise file, repeated if it is too short."""
         path, file_s = self.noises[rng.integers(len(self.noises))]
-        wanted_s = num_samples / SAMPLE_RATE
+        wanted_s = num_samples / self.sample_rate
         start_s = rng.uniform(0, max(0.0, file_s - wanted_s))
         ref = AudioRef(path, start_s=start_s, duration_s=min(wanted_s, file_s - start_s))
-        return np.resize(read_audio(ref), num_samples)
+        return np.resize(read_audio(ref, self.sample_rate), num_samples)
 
 
 def list_noises(folder: str) -> list[tuple[str, float]]:
@@ -106,19 +107,20 @@ def list_noises(folder: str) -> list[tuple[str, float]]:
 
 def _duration_s(path: Path) -> float:
     try:
-        duration_s = soundfile.info(path).duration
-    except (soundfile.SoundFileError, OSError) as error:
+        with opened(path, str(path)) as sound:
+            duration_s = sound.frames / sound.samplerate
+    except InputError as error:
         raise InputError(f"data.augmentation.noise_folder: {path} cannot be read as audio: {error}") from None
     if duration_s == 0:
         raise InputError(f"data.augmentation.noise_folder: {path} contains no audio.")
     return duration_s
 
 
-def change_speed(waveform_T: np.ndarray, factor: float) -> np.ndarray:
+def change_speed(waveform_T: np.ndarray, factor: float, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Change tempo and pitch by `factor`; the result has about len(waveform_T) / factor samples."""
     from torchaudio.functional import speed  # slow to import, and off by default
 
-    return speed(torch.from_numpy(waveform_T), SAMPLE_RATE, factor)[0].numpy()
+    return speed(torch.from_numpy(waveform_T), sample_rate, factor)[0].numpy()
 
 
 def add_noise(speech_T: np.ndarray, noise_T: np.ndarray, snr_db: float) -> np.ndarray:

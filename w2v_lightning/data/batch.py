@@ -14,7 +14,7 @@ from torch import Tensor
 
 from w2v_lightning.text.vocabulary import Vocabulary
 
-SAMPLE_RATE = 16_000  # Hz; the input of every published wav2vec2
+SAMPLE_RATE = 16_000  # Hz; the input of a model that names no other rate
 
 Count = TypeVar("Count", int, np.ndarray, Tensor)
 
@@ -38,6 +38,7 @@ class SpecAugment:
     time_min_spans: int = 2
     channel_prob: float = 0.0
     channel_length: int = 64
+    channel_min_spans: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class InputSpec:
     conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     num_channels: int = 768
     normalise: bool = True  # zero mean, unit variance per utterance
+    sample_rate: int = SAMPLE_RATE  # Hz
     spec_augment: SpecAugment = SpecAugment()
     coarse_lengths: bool = True  # pad batches to one of few lengths, not just to the longest utterance
     num_negatives: int = 0  # per masked frame, for pre-training; 0: the model is trained on text
@@ -92,7 +94,7 @@ class Batch:
     The three counts stay on the CPU when the batch moves to a device: the CTC loss and logging need them there.
     """
 
-    waveforms_BT: Tensor  # 16 kHz, padded with 0: int16, or float32 in [-1, 1]; see input_values
+    waveforms_BT: Tensor  # at `sample_rate`, padded with 0: int16, or float32 in [-1, 1]; see input_values
     num_samples_B: Tensor  # int64
     num_frames_B: Tensor  # int64, from InputSpec.num_frames
     labels_BU: Tensor  # int64, padded with 0
@@ -109,6 +111,7 @@ class Batch:
     num_utterances_in_step: int = 1  # over all ranks and micro-batches
     num_labels_in_step: int = 1  # over all ranks and micro-batches
     normalise: bool = False  # input_values have zero mean and unit variance per utterance
+    sample_rate: int = SAMPLE_RATE  # Hz
     is_filler: bool = False  # repeats an utterance, because the step has too few for all ranks; not counted
 
     def __len__(self) -> int:
@@ -122,7 +125,7 @@ class Batch:
     @property
     def audio_seconds(self) -> float:
         """Seconds of audio, without padding; 0 for a filler."""
-        return 0.0 if self.is_filler else int(self.num_samples_B.sum()) / SAMPLE_RATE
+        return 0.0 if self.is_filler else int(self.num_samples_B.sum()) / self.sample_rate
 
     def input_values(self) -> Tensor:
         """Return the model input, float32 (B, T), padded with 0; computed on the device of the batch."""

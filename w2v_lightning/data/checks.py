@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 from lightning.pytorch import Trainer
 
-from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec
+from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError, listed
 from w2v_lightning.text.vocabulary import count_repeats
@@ -123,14 +123,14 @@ def empty_text(manifest: Manifest) -> dict[int, str]:
 
 def too_short(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
     """Return the utterances whose audio is too short for one frame of the model."""
-    short = np.flatnonzero(_num_samples(manifest) < spec.min_samples)
+    short = np.flatnonzero(_num_samples(manifest, spec) < spec.min_samples)
     by_duration = short[np.argsort(manifest.durations_s_N[short], kind="stable")]
     return {int(i): f"{manifest.durations_s_N[i] * 1000:.0f} ms" for i in by_duration}
 
 
 def infeasible(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
     """Return the utterances with too few frames: CTC needs one per label, and one more between equal neighbours."""
-    num_frames_N = spec.num_frames(_num_samples(manifest))
+    num_frames_N = spec.num_frames(_num_samples(manifest, spec))
     needed_and_given = {}
     for i, (text, num_frames) in enumerate(zip(manifest.texts, num_frames_N, strict=True)):
         # Twice as many frames as labels always suffice, and normalising ASCII text never makes it longer.
@@ -144,5 +144,5 @@ def infeasible(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
     return {i: f"{needed} needed, {num_frames} frames" for i, (needed, num_frames) in worst_first}
 
 
-def _num_samples(manifest: Manifest) -> np.ndarray:
-    return np.rint(manifest.durations_s_N * SAMPLE_RATE).astype(np.int64)
+def _num_samples(manifest: Manifest, spec: InputSpec) -> np.ndarray:
+    return np.rint(manifest.durations_s_N * spec.sample_rate).astype(np.int64)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.augment import Augmentation, Augmenter
-from w2v_lightning.data.batch import SAMPLE_RATE, Batch, InputSpec, pad
+from w2v_lightning.data.batch import Batch, InputSpec, pad
 from w2v_lightning.data.decode import as_float, load
 from w2v_lightning.data.draw import Draw, utterance_rng
 from w2v_lightning.data.manifest import Manifest
@@ -28,6 +29,21 @@ from w2v_lightning.text.vocabulary import count_repeats
 # lock: in Python 3.11, a worker forked at that moment never starts (gh-112275, fixed in the last releases of 3.11 and
 # in 3.12). This wait lets the threads finish first.
 SETTLE_S = 0.05
+
+
+# Difference between a manifest's duration and the decoded one that is accepted: durations rounded to 0.1 s are off by
+# 0.05 s, and decoders of MP3 disagree by up to two of its frames, 0.07 s, about the padding at both ends. No word is as
+# short as that.
+TOLERANCE_S = 0.1
+
+
+def _check_duration(ref: AudioRef, actual_s: float) -> None:
+    """Raise InputError if a file has another duration than its manifest says; segments are cut to theirs."""
+    if ref.start_s is None and abs(actual_s - ref.duration_s) > TOLERANCE_S + 0.001 * ref.duration_s:
+        raise InputError(
+            f"{ref}: {actual_s:.3f} s of audio, but its manifest says {ref.duration_s:.3f} s. Batches are planned from"
+            " these durations, so make the manifest again with `prepare`."
+        )
 
 
 def _must_settle_before_fork() -> bool:
@@ -65,7 +81,7 @@ class UtteranceDataset(Dataset):
         self.reader = reader or AudioReader()
         self.seed = seed
         self.masked = masked
-        self.augmenter = Augmenter(augmentation) if augmentation else None
+        self.augmenter = Augmenter(augmentation, spec.sample_rate) if augmentation else None
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -82,6 +98,7 @@ class UtteranceDataset(Dataset):
         return Batch(
             waveforms_BT=pad(waveforms, num_samples),
             normalise=spec.normalise,
+            sample_rate=spec.sample_rate,
             num_samples_B=num_samples_B,
             num_frames_B=num_frames_B,
             labels_BU=pad(labels),
@@ -103,12 +120,14 @@ class UtteranceDataset(Dataset):
 
     def _waveforms(self, slot: Slot, labels: list[np.ndarray]) -> list[np.ndarray]:
         refs = [self.manifest.audio(i) for i in slot.positions]
-        waveforms = load(refs, self.reader)
+        waveforms = load(refs, self.reader, self.spec.sample_rate)
         for ref, waveform_T in zip(refs, waveforms, strict=True):
             if len(waveform_T) < self.spec.min_samples:
                 raise InputError(
-                    f"{ref}: {len(waveform_T)} samples at {SAMPLE_RATE} Hz, the model needs {self.spec.min_samples}."
+                    f"{ref}: {len(waveform_T)} samples at {self.spec.sample_rate} Hz, the model needs"
+                    f" {self.spec.min_samples}."
                 )
+            _check_duration(ref, len(waveform_T) / self.spec.sample_rate)
         if self.augmenter:
             rngs = [self._rng(Draw.AUGMENTATION, slot.epoch, i) for i in slot.positions]
             waveforms = [

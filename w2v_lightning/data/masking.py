@@ -35,7 +35,7 @@ def draw_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a time mask over `num_frames` (F,) and a channel mask over `num_channels` (C,), bool, True if masked."""
     time_mask_F = span_mask(num_frames, spec.time_prob, spec.time_length, spec.time_min_spans, rng)
-    channel_mask_C = span_mask(num_channels, spec.channel_prob, spec.channel_length, 0, rng)
+    channel_mask_C = span_mask(num_channels, spec.channel_prob, spec.channel_length, spec.channel_min_spans, rng)
     return time_mask_F, channel_mask_C
 
 

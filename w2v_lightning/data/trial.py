@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.memory import is_oom_error
 from torch import Tensor
 
-from w2v_lightning.data.batch import SAMPLE_RATE, Batch, InputSpec
+from w2v_lightning.data.batch import Batch, InputSpec
 from w2v_lightning.data.loader import UtteranceDataset
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.samplers import Slot
@@ -64,7 +64,7 @@ class NoiseDataset(UtteranceDataset):
 
     def _noise(self, position: int) -> np.ndarray:
         """Return the noise of an utterance; it does not depend on how a step is split."""
-        num_samples = max(int(self.durations_s_N[position] * SAMPLE_RATE), self.spec.min_samples)
+        num_samples = max(int(self.durations_s_N[position] * self.spec.sample_rate), self.spec.min_samples)
         rng = np.random.default_rng([self.seed, position])
         return rng.integers(-AMPLITUDE, AMPLITUDE, num_samples, dtype=np.int16)
 

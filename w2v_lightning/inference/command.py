@@ -40,6 +40,7 @@ class TranscribeOptions:
     Args:
         sources: audio files of any sample rate, folders of them, or manifests (.jsonl) as `prepare` or NeMo write them.
         model: name on the Hugging Face Hub, or folder, of a wav2vec2 CTC model.
+        target_lang: language of a model with language adapters (MMS), such as eng; default: the model's own.
         device: device to compute on, such as cpu or cuda; default: the GPU if there is one.
         precision: precision of the computation; auto is bf16-mixed on GPUs from compute capability 8.0 on, 16-mixed on
             older GPUs, and 32-true on CPUs.
@@ -53,6 +54,7 @@ class TranscribeOptions:
 
     sources: list[str]
     model: str
+    target_lang: str | None = None
     device: str | None = None
     precision: Precision = "auto"
     device_seconds: PositiveFloat | None = None
@@ -136,7 +138,9 @@ def transcribe(
 
 
 def _transcribe(manifest: Manifest, options: TranscribeOptions, failures: Failures) -> None:
-    transcriber = Transcriber.from_pretrained(options.model, options.device, options.precision)
+    transcriber = Transcriber.from_pretrained(
+        options.model, options.device, options.precision, target_lang=options.target_lang
+    )
     outcomes = transcriber.attempt(manifest, options.device_seconds, options.workers)
     if options.out:
         _write(options.out, manifest, outcomes, transcriber.vocabulary, failures)

@@ -7,16 +7,14 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from w2v_lightning.data import flac
 from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest, check_files
+from w2v_lightning.data.opening import opened
 from w2v_lightning.data.sound import truncation
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.folder import walk
 from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES
-
-UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's number of frames if the header has none
 
 
 def load_inputs(sources: Sequence[str | Path], skip: Callable[[InputError], None] | None = None) -> Manifest:
@@ -90,17 +88,13 @@ def _duration_s(path: str) -> float:
             info = flac.stream_info(file.read(flac.HEADER_BYTES))
         if info is not None and info.num_samples and info.sample_rate:  # takes a tenth of libsndfile's time
             return info.num_samples / info.sample_rate
-        with soundfile.SoundFile(path) as sound:
+        with opened(path, path) as sound:
             num_frames, sample_rate = sound.frames, sound.samplerate
             shortage = truncation(sound, path, may_be_unclosed=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
-    except soundfile.SoundFileError as error:
-        raise InputError(f"{path}: cannot be read as audio: {error}") from None
     if shortage:
         raise InputError(f"{path}: truncated: {shortage}. Download it again, or save the existing part as a new file.")
     if not num_frames:
         raise InputError(f"{path}: contains no audio.")
-    if num_frames == UNKNOWN_LENGTH:
-        raise InputError(f"{path}: its header has no duration. Encode it again, to a file instead of a pipe.")
     return num_frames / sample_rate

@@ -98,6 +98,7 @@ class Transcriber:
         device: name such as "cuda"; default: the GPU if there is one.
         precision: Lightning's name, or "auto" to choose by device.
         speed: implementations of the network's parts; default: the fastest.
+        sample_rate: rate in Hz of the audio that the model was trained on.
 
     Raises:
         InputError: the device or precision is not available.
@@ -111,6 +112,7 @@ class Transcriber:
         device: str | None = None,
         precision: str = "auto",
         speed: Speed | None = None,
+        sample_rate: int = SAMPLE_RATE,
     ):
         self.device = _device(device)
         self.precision = choose_precision(self.device.type)[0] if precision == "auto" else precision
@@ -119,21 +121,27 @@ class Transcriber:
         self.network = network.eval().to(self.device, weights_dtype(self.precision))
         self.vocabulary = vocabulary
         self.speed = speed or Speed()
-        self.spec = wav2vec2.input_spec(network.config, vocabulary, normalise)
+        self.spec = wav2vec2.input_spec(network.config, vocabulary, normalise, sample_rate)
         # Samples of the smallest batch (padding included) that needed too much memory; larger ones are split at once.
         self._too_many_samples = float("inf")
 
     @classmethod
     def from_pretrained(
-        cls, model: str, device: str | None = None, precision: str = "auto", speed: Speed | None = None
+        cls,
+        model: str,
+        device: str | None = None,
+        precision: str = "auto",
+        speed: Speed | None = None,
+        target_lang: str | None = None,
     ) -> "Transcriber":
-        """Load a wav2vec2 CTC model by its Hugging Face name or folder.
+        """Load a wav2vec2 CTC model by its Hugging Face name or folder; `target_lang` is a language of an MMS model.
 
         Raises:
             InputError: the device or precision is not available, or the model cannot be read or has no CTC head.
         """
         wav2vec2.check_head("--model", model, "fine-tune it first (fit), and give the folder that fit exports")
-        return cls(*wav2vec2.from_pretrained(model, {}), device, precision, speed)
+        loaded = wav2vec2.from_pretrained(model, {}, target_lang=target_lang)
+        return cls(*loaded, device, precision, speed, wav2vec2.stored_sample_rate(model))
 
     def transcribe(
         self, manifest: Manifest, device_seconds: float | None = None, num_workers: int | None = None
@@ -167,7 +175,7 @@ class Transcriber:
     def slots(self, manifest: Manifest, device_seconds: float | None = None) -> list[Slot]:
         """Plan batches by duration, the longest of each window of the manifest first."""
         if device_seconds is None:
-            device_seconds = default_device_seconds(self.network.config, self.device)
+            device_seconds = default_device_seconds(self.network.config, self.device, self.spec.sample_rate)
         if not device_seconds > 0:
             raise InputError(f"--device-seconds is {device_seconds:g}, must be a positive number of seconds.")
         return [
@@ -268,9 +276,11 @@ class Transcriber:
 
     def _check_long_enough(self, manifest: Manifest) -> None:
         for i in checks.too_short(manifest, self.spec):
-            num_samples = round(manifest.durations_s_N[i] * SAMPLE_RATE)
+            sample_rate = self.spec.sample_rate
+            num_samples = round(manifest.durations_s_N[i] * sample_rate)
             raise InputError(
-                f"{manifest.audio(i)}: {num_samples} samples at 16 kHz, the model needs {self.spec.min_samples}."
+                f"{manifest.audio(i)}: {num_samples} samples at {sample_rate / 1000:g} kHz, the model needs"
+                f" {self.spec.min_samples}."
             )
 
 
@@ -292,13 +302,13 @@ def in_order(outcomes: Iterable[tuple[int, Outcome]]) -> Iterator[Outcome]:
             next_position += 1
 
 
-def default_device_seconds(config: Wav2Vec2Config, device: torch.device) -> float:
+def default_device_seconds(config: Wav2Vec2Config, device: torch.device, sample_rate: int = SAMPLE_RATE) -> float:
     """Audio per batch that fits into the device's free memory, at most MAX_DEVICE_SECONDS (s)."""
     if device.type != "cuda":
         return CPU_DEVICE_SECONDS
     free_bytes, _ = torch.cuda.mem_get_info(device)
     free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # reserved, but unused
-    numbers_per_s = config.conv_dim[0] * SAMPLE_RATE / config.conv_stride[0]
+    numbers_per_s = config.conv_dim[0] * sample_rate / config.conv_stride[0]
     bytes_per_s = LARGEST_TENSORS * numbers_per_s * torch.float32.itemsize
     return min(MAX_DEVICE_SECONDS, SHARE_OF_MEMORY * free_bytes / bytes_per_s)
 
@@ -322,7 +332,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _too_large(batch: Batch) -> str:
-    longest_s = int(batch.num_samples_B.max()) / SAMPLE_RATE
+    longest_s = int(batch.num_samples_B.max()) / batch.sample_rate
     if len(batch) == 1:
         return f"{batch.ids[0]}: {longest_s:.0f} s are too long for the GPU's memory; split it, or use --device cpu."
     return (

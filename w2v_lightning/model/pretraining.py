@@ -20,9 +20,9 @@ from torch.nn import functional
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2GumbelVectorQuantizer
 
-from w2v_lightning.data.batch import Batch
+from w2v_lightning.data.batch import SAMPLE_RATE, Batch
 from w2v_lightning.errors import InputError
-from w2v_lightning.model import wav2vec2
+from w2v_lightning.model import settings, wav2vec2
 from w2v_lightning.model.encoder import contextualise, projected
 from w2v_lightning.model.features import conv_features
 from w2v_lightning.model.speed import Speed, to_device
@@ -30,8 +30,10 @@ from w2v_lightning.model.speed import Speed, to_device
 
 def from_scratch(config: Mapping[str, Any]) -> Wav2Vec2ForPreTraining:
     """Return a model with random weights; `config` holds changes to transformers' Wav2Vec2Config."""
-    wav2vec2.check_config_keys(config)
-    return Wav2Vec2ForPreTraining(Wav2Vec2Config(**config))
+    settings.check_changes(config)
+    model = Wav2Vec2ForPreTraining(Wav2Vec2Config(**config))
+    _check_masks(model.config)
+    return model
 
 
 def from_pretrained(name_or_folder: str, config: Mapping[str, Any]) -> tuple[Wav2Vec2ForPreTraining, bool]:
@@ -40,22 +42,33 @@ def from_pretrained(name_or_folder: str, config: Mapping[str, Any]) -> tuple[Wav
     Raises:
         InputError: the model does not exist, is not a wav2vec2 model, or lacks the codebooks of pre-training.
     """
-    wav2vec2.check_config_keys(config)
+    settings.check_changes(config)
     stored = wav2vec2.stored_config(name_or_folder)
-    with wav2vec2.safetensors_needed(name_or_folder):
+    with wav2vec2.loading_errors_named(name_or_folder):
         loaded: Any = Wav2Vec2ForPreTraining.from_pretrained(  # returns a pair because of output_loading_info
             name_or_folder,
             config=Wav2Vec2Config.from_dict({**stored.to_dict(), **config}),
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     model, loading = loaded
+    settings.check_shapes(name_or_folder, stored, config, loading["mismatched_keys"])
     if missing := sorted(loading["missing_keys"]):
         raise InputError(
             f"model.pretrained: {name_or_folder} lacks {len(missing)} weights of a model in pre-training, such as"
             f" {missing[0]}; set it to null to start from random weights."
         )
+    _check_masks(model.config)
     return model, wav2vec2.stored_normalise(name_or_folder)
+
+
+def _check_masks(config: Wav2Vec2Config) -> None:
+    if not config.apply_spec_augment:
+        raise InputError(
+            "model.config: apply_spec_augment is false, but pre-training learns from masked frames; set"
+            " model.config.apply_spec_augment=true."
+        )
 
 
 def gumbel_temperature(update: int, start: float, end: float, decay: float) -> float:
@@ -198,8 +211,10 @@ def scale_gradient(values: Tensor, factor: float) -> Tensor:
     return values
 
 
-def save_pretrained(folder: Path, model: Wav2Vec2ForPreTraining, normalise: bool) -> None:
+def save_pretrained(
+    folder: Path, model: Wav2Vec2ForPreTraining, normalise: bool, sample_rate: int = SAMPLE_RATE
+) -> None:
     """Write a Hugging Face folder that Wav2Vec2ForPreTraining loads; the folder appears complete or not at all."""
     with wav2vec2.complete_or_absent(folder) as temporary:
         model.save_pretrained(temporary)
-        wav2vec2.feature_extractor(normalise).save_pretrained(temporary)
+        wav2vec2.feature_extractor(normalise, sample_rate).save_pretrained(temporary)

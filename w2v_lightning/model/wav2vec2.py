@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from w2v_lightning.compat import transformers as compat
-from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec, SpecAugment
-from w2v_lightning.errors import InputError, did_you_mean
+from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec
+from w2v_lightning.errors import InputError
+from w2v_lightning.model import adapters, settings
 from w2v_lightning.model.encoder import contextualise, projected
 from w2v_lightning.model.features import conv_features
 from w2v_lightning.model.speed import Speed
@@ -29,56 +30,77 @@ from w2v_lightning.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
+MAX_REASON = 300  # characters of another library's message
+
 
 def from_scratch(config: Mapping[str, Any], vocabulary: Vocabulary) -> Wav2Vec2ForCTC:
     """Return a model with random weights; `config` holds changes to transformers' Wav2Vec2Config."""
-    check_config_keys(config)
+    settings.check_changes(config, _head_config(vocabulary))
     return Wav2Vec2ForCTC(Wav2Vec2Config(**{**_head_config(vocabulary), **config}))
 
 
 def from_pretrained(
-    name_or_folder: str, config: Mapping[str, Any], vocabulary: Vocabulary | None = None
+    name_or_folder: str,
+    config: Mapping[str, Any],
+    vocabulary: Vocabulary | None = None,
+    target_lang: str | None = None,
 ) -> tuple[Wav2Vec2ForCTC, Vocabulary, bool]:
     """Load a model from the Hugging Face Hub or a local folder; return it, its vocabulary, and if it normalises input.
 
     A model without a CTC head (pre-trained only), or with one for other tokens than those of `vocabulary`, gets a new
-    head. The vocabulary is `vocabulary`, otherwise that of the model, otherwise the default one.
+    head. The vocabulary is `vocabulary`, otherwise that of the model, otherwise the default one. `target_lang` chooses
+    the adapter, head and vocabulary of a language; given with `vocabulary`, it may be new.
 
     Raises:
         InputError: the model does not exist, is not a wav2vec2 model or lacks weights, or its vocabulary does not fit
             its head.
     """
-    check_config_keys(config)
+    settings.check_changes(config)
     stored = stored_config(name_or_folder)
-    keeps_head = _has_head(stored) and _fits_head(vocabulary, name_or_folder, stored)
+    adapter = adapters.read(name_or_folder, stored, target_lang, vocabulary is not None) if target_lang else {}
+    if "lm_head.weight" in adapter:
+        stored.vocab_size = len(adapter["lm_head.weight"])
+    is_new_language = bool(target_lang) and not adapter
+    fits_head = not is_new_language and _fits_head(vocabulary, name_or_folder, stored, target_lang)
+    keeps_head = _has_head(stored) and fits_head
     if keeps_head:
-        vocabulary = _stored_vocabulary(name_or_folder, stored.vocab_size)
+        vocabulary = _stored_vocabulary(name_or_folder, stored.vocab_size, target_lang)
         _check_vocabulary_fits(name_or_folder, stored, vocabulary)
     vocabulary = vocabulary or _stored_vocabulary(name_or_folder) or Vocabulary()
+    settings.check_changes(config, _head_config(vocabulary))
     # The default dtype is that of the file: weights stored in half precision would be trained in half precision.
-    with safetensors_needed(name_or_folder):
+    with loading_errors_named(name_or_folder):
         loaded: Any = Wav2Vec2ForCTC.from_pretrained(  # returns a pair because of output_loading_info
             name_or_folder,
             config=Wav2Vec2Config.from_dict({**stored.to_dict(), **_head_config(vocabulary), **config}),
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=not keeps_head,
+            ignore_mismatched_sizes=True,  # ours are the errors that name the cause
         )
     model: Wav2Vec2ForCTC
     loading: dict[str, Any]
     model, loading = loaded
-    mismatched = {key for key, *_ in loading["mismatched_keys"]}
-    _check_nothing_missing(name_or_folder, {*loading["missing_keys"], *mismatched}, keeps_head)
+    mismatched = [
+        entry for entry in loading["mismatched_keys"] if (keeps_head and not adapter) or "lm_head" not in entry[0]
+    ]
+    settings.check_shapes(name_or_folder, stored, config, mismatched)
+    _check_nothing_missing(name_or_folder, set(loading["missing_keys"]) - adapter.keys(), keeps_head)
+    adapters.apply(name_or_folder, model, {k: w for k, w in adapter.items() if keeps_head or "lm_head" not in k})
     if not keeps_head:
         old = f"has a CTC head for {stored.vocab_size} tokens" if _has_head(stored) else "is a pre-trained encoder"
         log.info(
             "%s %s: adding a new CTC head for the %d tokens of the vocabulary.", name_or_folder, old, len(vocabulary)
         )
         _renew_head(model)
+    if is_new_language:
+        log.info("%s has no language %s: adding a new adapter for it.", name_or_folder, target_lang)
+        model.init_adapter_layers()
     return model, vocabulary, stored_normalise(name_or_folder)
 
 
-def check_head(option: str, name_or_folder: str, remedy: str, vocabulary: Vocabulary | None = None) -> None:
+def check_head(
+    option: str, name_or_folder: str, remedy: str, vocabulary: Vocabulary | None = None, target_lang: str | None = None
+) -> None:
     """Check that a model can be used without training: a new head would produce random text.
 
     Raises:
@@ -87,7 +109,7 @@ def check_head(option: str, name_or_folder: str, remedy: str, vocabulary: Vocabu
     stored = stored_config(name_or_folder)
     if not _has_head(stored):
         problem = f"{name_or_folder} is an encoder without a CTC head ({', '.join(stored.architectures or ['bare'])})"
-    elif not _fits_head(vocabulary, name_or_folder, stored):
+    elif not _fits_head(vocabulary, name_or_folder, stored, target_lang):
         problem = f"the CTC head of {name_or_folder} is for other tokens than model.vocabulary"
     else:
         return
@@ -98,11 +120,13 @@ def freeze(model: Wav2Vec2ForCTC, feature_encoder: bool) -> None:
     """Freeze the parameters that will get no gradient."""
     if feature_encoder:
         model.freeze_feature_encoder()
-    if model.config.mask_time_prob == 0 and hasattr(model.wav2vec2, "masked_spec_embed"):
+    if not settings.masks_time(model.config) and hasattr(model.wav2vec2, "masked_spec_embed"):
         model.wav2vec2.masked_spec_embed.requires_grad_(False)  # DDP would wait for its gradient
 
 
-def input_spec(config: Wav2Vec2Config, vocabulary: Vocabulary, normalise: bool) -> InputSpec:
+def input_spec(
+    config: Wav2Vec2Config, vocabulary: Vocabulary, normalise: bool, sample_rate: int = SAMPLE_RATE
+) -> InputSpec:
     """Return what the data module must know about the input of this model."""
     return InputSpec(
         vocabulary=vocabulary,
@@ -110,13 +134,8 @@ def input_spec(config: Wav2Vec2Config, vocabulary: Vocabulary, normalise: bool) 
         conv_stride=tuple(config.conv_stride),
         num_channels=config.hidden_size,
         normalise=normalise,
-        spec_augment=SpecAugment(
-            time_prob=config.mask_time_prob,
-            time_length=config.mask_time_length,
-            time_min_spans=config.mask_time_min_masks,
-            channel_prob=config.mask_feature_prob,
-            channel_length=config.mask_feature_length,
-        ),
+        sample_rate=sample_rate,
+        spec_augment=settings.spec_augment(config),
     )
 
 
@@ -167,7 +186,14 @@ def _frames(config: Wav2Vec2Config) -> InputSpec:
     return InputSpec(conv_kernel=tuple(config.conv_kernel), conv_stride=tuple(config.conv_stride))
 
 
-def save_pretrained(folder: Path, model: Wav2Vec2ForCTC, vocabulary: Vocabulary, normalise: bool) -> None:
+def save_pretrained(
+    folder: Path,
+    model: Wav2Vec2ForCTC,
+    vocabulary: Vocabulary,
+    normalise: bool,
+    sample_rate: int = SAMPLE_RATE,
+    target_lang: str | None = None,
+) -> None:
     """Write a Hugging Face folder that AutoModelForCTC and AutoProcessor load.
 
     A new folder appears complete or not at all; other files in an existing folder are kept.
@@ -175,10 +201,13 @@ def save_pretrained(folder: Path, model: Wav2Vec2ForCTC, vocabulary: Vocabulary,
     with complete_or_absent(folder) as temporary:
         model.save_pretrained(temporary)
         vocabulary.save(temporary)
-        processor = Wav2Vec2Processor(feature_extractor(normalise), AutoTokenizer.from_pretrained(temporary))
+        tokenizer = AutoTokenizer.from_pretrained(temporary)
+        processor = Wav2Vec2Processor(feature_extractor(normalise, sample_rate), tokenizer)
         processor.save_pretrained(temporary)
         processor.feature_extractor.save_pretrained(temporary)  # transformers 4 needs them in a separate file
         vocabulary.save(temporary)  # again, because the processor has rewritten it in its own form
+        if target_lang:
+            adapters.save(temporary, model, target_lang)
 
 
 @contextmanager
@@ -206,9 +235,9 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
         complete.rename(folder)
 
 
-def feature_extractor(normalise: bool) -> Wav2Vec2FeatureExtractor:
+def feature_extractor(normalise: bool, sample_rate: int = SAMPLE_RATE) -> Wav2Vec2FeatureExtractor:
     """Return a feature extractor with an attention mask: the transformer ignores padding, as in training."""
-    return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=normalise, return_attention_mask=True)
+    return Wav2Vec2FeatureExtractor(sampling_rate=sample_rate, do_normalize=normalise, return_attention_mask=True)
 
 
 def _renew_head(model: Wav2Vec2ForCTC) -> None:
@@ -221,11 +250,13 @@ def _has_head(stored: Wav2Vec2Config) -> bool:
     return "Wav2Vec2ForCTC" in (stored.architectures or [])
 
 
-def _fits_head(vocabulary: Vocabulary | None, name_or_folder: str, stored: Wav2Vec2Config) -> bool:
+def _fits_head(
+    vocabulary: Vocabulary | None, name_or_folder: str, stored: Wav2Vec2Config, target_lang: str | None
+) -> bool:
     """Return True if the CTC head is for the tokens of `vocabulary`; the number of unused tokens may differ."""
     return vocabulary is None or vocabulary in (
-        _stored_vocabulary(name_or_folder, stored.vocab_size),
-        _stored_vocabulary(name_or_folder),
+        _stored_vocabulary(name_or_folder, stored.vocab_size, target_lang),
+        _stored_vocabulary(name_or_folder, None, target_lang),
     )
 
 
@@ -234,33 +265,38 @@ def _head_config(vocabulary: Vocabulary) -> dict[str, object]:
 
 
 @contextmanager
-def safetensors_needed(name_or_folder: str) -> Iterator[None]:
-    """Turn transformers' refusal to unpickle weights with torch before 2.6 (CVE-2025-32434) into an InputError."""
+def loading_errors_named(name_or_folder: str) -> Iterator[None]:
+    """Turn what transformers raises for a model that it cannot load into an InputError that names it.
+
+    With torch before 2.6 it refuses to unpickle weights (CVE-2025-32434).
+    """
     try:
         yield
     except ValueError as error:
         if "torch.load" not in str(error):
-            raise
+            raise _cannot_be_built(name_or_folder, error) from error
         raise InputError(
             f"model.pretrained: {name_or_folder} has its weights in pytorch_model.bin, which transformers does not load"
             f" with torch {torch.__version__}; give a model with model.safetensors (docs/smddp.md), or use torch 2.6 or"
             " later."
         ) from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise _cannot_be_built(name_or_folder, error) from error
 
 
-def check_config_keys(config: Mapping[str, object]) -> None:
-    known = Wav2Vec2Config().to_dict()
-    for key in config:
-        if key not in known:
-            hint = did_you_mean(key, list(known)) or "; its documentation lists the keys."
-            raise InputError(f"model.config: transformers' Wav2Vec2Config has no {key!r}{hint}")
+def _cannot_be_built(name_or_folder: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:MAX_REASON]
+    return InputError(
+        f"model.pretrained: {name_or_folder}: transformers cannot build the model that config.json and model.config"
+        f" describe: {type(error).__name__}: {reason}. Correct the value, or restore config.json."
+    )
 
 
 def stored_config(name_or_folder: str) -> Wav2Vec2Config:
     try:
         stored = AutoConfig.from_pretrained(name_or_folder)
-    except (OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
+    except Exception as error:  # transformers and its validation raise many types of exception for a damaged config
+        first_line = " ".join(str(error).split())[:300]
         raise InputError(
             f"model.pretrained: {name_or_folder!r} is neither a local model folder nor available on the Hugging Face"
             f" Hub ({first_line})."
@@ -269,6 +305,7 @@ def stored_config(name_or_folder: str) -> Wav2Vec2Config:
         raise InputError(
             f"model.pretrained: {name_or_folder!r} is a {stored.model_type} model; a wav2vec2 model is required."
         )
+    settings.check_stored(name_or_folder, stored)
     return stored
 
 
@@ -276,20 +313,45 @@ def _stored_file(name_or_folder: str, filename: str) -> Path | None:
     return compat.stored_file(name_or_folder, filename)
 
 
-def _stored_vocabulary(name_or_folder: str, num_outputs: int | None = None) -> Vocabulary | None:
+def _stored_vocabulary(
+    name_or_folder: str, num_outputs: int | None = None, target_lang: str | None = None
+) -> Vocabulary | None:
     path = _stored_file(name_or_folder, "vocab.json")
     if path is None:
         return None
     for name in ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
         _stored_file(name_or_folder, name)  # a download from the Hub puts it beside vocab.json
-    return Vocabulary.load(path.parent, num_outputs)
+    return Vocabulary.load(path.parent, num_outputs, target_lang)
 
 
 def stored_normalise(name_or_folder: str) -> bool:
+    """Return True if the model was trained on normalised waveforms."""
+    extractor = _stored_extractor(name_or_folder)
+    return True if extractor is None else extractor.do_normalize
+
+
+def stored_sample_rate(name_or_folder: str | None) -> int:
+    """Return the sample rate (Hz) of the audio that a model was trained on; 16 kHz if nothing names another.
+
+    Raises:
+        InputError: the rate is not a positive whole number.
+    """
+    extractor = _stored_extractor(name_or_folder) if name_or_folder else None
+    rate = SAMPLE_RATE if extractor is None else extractor.sampling_rate
+    if not isinstance(rate, int) or isinstance(rate, bool) or rate <= 0:
+        raise InputError(
+            f"model.pretrained: {name_or_folder}: sampling_rate in preprocessor_config.json is {rate!r}, must be a"
+            f" positive number of samples per second, such as {SAMPLE_RATE}."
+        )
+    return rate
+
+
+def _stored_extractor(name_or_folder: str) -> Wav2Vec2FeatureExtractor | None:
+    """Return the feature extractor of a model; None if it is a bare checkpoint."""
     try:
-        return Wav2Vec2FeatureExtractor.from_pretrained(name_or_folder).do_normalize
-    except OSError:  # a bare checkpoint
-        return True
+        return Wav2Vec2FeatureExtractor.from_pretrained(name_or_folder)
+    except OSError:
+        return None
 
 
 def _check_vocabulary_fits(name: str, stored: Wav2Vec2Config, vocabulary: Vocabulary | None) -> None:

@@ -23,7 +23,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from w2v_lightning.data.batch import SAMPLE_RATE, Batch
+from w2v_lightning.data.batch import Batch
 from w2v_lightning.model.flops import training_flops
 from w2v_lightning.runtime.files import atomic_text_file
 from w2v_lightning.runtime.hardware import device_name, matrix_flops_per_s, versions
@@ -168,7 +168,7 @@ class Throughput(Callback):
         """Add a micro-batch to the open window, reading only tensors on the CPU: no wait for the device."""
         tally = self._tally
         tally.steps += batch.is_last_of_step
-        tally.computed_s += batch.waveforms_BT.numel() / SAMPLE_RATE * world_size
+        tally.computed_s += batch.waveforms_BT.numel() / batch.sample_rate * world_size
         if not batch.is_filler:
             tally.audio_s += batch.audio_seconds * world_size
             tally.utterances += len(batch) * world_size

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2v_lightning.errors import InputError, listed
+from w2v_lightning.runtime.schema import shown
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import Wav2Vec2CTCTokenizer
@@ -14,16 +15,19 @@ ROLES = ("pad_token", "unk_token", "bos_token", "eos_token")  # transformers rej
 CHARACTERS, PHONEMES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"  # transformers' classes
 
 
-def read(folder: Path, num_outputs: int | None) -> dict[str, Any]:
+def read(folder: Path, num_outputs: int | None, target_lang: str | None = None) -> dict[str, Any]:
     """Return the arguments of a Vocabulary; see `Vocabulary.load`."""
     settings_path = folder / "tokenizer_config.json"
     settings = _read_json_object(settings_path) if settings_path.exists() else {}
+    settings = settings | ({"target_lang": target_lang} if target_lang else {})
     table = _read_table(folder / "vocab.json", settings.get("target_lang"))
     is_phonemes = settings.get("tokenizer_class") == PHONEMES
     try:
         tokenizer = _tokenizer(folder, settings, PHONEMES if is_phonemes else CHARACTERS)
         # The settings come first, not the tokenizer: transformers 5.24 ignores this entry of tokenizer_config.json.
         word_delimiter = _content(settings.get("word_delimiter_token", tokenizer.word_delimiter_token)) or ""
+        if not isinstance(word_delimiter, str):
+            raise TypeError(f"word_delimiter_token is {shown(word_delimiter)}")
     except Exception as error:  # transformers raises many types of exception for invalid files
         raise InputError(f"{folder}: transformers cannot read this tokenizer: {error!r}.") from error
     return {
@@ -70,6 +74,8 @@ def _tokenizer(folder: Path, settings: Mapping[str, Any], kind: str) -> "Wav2Vec
     objects = {role: settings[role]["content"] for role in ROLES if isinstance(settings.get(role), dict)}
     # Texts are phonemes already; transformers 5.18 would require the library phonemizer to load the tokenizer.
     options = {"do_phonemize": False} if kind == PHONEMES else {}
+    if settings.get("target_lang"):
+        options["target_lang"] = settings["target_lang"]
     return getattr(transformers, kind).from_pretrained(folder, **objects, **options)
 
 
@@ -98,11 +104,16 @@ def _tokens(
 
 def _read_table(path: Path, target_lang: str | None) -> dict[str, int]:
     table = _read_json_object(path)
-    if target_lang in table:  # the file holds one table per language
+    if isinstance(target_lang, str) and target_lang in table:  # the file holds one table per language
         table = table[target_lang]
+    elif table and all(isinstance(entry, dict) for entry in table.values()):
+        raise InputError(
+            f"{path} has a table for each of the languages {listed(sorted(table))}, but no {target_lang or 'language'}"
+            " is chosen among them: set model.target_lang (fit) or --target-lang (transcribe)."
+        )
     ids = list(table.values())
     if not all(isinstance(i, int) and i >= 0 for i in ids) or len(set(ids)) < len(ids):
-        entries = listed([f"{token}: {i}" for token, i in table.items()])
+        entries = listed([f"{token}: {str(i)[:80]}" for token, i in table.items()])
         raise InputError(f"{path}: the ids must be unique whole numbers, found {entries}.")
     return table
 
@@ -112,7 +123,7 @@ def _read_json_object(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: a CTC model folder needs it to define its tokens.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object, found {type(content).__name__}.")

@@ -158,18 +158,19 @@ class Vocabulary:
         return cls(SPECIAL_TOKENS + letters)
 
     @classmethod
-    def load(cls, folder: str | Path, num_outputs: int | None = None) -> "Vocabulary":
+    def load(cls, folder: str | Path, num_outputs: int | None = None, target_lang: str | None = None) -> "Vocabulary":
         """Read a Hugging Face tokenizer folder as transformers does.
 
         Args:
             folder: the folder of ``vocab.json``, and of the files that hold added tokens and the roles of tokens.
             num_outputs: number of outputs of an existing CTC head, which may or may not cover the tokens that a user or
                 transformers added after those of vocab.json. None: a new head, without outputs for silent added tokens.
+            target_lang: language of a vocab.json with several; default: that of tokenizer_config.json.
 
         Raises:
             InputError: vocab.json is missing or not a table of tokens and ids, or transformers cannot read the folder.
         """
-        return cls(**tokenizer.read(Path(folder), num_outputs))
+        return cls(**tokenizer.read(Path(folder), num_outputs, target_lang))
 
     def save(self, folder: str | Path) -> None:
         """Write a tokenizer folder for `load` and for transformers; existing tokenizer files are replaced."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from w2v_lightning.compat.lightning import SubprocessScriptLauncher, non_persistent_buffers, set_logged_step
-from w2v_lightning.data.batch import SAMPLE_RATE, Batch
+from w2v_lightning.data.batch import Batch
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.data.trial import is_out_of_memory
 from w2v_lightning.errors import InputError, listed
@@ -143,7 +143,7 @@ class MemoryWatch(Callback):
 def _described(batch: Batch | None) -> str:
     if batch is None:
         return ""
-    longest_s = int(batch.num_samples_B.max()) / SAMPLE_RATE
+    longest_s = int(batch.num_samples_B.max()) / batch.sample_rate
     size = f"{len(batch)} utterances, the longest of {longest_s:.2f} s, {len(batch) * longest_s:.1f} s with padding"
     return f", in a batch of {size}: {listed(batch.ids)}"
 
