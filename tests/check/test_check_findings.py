@@ -158,6 +158,12 @@ def test_silence_is_below_60_dbfs_on_the_whole_or_in_nearly_all_windows(builder,
     assert builder.found("--decode") == (PASSES, {"silence": ["quiet"]} if is_silent else {})
 
 
+def test_channels_that_cancel_are_silence_unless_one_is_chosen(builder, tmp_path):
+    left_T = spell("FACADE")
+    builder.add("inverted", waveform=np.stack([left_T, -left_T], axis=1))
+    assert builder.found("--decode") == (PASSES, {"silence": ["inverted"]})
+
+
 def test_one_peak_at_full_scale_is_no_clipping(builder):
     waveform = spell("FACADE")
     builder.add("peak", waveform=waveform / np.abs(waveform).max())

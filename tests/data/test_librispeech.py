@@ -162,11 +162,11 @@ def test_corpus_without_a_single_pair_is_refused(chapter):
     ("damage", "reason"),
     [
         (write_empty_wav, "contains no audio"),
-        (write_empty_flac, "Format not recognised."),
+        (write_empty_flac, "it is an empty file: download or export it again."),
         (truncate, "truncated or damaged"),
         (truncate_wav, r"truncated: its header says 3\.000 s of audio, 1\.000 s are there"),
         (write_text_as_audio, "Format not recognised."),
-        (Path.touch, "Format not recognised."),
+        (Path.touch, "it is an empty file: download or export it again."),
     ],
 )
 def test_unusable_audio_is_named_with_its_reason_and_left_out_only_when_asked(chapter, caplog, damage, reason):

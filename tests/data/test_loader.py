@@ -114,6 +114,17 @@ def test_audio_shorter_than_the_manifest_says_is_refused_before_the_model_sees_i
         UtteranceDataset(manifest, InputSpec())[slot(1)]
 
 
+@pytest.mark.parametrize(("factor", "offset_s", "is_refused"), [(0.5, 0, True), (2, 0, True), (1, 0.05, False)])
+def test_audio_of_another_length_than_the_manifest_says_is_refused(manifest, factor, offset_s, is_refused):
+    stated = replace(manifest, durations_s_N=manifest.durations_s_N * factor + offset_s)
+    dataset = UtteranceDataset(stated, InputSpec())
+    if not is_refused:
+        assert len(dataset[slot(0)]) == 1
+        return
+    with pytest.raises(InputError, match=r"19-1-0000\.flac: 0\.960 s of audio, but its manifest says .* `prepare`"):
+        dataset[slot(0)]
+
+
 def test_recordings_of_several_kinds_share_a_batch(manifest, tmp_path):
     """Convert all to float32 if files differ: int16 and float32 cannot be stacked."""
     loud = tmp_path / "loud.wav"

@@ -167,6 +167,13 @@ def test_what_is_damaged_is_named_and_all_else_is_written(folder, corpus, tmp_pa
     assert [path.name for path in tmp_path.glob("texts*")] == ["texts.jsonl"]
 
 
+def test_formats_that_no_seek_works_on_are_transcribed_beside_others(folder, tmp_path, capsys):
+    for name, subtype in (("a.wav", "PCM_16"), ("b.wav", "GSM610")):
+        soundfile.write(tmp_path / name, spell("BAD CAB"), 16_000, subtype=subtype)
+    assert main([str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), "--model", str(folder)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_texts_of_others_are_printed_in_order_around_what_is_damaged(folder, corpus, tmp_path, capsys):
     files = [*corpus.audio_paths[:3], str(tmp_path / "missing.wav"), *corpus.audio_paths[3:]]
     cut_in_half(files[1])

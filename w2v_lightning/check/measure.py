@@ -16,6 +16,7 @@ import soundfile
 from w2v_lightning.data import flac
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.manifest import Manifest
+from w2v_lightning.data.opening import opened
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
 from w2v_lightning.data.sound import blocks, can_read, non_finite, truncation
@@ -62,7 +63,7 @@ def measure(ref: AudioRef, reader: AudioReader, decode: bool) -> Measurement:
         if not decode and ref.num_bytes and (measured := _from_streaminfo(ref, reader)):
             return measured
         source = _source(ref, reader)
-        with soundfile.SoundFile(source) as sound:
+        with opened(source, str(ref)) as sound:
             if ref.start_s is None and (shortage := truncation(sound, source)):
                 return Measurement(problem=f"truncated: {shortage}")
             if sound.frames == 0:
@@ -70,8 +71,8 @@ def measure(ref: AudioRef, reader: AudioReader, decode: bool) -> Measurement:
             md5 = _flac_md5(_head(source))
             measured = _decoded(sound, ref, md5) if decode else _from_header(sound, ref)
         return replace(measured, content=_content(source, ref, md5))
-    except (InputError, OSError, soundfile.SoundFileError) as error:
-        return Measurement(problem=str(error).partition(": ")[2] or str(error))  # the text before the colon is the path
+    except (InputError, OSError) as error:
+        return Measurement(problem=str(error).removeprefix(f"{ref}: "))
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -108,6 +109,8 @@ def _from_header(sound: soundfile.SoundFile, ref: AudioRef) -> Measurement:
 
 def _decoded(sound: soundfile.SoundFile, ref: AudioRef, expected_md5: bytes | None) -> Measurement:
     rate, (start, size) = sound.samplerate, _extent(sound, ref)
+    if ref.channel is not None and ref.channel >= sound.channels:
+        return Measurement(problem=f"no channel {ref.channel}, counted from 0: it has {sound.channels}")
     if fault := non_finite(sound, blocks(sound, start, size)):
         return Measurement(problem=fault)
     bits = FLAC_BITS.get(sound.subtype, 0) if expected_md5 and ref.start_s is None else 0
@@ -117,7 +120,7 @@ def _decoded(sound: soundfile.SoundFile, ref: AudioRef, expected_md5: bytes | No
     for block_TC in sound.blocks(BLOCK_S * rate, frames=size, dtype="float32", always_2d=True):
         num_samples += len(block_TC)
         num_clipped += int((np.abs(block_TC) >= FULL_SCALE).any(axis=1).sum())
-        powers.append(_window_powers(block_TC, max(1, round(WINDOW_S * rate))))
+        powers.append(_window_powers(_heard(block_TC, ref), max(1, round(WINDOW_S * rate))))
         if bits:
             integers_TC = (block_TC * 2.0 ** (bits - 1)).astype(np.int32)  # exact: float32 holds 24 bits
             md5.update(flac.pcm_bytes(integers_TC, bits).data)
@@ -149,11 +152,16 @@ def _dbfs(power: np.ndarray) -> np.ndarray:
     return 10 * np.log10(np.maximum(power, 1e-20))  # digital silence is -200 dBFS, not minus infinity
 
 
-def _window_powers(block_TC: np.ndarray, window: int) -> np.ndarray:
+def _heard(block_TC: np.ndarray, ref: AudioRef) -> np.ndarray:
+    """Return the samples (T,) as training decodes them: one channel, or the mean of all, which may cancel."""
+    return block_TC[:, ref.channel] if ref.channel is not None else block_TC.mean(axis=1)
+
+
+def _window_powers(samples_T: np.ndarray, window: int) -> np.ndarray:
     """Return the mean square of each window; the last may be shorter."""
-    starts = np.arange(0, len(block_TC), window)
-    sums = np.add.reduceat(np.square(block_TC).mean(axis=1, dtype=np.float64), starts)
-    return sums / np.diff(np.append(starts, len(block_TC)))
+    starts = np.arange(0, len(samples_T), window)
+    sums = np.add.reduceat(np.square(samples_T, dtype=np.float64), starts)
+    return sums / np.diff(np.append(starts, len(samples_T)))
 
 
 def _within(ref: AudioRef, file_s: float) -> float:
@@ -179,6 +187,8 @@ def _content(source: str | io.BytesIO, ref: AudioRef, md5: bytes | None) -> Cont
 
 def _content_of(ref: AudioRef, compared: str, digest: str) -> Content:
     """Return the values that are equal for equal audio: what was compared, its digest, and the segment."""
+    if ref.channel is not None:
+        digest += f", channel {ref.channel}"
     return compared, digest, ref.start_s, ref.duration_s if ref.start_s is not None else None
 
 

@@ -12,6 +12,7 @@ class AudioRef:
     num_bytes: int = 0  # 0: to the end of the file
     start_s: float | None = None  # start of a segment of a longer recording; None: the whole recording
     duration_s: float = 0.0
+    channel: int | None = None  # 0-based; None: the mean of all channels
 
     def __str__(self) -> str:
         place = f" (bytes {self.byte_offset} to {self.byte_offset + self.num_bytes})" if self.num_bytes else ""

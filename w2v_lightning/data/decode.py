@@ -1,4 +1,4 @@
-"""Decoding of audio files to 16 kHz mono samples."""
+"""Decoding of audio files to mono samples at the rate of a model."""
 
 import io
 from collections.abc import Sequence
@@ -10,65 +10,71 @@ import torch
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.batch import SAMPLE_RATE
 from w2v_lightning.data.flac import decode_16_bit
+from w2v_lightning.data.opening import opened
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
 from w2v_lightning.data.sound import non_finite, truncation
 from w2v_lightning.errors import InputError
 
 
-def read_audio(ref: AudioRef) -> np.ndarray:
+def read_audio(ref: AudioRef, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Read the audio of a local file, only the segment if `ref` has one, as float32; see `decode`."""
-    return _decode_file(ref.url.removeprefix("file://"), ref)
+    return _decode_file(ref.url.removeprefix("file://"), ref, sample_rate)
 
 
-def decode(data: bytes, ref: AudioRef) -> np.ndarray:
-    """Decode the audio of `ref` from the bytes of its file, at 16 kHz, channels averaged; shape (T,).
+def decode(data: bytes, ref: AudioRef, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Decode the audio of `ref` from the bytes of its file, at `sample_rate` (Hz); shape (T,).
 
-    The result is int16 for a whole file of 16-bit mono FLAC at 16 kHz, half as much to transfer; otherwise float32 in
-    [-1, 1].
+    The waveform is the channel that `ref` chooses, or the mean of all. It is int16 for a whole file of 16-bit mono FLAC
+    at that rate, half as much to transfer; otherwise float32 in [-1, 1].
 
     Raises:
-        InputError: the audio cannot be decoded, is empty, is truncated, ends before the segment does, or has samples
-            that are not finite.
+        InputError: the audio cannot be decoded, is empty, is truncated, ends before the segment does, has samples that
+            are not finite, or lacks the channel.
     """
     if ref.start_s is None and (decoded := decode_16_bit(data)) is not None:
-        samples, sample_rate = decoded
-        is_mono_16_khz = samples.shape[1] == 1 and sample_rate == SAMPLE_RATE
-        return samples[:, 0] if is_mono_16_khz else _mono_16_khz(as_float(samples), sample_rate)
-    return _decode_file(io.BytesIO(data), ref)
+        samples_TC, file_rate = decoded
+        is_as_wanted = samples_TC.shape[1] == 1 and file_rate == sample_rate
+        return samples_TC[:, 0] if is_as_wanted else _mono(as_float(samples_TC), file_rate, ref, sample_rate)
+    return _decode_file(io.BytesIO(data), ref, sample_rate)
 
 
-def load(refs: Sequence[AudioRef], reader: AudioReader) -> list[np.ndarray]:
+def load(refs: Sequence[AudioRef], reader: AudioReader, sample_rate: int = SAMPLE_RATE) -> list[np.ndarray]:
     """Read and decode the audio of several utterances, whose bytes are requested together; see `decode`."""
     is_local_segment = [ref.start_s is not None and not ref.num_bytes and not is_remote(ref.url) for ref in refs]
     bodies = iter(reader.read([ref for ref, is_local in zip(refs, is_local_segment, strict=True) if not is_local]))
     return [
-        read_audio(ref) if is_local else decode(next(bodies), ref)
+        read_audio(ref, sample_rate) if is_local else decode(next(bodies), ref, sample_rate)
         for ref, is_local in zip(refs, is_local_segment, strict=True)
     ]
 
 
-def _decode_file(file: str | io.BytesIO, ref: AudioRef) -> np.ndarray:
-    try:
-        with soundfile.SoundFile(file) as sound:
-            sample_rate = sound.samplerate
-            if ref.start_s is None and (shortage := truncation(sound, file, may_be_unclosed=True)):
-                raise InputError(
-                    f"{ref}: truncated: {shortage}. Download it again, or save the audio that remains as a new file."
-                )
-            samples = _read(sound, ref)
-            if fault := non_finite(sound, [samples]):
-                raise InputError(f"{ref}: {fault}. Leave it out or export it again (`check --decode` lists all).")
-    except (soundfile.SoundFileError, OSError) as error:
-        raise InputError(f"{ref}: cannot be read as audio: {error}") from error
-    if len(samples) == 0:
+def _decode_file(file: str | io.BytesIO, ref: AudioRef, sample_rate: int) -> np.ndarray:
+    with opened(file, str(ref)) as sound:
+        file_rate = sound.samplerate
+        if ref.start_s is None and (shortage := truncation(sound, file, may_be_unclosed=True)):
+            raise InputError(
+                f"{ref}: truncated: {shortage}. Download it again, or save the audio that remains as a new file."
+            )
+        samples_TC = _read(sound, ref)
+        if fault := non_finite(sound, [samples_TC]):
+            raise InputError(f"{ref}: {fault}. Leave it out or export it again (`check --decode` lists all).")
+    if len(samples_TC) == 0:
         raise InputError(f"{ref}: contains no audio.")
-    return _mono_16_khz(samples, sample_rate)
+    return _mono(samples_TC, file_rate, ref, sample_rate)
 
 
-def _mono_16_khz(samples: np.ndarray, sample_rate: int) -> np.ndarray:
-    waveform_T = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    return waveform_T if sample_rate == SAMPLE_RATE else resample(waveform_T, sample_rate)
+def _mono(samples_TC: np.ndarray, file_rate: int, ref: AudioRef, sample_rate: int) -> np.ndarray:
+    """Return the channel of `ref`, or the mean of all, at `sample_rate`."""
+    num_channels = samples_TC.shape[1]
+    if ref.channel is not None and not 0 <= ref.channel < num_channels:
+        raise InputError(f"{ref}: has no channel {ref.channel}, counted from 0: it has {num_channels}.")
+    if num_channels == 1 or ref.channel is not None:
+        waveform_T = samples_TC[:, ref.channel or 0]
+    else:
+        waveform_T = samples_TC.mean(axis=1)
+    waveform_T = np.ascontiguousarray(waveform_T)
+    return waveform_T if file_rate == sample_rate else resample(waveform_T, file_rate, sample_rate)
 
 
 def _read(sound: soundfile.SoundFile, ref: AudioRef) -> np.ndarray:

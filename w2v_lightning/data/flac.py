@@ -54,6 +54,20 @@ def decode_16_bit(data: bytes) -> tuple[np.ndarray, int] | None:
     return (samples, info.sample_rate) if len(samples) == info.num_samples else None
 
 
+def decode_unknown_length(data: bytes) -> tuple[np.ndarray, int]:
+    """Decode a FLAC stream whose header has no number of samples, as an encoder that writes to a pipe leaves it.
+
+    Returns:
+        Samples (T, channels), float32 in [-1, 1], and the sample rate in Hz.
+
+    Raises:
+        miniaudio.DecodeError: it cannot be decoded.
+    """
+    sound = miniaudio.flac_read_s32(data)
+    samples_TC = np.frombuffer(sound.samples, dtype=np.int32).reshape(-1, sound.nchannels)
+    return (samples_TC * 2.0**-31).astype(np.float32), sound.sample_rate
+
+
 def pcm_bytes(samples_TC: np.ndarray, bits: int) -> np.ndarray:
     """Convert integer samples to the form that FLAC's MD5 is computed on: interleaved, little-endian, whole bytes."""
     if bits == 16:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest, cache_root
+from w2v_lightning.data.opening import opened
 from w2v_lightning.data.sound import can_read, truncation
 from w2v_lightning.errors import InputError, listed
 
@@ -152,14 +152,14 @@ def _measure(files: SplitFiles, folder: Path) -> tuple[Manifest, dict[str, str]]
 def _duration_s_or_reason(path: Path) -> float | str:
     """Return the seconds of audio, or the reason why the file is unreadable."""
     try:
-        with soundfile.SoundFile(path) as file:
+        with opened(path, str(path)) as file:
             if shortage := truncation(file, path):
                 return f"truncated: {shortage}"
             if file.frames == 0:
                 return "contains no audio"
             return file.frames / file.samplerate if can_read(file, file.frames - 1) else "truncated or damaged"
-    except (soundfile.SoundFileError, OSError) as error:
-        return str(error).removeprefix(f"Error opening {str(path)!r}: ")
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ").removeprefix("cannot be read as audio: ")
 
 
 def _report_unreadable(reasons: dict[str, str], folder: Path, skip: bool) -> None:

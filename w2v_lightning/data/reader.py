@@ -87,9 +87,9 @@ class AudioReader:
 
 
 def has_valid_md5(data: bytes) -> bool:
-    """Return whether FLAC data matches the MD5 in its header; true also without an MD5, and for other formats."""
+    """Return whether FLAC data matches the MD5 in its header; true also without MD5 or length, and for other data."""
     info = flac.stream_info(data)
-    if info is None or not any(info.md5):
+    if info is None or not any(info.md5) or not info.num_samples:
         return True
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:

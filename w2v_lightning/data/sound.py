@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -21,6 +22,21 @@ MAX_PAGE_BYTES = PAGE_HEADER_BYTES + 255 + 255 * 255
 END_OF_STREAM = 4
 BLOCK_FRAMES = 1 << 16
 FLOATING_POINT = ("FLOAT", "DOUBLE")  # samples of other types cannot be NaN or infinite
+
+
+class Sound(soundfile.SoundFile):
+    """Open sound file that remembers what it was made from.
+
+    Attributes:
+        suffix: of the format of the content, which the file's name may contradict.
+        shortage: how it is truncated, if decoding told.
+    """
+
+    shortage = ""
+
+    def __init__(self, file: str | io.BytesIO, **raw: Any) -> None:
+        super().__init__(file, **raw)
+        self.suffix = {"WAVEX": ".wav", "RF64": ".wav", "MPEG": ".mp3"}.get(self.format, f".{self.format.lower()}")
 
 
 def can_read(sound: soundfile.SoundFile, frame: int) -> bool:
@@ -43,6 +59,8 @@ def truncation(sound: soundfile.SoundFile, source: str | Path | io.BytesIO, *, m
         may_be_unclosed: accept an OGG file without the last page of a stream: that of a recorder that was stopped looks
             the same as one truncated between two pages.
     """
+    if shortage := getattr(sound, "shortage", ""):
+        return str(shortage)
     if sound.format == "OGG":
         return _ogg_truncation(sound, _last_ogg_page(source), may_be_unclosed)
     chunk = SHORT_CHUNK.search(sound.extra_info)

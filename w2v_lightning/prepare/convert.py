@@ -9,11 +9,16 @@ import numpy as np
 import soundfile
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.sound import TOLERANCE_S, blocks, can_read, non_finite, truncation
+from w2v_lightning.data.opening import opened
+from w2v_lightning.data.sound import TOLERANCE_S, Sound, blocks, can_read, non_finite, truncation
+from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.options import Recipe
 
+CANCELLED = 1e-3  # power of the mean of all channels relative to theirs: 30 dB below
+MAX_PEAK = 2.0  # of float samples; a decoder or an equaliser exceeds 1 a little, which is clipped
 
-class UnusableAudioError(Exception):
+
+class UnusableAudioError(InputError):
     """Reason why an utterance is rejected.
 
     Args:
@@ -53,19 +58,22 @@ def prepare_audio(audio: AudioRef | bytes, recipe: Recipe) -> Audio:
         UnusableAudioError: the audio is missing, empty, damaged, or outside the limits of duration.
     """
     segment = _segment_of(audio)
+    channel = _channel_of(audio, recipe)
     try:
         data, path = (audio, "") if isinstance(audio, bytes) else (_read_packed(audio), audio.url)
         source = path if data is None else io.BytesIO(data)
-        with soundfile.SoundFile(source) as sound:
+        with opened(source, path) as sound:
             if segment is None and (shortage := truncation(sound, source)):
                 raise UnusableAudioError("truncated or damaged", shortage)
             start, size = _extent(sound, segment)
             _check_duration(size / sound.samplerate, recipe)
             if fault := non_finite(sound, blocks(sound, start, size)):
                 raise UnusableAudioError("samples that are NaN or infinite", fault)
-            if _must_convert(sound, segment, recipe):
-                return _convert(sound, start, size, recipe)
-            duration_s, sample_rate, suffix = size / sound.samplerate, sound.samplerate, _suffix(sound)
+            _check_mix(sound, start, size, channel)
+            is_packed_channel = isinstance(audio, bytes) and channel is not None and sound.channels > 1
+            if is_packed_channel or _must_convert(sound, segment, recipe):
+                return _convert(sound, start, size, recipe, channel)
+            duration_s, sample_rate, suffix = size / sound.samplerate, sound.samplerate, sound.suffix
             share = size / sound.frames
         if data is None and recipe.shard_size:
             data = Path(path).read_bytes()
@@ -75,8 +83,11 @@ def prepare_audio(audio: AudioRef | bytes, recipe: Recipe) -> Audio:
         raise UnusableAudioError("no audio file") from None
     except OSError as error:
         raise UnusableAudioError(f"cannot be read: {error.strerror}") from None
-    except soundfile.SoundFileError as error:
-        raise UnusableAudioError(f"cannot be decoded: {getattr(error, 'error_string', error)}") from None
+    except UnusableAudioError:
+        raise
+    except InputError as error:  # of the decoder
+        reason, _, remedy = str(error).removeprefix(f"{path}: ").partition(". ")
+        raise UnusableAudioError(f"{reason.rstrip('.')}.".replace("read as audio", "decoded"), remedy) from None
 
 
 def _read_packed(ref: AudioRef) -> bytes | None:
@@ -96,7 +107,14 @@ def _segment_of(audio: AudioRef | bytes) -> _Segment | None:
     return _Segment(audio.start_s, audio.duration_s)
 
 
-def _extent(sound: soundfile.SoundFile, segment: _Segment | None) -> tuple[int, int]:
+def _channel_of(audio: AudioRef | bytes, recipe: Recipe) -> int | None:
+    """Return the channel that is chosen; packed audio has no place for it but the recipe."""
+    if isinstance(audio, AudioRef):
+        return audio.channel
+    return int(recipe.channel) if recipe.channel.isdecimal() else None
+
+
+def _extent(sound: Sound, segment: _Segment | None) -> tuple[int, int]:
     """Return first frame and number of frames, after reading the last frame to make sure that it is there."""
     start, size = 0, sound.frames
     if segment is not None:
@@ -120,17 +138,42 @@ def _check_duration(duration_s: float, recipe: Recipe) -> None:
         raise UnusableAudioError(f"longer than {recipe.max_duration:g} s")
 
 
-def _must_convert(sound: soundfile.SoundFile, segment: _Segment | None, recipe: Recipe) -> bool:
+def _must_convert(sound: Sound, segment: _Segment | None, recipe: Recipe) -> bool:
     differs = recipe.resample is not None and (sound.samplerate != recipe.resample or sound.channels != 1)
     return differs or (segment is not None and (recipe.segment or recipe.shard_size is not None))
 
 
-def _convert(sound: soundfile.SoundFile, start: int, size: int, recipe: Recipe) -> Audio:
-    """Encode `size` frames from `start` on as 16-bit FLAC."""
+def _check_mix(sound: Sound, start: int, size: int, channel: int | None) -> None:
+    """Refuse a channel that is not there, and channels whose mean, which training decodes, is silent."""
+    if channel is not None and channel >= sound.channels:
+        raise UnusableAudioError("no such channel", f"channel {channel}, counted from 0, of {sound.channels}")
+    if sound.channels == 1 or channel is not None:
+        return
+    power_of_mean = power_of_channels = 0.0
+    for block_TC in blocks(sound, start, size):
+        power_of_mean += float(np.square(block_TC.mean(axis=1), dtype=np.float64).sum())
+        power_of_channels += float(np.square(block_TC, dtype=np.float64).mean(axis=1).sum())
+    if power_of_mean < CANCELLED * power_of_channels:
+        raise UnusableAudioError(
+            "channels that cancel each other: their mean is silent",
+            "one of them is inverted; use one channel: prepare --channel 0",
+        )
+
+
+def _convert(sound: Sound, start: int, size: int, recipe: Recipe, channel: int | None) -> Audio:
+    """Encode `size` frames from `start` on as 16-bit FLAC: one channel, or those there are, averaged to resample."""
     sound.seek(start)
     samples = sound.read(size, dtype="float32", always_2d=True)
     if len(samples) < size:
         raise UnusableAudioError("truncated or damaged")
+    peak = float(np.abs(samples).max())
+    if peak > MAX_PEAK:  # samples of 16-bit audio saved as floats, say: clipping would make square waves of them
+        raise UnusableAudioError(
+            "float samples far beyond [-1, 1], where nothing tells their scale",
+            f"the peak is {peak:g}; divide by full scale (32768 for 16 bits) where it was exported",
+        )
+    if channel is not None:
+        samples = samples[:, channel : channel + 1]
     rate = recipe.resample or sound.samplerate
     if recipe.resample:
         samples = samples.mean(axis=1)
@@ -144,8 +187,3 @@ def _convert(sound: soundfile.SoundFile, start: int, size: int, recipe: Recipe) 
     soundfile.write(file, samples_16bit, rate, format="FLAC", subtype="PCM_16")
     data = file.getvalue()
     return Audio(len(samples) / rate, rate, len(data), ".flac", data, is_converted=True)
-
-
-def _suffix(sound: soundfile.SoundFile) -> str:
-    """Return the suffix for the format of the content, which the file's name may contradict."""
-    return {"WAVEX": ".wav", "RF64": ".wav", "MPEG": ".mp3"}.get(sound.format, f".{sound.format.lower()}")

@@ -1,0 +1,62 @@
+"""Choice of the channel of each recording, or one utterance for each of its channels."""
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.opening import opened
+from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
+
+
+def by_channel(items: Iterable[Item], channel: str) -> Iterator[Item]:
+    """Return the items with the channel of `prepare --channel`; a channel that the source chose is kept.
+
+    Args:
+        items: utterances, and those that are rejected already.
+        channel: a number, counted from 0; "mix", the mean of all; "each", one utterance per channel with its number
+            at the end of the id.
+    """
+    for item in items:
+        if channel == "mix" or isinstance(item, Rejected) or _is_chosen(item):
+            yield item
+        elif channel == "each":
+            yield from _each(item)
+        elif isinstance(item.audio, AudioRef):
+            yield replace(item, audio=replace(item.audio, channel=int(channel)))
+        else:  # prepare_audio takes the channel of packed audio from the recipe
+            yield item
+
+
+def _is_chosen(utterance: Utterance) -> bool:
+    return isinstance(utterance.audio, AudioRef) and utterance.audio.channel is not None
+
+
+def _each(utterance: Utterance) -> Iterator[Item]:
+    num_channels = _num_channels(utterance.audio)
+    if num_channels < 2:
+        yield utterance
+    elif isinstance(utterance.audio, bytes):
+        reason = "several channels of packed audio: unpack it, or choose one with --channel"
+        yield Rejected(utterance.source, utterance.id, reason)
+    else:
+        for i in range(num_channels):
+            yield replace(utterance, id=f"{utterance.id}-{i}", audio=replace(utterance.audio, channel=i))
+
+
+def _num_channels(audio: AudioRef | bytes) -> int:
+    """Return the number of channels; 1 for audio that cannot be read, which prepare_audio rejects with the reason."""
+    try:
+        with opened(io.BytesIO(audio) if isinstance(audio, bytes) else _source(audio), "") as sound:
+            return int(sound.channels)
+    except (InputError, OSError):
+        return 1
+
+
+def _source(ref: AudioRef) -> str | io.BytesIO:
+    if not ref.num_bytes:
+        return ref.url
+    with open(ref.url, "rb") as file:
+        file.seek(ref.byte_offset)
+        return io.BytesIO(file.read(ref.num_bytes))
