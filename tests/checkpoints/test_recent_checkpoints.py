@@ -261,7 +261,7 @@ def test_a_killed_process_leaves_what_its_last_checkpoint_knew(corpus, tmp_path)
     assert [segment["first_step"] for segment in read(str(tmp_path))] == [0, 2]
 
 
-@pytest.mark.parametrize("text", ['[{"started": "20', '{"a": 1}', "[1]"])
+@pytest.mark.parametrize("text", ['[{"started": "20', '{"a": 1}', "[1]", '[{"started": "2026", "end": 1}]'])
 def test_a_history_that_cannot_be_read_is_begun_anew(corpus, tmp_path, text):
     (tmp_path / "run_history.json").write_text(text)
     fit(corpus, tmp_path, max_steps=1)

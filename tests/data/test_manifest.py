@@ -235,7 +235,7 @@ def test_lhotse_cuts_are_read(tmp_path):
     ("change", "message"),
     [
         ({"type": "MixedCut"}, "lhotse MixedCut is unsupported; export it as MonoCut"),
-        ({"recording": {"id": "r"}}, r"invalid lhotse cut \(KeyError\('sources'\)\)"),
+        ({"recording": {"id": "r"}}, "invalid lhotse cut: key 'sources' in recording is missing"),
         ({"recording": CUT["recording"] | {"sources": [{"type": "command", "source": "rm -rf", "channels": [0]}]}},
          r"recording 'r' is not a single audio file of one channel \(type 'command'"),
     ],

@@ -164,6 +164,17 @@ def test_a_burst_of_failures_is_one_warning(store, utterances, caplog):
     assert "Injected; retrying 8 reads for up to 180 s." in record.message
 
 
+def test_a_server_that_never_answers_is_named_at_once_and_given_up_in_time(monkeypatch, caplog):
+    for name, seconds in {"NOTICE_S": 0.2, "SIZE_TIMEOUT_S": 1.0, "READ_TIMEOUT_S": 5.0, "PATIENCE_S": 0.5}.items():
+        monkeypatch.setattr(remote, name, seconds)
+    with socket.create_server(("127.0.0.1", 0)) as silent, caplog.at_level(logging.WARNING, remote.__name__):
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.wav"
+        with pytest.raises(InputError, match=rf"{url}: not read in 1 attempts over 1 s: TimeoutError\. Check that"):
+            RemoteFiles().fetch([AudioRef(url)])
+    (record,) = caplog.records
+    assert record.message == f"{url}: no complete answer after 0.2 s; retrying 1 reads for up to 0.5 s."
+
+
 def test_http_ranges_and_whole_files_are_read_and_faults_survived(store, utterances):
     refs, expected = utterances
     refs = [AudioRef(ref.url.replace("s3:/", store.proxy.url), ref.byte_offset, ref.num_bytes) for ref in refs]

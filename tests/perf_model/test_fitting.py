@@ -1,5 +1,6 @@
 """The fit recovers known parameters, its intervals are calibrated, and it reports what it cannot know."""
 
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -362,6 +363,25 @@ def test_what_is_no_model_is_named(tmp_path, text):
         Fitted.load(path)
     path.write_text(text)
     with pytest.raises(InputError, match=str(path)):
+        Fitted.load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("values", {"overlap": "0.5"}, "values.overlap must be a number above 0, found '0.5'"),
+        ("samples", {"overlap": [1, None]}, r"samples.overlap\[1\] must be a number above 0, found None"),
+        ("priors", {"overlap": {"centre": 1}}, "lacks 'log_sd' in priors.overlap"),
+        ("noise", None, "noise must be a number, found None"),
+        ("configurations", [], "configurations must be a JSON object"),
+        ("notes", "none", "notes must be a list, found 'none'"),
+    ],
+)
+def test_a_value_of_another_type_is_named(fitted, tmp_path, key, value, expected):
+    path = tmp_path / "fitted.json"
+    fitted.save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(InputError, match=rf"fitted\.json .*{expected}.*; run `python -m w2v_lightning study report`"):
         Fitted.load(path)
 
 

@@ -62,6 +62,22 @@ def test_what_is_no_run_is_named(tmp_path, text, said):
         (lambda found: found["cell"].pop("link"), "lacks 'link'"),
         (lambda found: found.update(throughput=None), "has an invalid value"),
         (lambda found: found["throughput"].update(steps=0), "has an invalid value"),
+        (lambda found: found.update(interruptions="2"), "has an invalid value: interruptions must be a whole number"),
+        (lambda found: found.update(wer=[{"step": 1, "wer": 0.5}]), r"lacks 'elapsed_s' in wer\[0\]"),
+        (lambda found: found.update(segments=None), "has an invalid value: segments must be a list, found None"),
+        (lambda found: found["cell"].update(count=None), "has an invalid value: cell.count must be a whole number"),
+        (lambda found: found["cell"].update(link=5), "has an invalid value: cell.link must be a string, found 5"),
+        (
+            lambda found: found["throughput"].update(windows={}),
+            "has an invalid value: throughput.windows must be a list",
+        ),
+        (lambda found: found["throughput"]["windows"][0].update(steps="1"), r".*windows\[0\].steps must be a number"),
+        (lambda found: found["throughput"]["workload"].update(parameters=[]), ".*workload.parameters must be a whole"),
+        (lambda found: found["throughput"].update(communication=1), ".*throughput.communication must be a JSON object"),
+        (
+            lambda found: found.update(price={"usd_per_hour": "1"}),
+            ".*price.usd_per_hour must be a number of at least 0",
+        ),
     ],
 )
 def test_what_a_run_lacks_within_is_named(run, tmp_path, change, said):

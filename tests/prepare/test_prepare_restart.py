@@ -137,11 +137,12 @@ def test_interrupted_run_without_shards_goes_on_too(corpus, prepare, monkeypatch
 
 def test_a_second_run_does_nothing(corpus, prepare, monkeypatch, capsys):
     out = prepare(corpus, *OPTIONS)
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*")}
+    files = [path for path in out.rglob("*") if path.name != ".lock"]  # taking the lock may touch its file
+    before = [(path.stat().st_mtime_ns, path.stat().st_ino) for path in files]
     capsys.readouterr()
     monkeypatch.setattr(command, "_make", lambda *args: pytest.fail("made again"))
     prepare(corpus, *OPTIONS)
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*")} == before
+    assert [(path.stat().st_mtime_ns, path.stat().st_ino) for path in files] == before
     assert capsys.readouterr().out == f"{out} is complete; nothing to do.\n"
 
 
@@ -183,6 +184,21 @@ def test_folder_with_files_of_another_program_is_refused(corpus, prepare, tmp_pa
     with pytest.raises(InputError, match="not written by prepare"):
         prepare(corpus)
     assert (tmp_path / "out" / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"options": []}, "stats.json has an invalid value: options must be a JSON object, found"),
+        ({"sources": [1]}, r"stats.json has an invalid value: sources\[0\] must be a JSON object, found 1"),
+        (None, "stats.json cannot be read"),
+    ],
+)
+def test_a_record_with_another_value_is_named(corpus, prepare, change, expected):
+    stats = prepare(corpus) / "stats.json"
+    stats.write_text(json.dumps(json.loads(stats.read_text()) | change) if change else "{")
+    with pytest.raises(InputError, match=expected):
+        prepare(corpus)
 
 
 def command_line(corpus: Path, out: Path) -> list[str]:

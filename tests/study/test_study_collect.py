@@ -104,6 +104,16 @@ def test_a_damaged_file_is_named(local, tmp_path):
     (logs / "throughput.json").write_text('{"steps": ')
     with pytest.raises(InputError, match=r"version_0/throughput\.json cannot be read"):
         collect.local_run(local, tmp_path, BEGAN, 3.0, {}, "finished")
+    (logs / "throughput.json").write_text('{"steps": "4"}')
+    with pytest.raises(
+        InputError, match=r"throughput\.json has an invalid value: steps must be a whole number.*found '4'"
+    ):
+        collect.local_run(local, tmp_path, BEGAN, 3.0, {}, "finished")
+    history = tmp_path / collect.HISTORY / "run_history.json"
+    history.parent.mkdir()
+    history.write_text('[{"started": "yesterday", "ended": "", "end": "finished"}]')
+    with pytest.raises(InputError, match=r"run_history\.json has an invalid value: \[0\]\.started must be a time"):
+        collect.finished_at(tmp_path)
 
 
 def test_when_a_run_has_reached_its_end(tmp_path):

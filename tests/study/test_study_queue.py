@@ -208,7 +208,9 @@ def test_what_runs_must_stay_in_the_study(make, clock, tmp_path):
         queue.load(make(1, 2, steps=5), tmp_path / "out")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 0}', ""])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"format": 0}', "", '{"format": 1, "config": "", "cells": {"a": {"cell": 1, "handle": {}}}}']
+)
 def test_a_state_that_cannot_be_read(make, tmp_path, text):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / queue.STATE).write_text(text)

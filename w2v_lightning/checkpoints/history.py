@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import fsspec
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import w2v_lightning
 from w2v_lightning.checkpoints import files
 from w2v_lightning.runtime.hardware import device_name, versions
+from w2v_lightning.runtime.schema import Mismatch, check
 from w2v_lightning.strategies.sagemaker_environment import find_hosts
 from w2v_lightning.training.run_folder import output_folder
 
@@ -27,6 +28,18 @@ log = logging.getLogger(__name__)
 FILE = "run_history.json"
 FROM_NEWEST = ("auto", "must")  # values of `resume` that resume from the newest checkpoint
 LIMITS = ("max_steps", "max_epochs", "max_time")  # options of the trainer that say where training ends
+
+
+class Segment(TypedDict):
+    """Keys of a segment that are read again, see `RunHistory`."""
+
+    started: str
+    ended: NotRequired[str]
+    end: NotRequired[str]
+    first_step: NotRequired[int]
+    last_step: NotRequired[int]
+    resume: NotRequired[str]
+    limits: NotRequired[dict[str, Any]]
 
 
 class RunHistory(Callback):
@@ -99,11 +112,10 @@ def read(folder: str) -> list[dict[str, Any]]:
     try:
         with fsspec.open(files.join(folder, FILE), "rt") as file:
             segments = json.load(file)
-        if not isinstance(segments, list) or not all("started" in segment for segment in segments):
-            raise ValueError("it is not a list of segments")
+        check(segments, list[Segment])
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, Mismatch) as error:
         log.warning("%s in %s cannot be read (%s); starting a new one.", FILE, folder, error)
         return []
     return segments

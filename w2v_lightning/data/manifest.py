@@ -4,35 +4,35 @@
 
 `audio_filepath` is relative to the manifest, or absolute, or a URL. If the utterance is only a part of that file, two
 pairs of keys locate it: `byte_offset` and `num_bytes` (a file within a tar shard), and `offset` and `duration` in
-seconds (a segment of a long recording, as in NeMo). The cuts of a lhotse manifest can be read, too.
+seconds (a segment of a long recording, as in NeMo). `channel` chooses one channel of that file, counted from 0. The
+cuts of a lhotse manifest can be read, too.
 
 The plan of an epoch (`data/plan.py`) is made from a manifest alone, without opening audio.
 """
 
-import gzip
 import hashlib
-import io
 import json
 import math
 import os
-import zlib
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any
 
 import numpy as np
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.lhotse import is_lhotse_cut, row_from_cut
-from w2v_lightning.data.remote import RemoteFiles, is_remote
+from w2v_lightning.data.remote import is_remote
+from w2v_lightning.data.rows import read_rows
 from w2v_lightning.errors import InputError, listed
 from w2v_lightning.runtime.files import atomic_text_file
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json")  # NeMo's own manifests are called .json
+NO_CHANNEL = -1  # in channels_N
 _DEFAULT: Any = None  # of columns that __post_init__ fills
 
 
@@ -48,12 +48,14 @@ class Manifest:
     byte_offsets_N: np.ndarray = _DEFAULT  # int64; 0 if the audio is a file of its own
     num_bytes_N: np.ndarray = _DEFAULT  # int64; 0 for the whole file
     starts_s_N: np.ndarray = _DEFAULT  # start of a segment in its recording; NaN if it is not a segment
+    channels_N: np.ndarray = _DEFAULT  # int64, 0-based; NO_CHANNEL for the mean of all channels
 
     def __post_init__(self) -> None:
         defaults = {
             "byte_offsets_N": np.zeros(len(self), dtype=np.int64),
             "num_bytes_N": np.zeros(len(self), dtype=np.int64),
             "starts_s_N": np.full(len(self), np.nan),
+            "channels_N": np.full(len(self), NO_CHANNEL, dtype=np.int64),
         }
         for name, value in defaults.items():
             if getattr(self, name) is None:
@@ -66,7 +68,8 @@ class Manifest:
         """Location of the audio of the i-th utterance."""
         start_s = None if math.isnan(self.starts_s_N[i]) else float(self.starts_s_N[i])
         place = int(self.byte_offsets_N[i]), int(self.num_bytes_N[i])
-        return AudioRef(self.audio_paths[i], *place, start_s, float(self.durations_s_N[i]))
+        channel = None if self.channels_N[i] == NO_CHANNEL else int(self.channels_N[i])
+        return AudioRef(self.audio_paths[i], *place, start_s, float(self.durations_s_N[i]), channel)
 
     @cached_property
     def digests(self) -> dict[str, Any]:
@@ -122,46 +125,39 @@ class Manifest:
             row |= {"byte_offset": int(self.byte_offsets_N[i]), "num_bytes": int(self.num_bytes_N[i])}
         if not math.isnan(self.starts_s_N[i]):
             row["offset"] = float(self.starts_s_N[i])
+        if self.channels_N[i] != NO_CHANNEL:
+            row["channel"] = int(self.channels_N[i])
         return json.dumps(row, ensure_ascii=False)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Manifest":
+    def load(cls, path: str | Path, escape: bool = False) -> "Manifest":
         """Read a manifest, also gzipped (.gz) or from a URL; relative audio paths are joined to its folder.
+
+        With `escape`, characters that no file can hold become visible escapes; else they are refused.
 
         Raises:
             InputError: the file is missing or not UTF-8 text; a line is not valid JSON, lacks a key, or has a value of
                 the wrong type; the message names file and line.
         """
-        rows = [row for _, row in read_rows(path)]
         folder = str(path).rpartition("/")[0] or "."
-        return cls(
-            ids=[row["id"] for row in rows],
-            audio_paths=[_resolve(row["audio_filepath"], folder) for row in rows],
-            durations_s_N=np.array([row["duration"] for row in rows], dtype=np.float64),
-            texts=[row["text"] for row in rows],
-            speakers=[row["speaker"] for row in rows],
-            byte_offsets_N=np.array([row.get("byte_offset", 0) for row in rows], dtype=np.int64),
-            num_bytes_N=np.array([row.get("num_bytes", 0) for row in rows], dtype=np.int64),
-            starts_s_N=np.array([row.get("offset", math.nan) for row in rows], dtype=np.float64),
-        )
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number, checked row) of each utterance in a manifest, as a stream; see `Manifest.load`.
-
-    Every row has an id and a speaker, as strings.
-    """
-    try:
-        with _open_text(str(path)) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _parse_line(line, f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}.") from None
-    except FileNotFoundError:
-        raise InputError(f"Manifest not found: {path}.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+        ids, audio_paths, texts, speakers = [], [], [], []
+        durations_s, starts_s = array("d"), array("d")
+        byte_offsets, num_bytes, channels = array("q"), array("q"), array("q")
+        for _, row in read_rows(path, escape):
+            get = row.get
+            ids.append(row["id"])
+            audio_paths.append(_resolve(row["audio_filepath"], folder))
+            durations_s.append(row["duration"])
+            texts.append(row["text"])
+            speakers.append(row["speaker"])
+            byte_offsets.append(get("byte_offset", 0))
+            num_bytes.append(get("num_bytes", 0))
+            starts_s.append(get("offset", math.nan))
+            channels.append(get("channel", NO_CHANNEL))
+        if not ids:
+            raise InputError(f"{path}: no utterances. Give a manifest that has some.")
+        numbers = map(np.array, (byte_offsets, num_bytes, starts_s, channels))
+        return cls(ids, audio_paths, np.array(durations_s), texts, speakers, *numbers)
 
 
 def find_manifest(root: str, split: str) -> str | Path | None:
@@ -211,65 +207,6 @@ def cache_root() -> Path:
     if folder := os.environ.get("W2V_LIGHTNING_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "w2v_lightning"
-
-
-def _open_text(path: str) -> TextIO:
-    if is_remote(path):
-        (data,) = RemoteFiles().fetch([AudioRef(path)])
-        file: BinaryIO = io.BytesIO(data)
-    else:
-        file = open(path.removeprefix("file://"), "rb")  # noqa: SIM115  closed by the caller
-    return io.TextIOWrapper(gzip.open(file) if path.endswith(".gz") else file, encoding="utf-8-sig")
-
-
-def _parse_line(line: str, where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: invalid JSON ({error}).") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: must be a JSON object, found {type(row).__name__}.")
-    if is_lhotse_cut(row):
-        try:
-            row = row_from_cut(row, where)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{where}: invalid lhotse cut ({error!r}).") from None
-    missing = [key for key in ("audio_filepath", "duration", "text") if key not in row]
-    if missing:
-        raise InputError(f"{where}: key {missing[0]!r} is missing.")
-    for key, (is_valid, expected) in _KINDS.items():
-        if key in row and not is_valid(row[key]):
-            raise InputError(f"{where}: {key} must be {expected}, found {row[key]!r}.")
-    row["id"] = as_string(row.get("id")) or _id_from_name(row)
-    row["speaker"] = as_string(row.get("speaker"))
-    return row
-
-
-def as_string(value: Any) -> str:
-    """Convert an id or speaker to a string: numbers (also 0) are kept, null becomes ''."""
-    return "" if value is None else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_KINDS = {
-    "audio_filepath": (lambda v: isinstance(v, str) and v != "", "a path or URL"),
-    "text": (lambda v: isinstance(v, str), "a string"),
-    "duration": (lambda v: _is_number(v) and v > 0, "a positive number of seconds"),
-    "offset": (lambda v: _is_number(v) and v >= 0, "a number of seconds"),
-    "byte_offset": (lambda v: _is_number(v) and isinstance(v, int) and v >= 0, "a whole number of bytes"),
-    "num_bytes": (lambda v: _is_number(v) and isinstance(v, int) and v > 0, "a whole number of bytes"),
-}
-
-
-def _id_from_name(row: dict) -> str:
-    """Make an id, which NeMo's manifests lack: the name of the file, and for a segment its start in ms."""
-    stem = Path(row["audio_filepath"]).stem
-    return f"{stem}-{round(row['offset'] * 1000):08}" if "offset" in row else stem
 
 
 def _resolve(audio_path: str, folder: str) -> str:

@@ -10,9 +10,11 @@ import os
 import random
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from w2v_lightning.data.audio_ref import AudioRef
@@ -28,6 +30,8 @@ LONGEST_DELAY_S = 15.0
 # S3 answers in 0.1-0.2 s; a server that sends nothing for this long has lost the request.
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
+SIZE_TIMEOUT_S = 30.0  # fsspec asks for a size twice, by HEAD and GET, and each may time out
+NOTICE_S = 5.0  # nobody should wonder for longer why nothing happens
 # A server that ignores ranges sends whole shards, so this is not retried for all of PATIENCE_S.
 MAX_IGNORED_RANGES = 3
 CONNECTIONS = 32  # per loader worker; botocore's 10 would make the utterances of a batch wait for each other
@@ -107,7 +111,7 @@ class RemoteFiles:
                 elapsed_s = time.monotonic() - started_s
                 ignored_ranges.update(ref for ref, error in failed if _is_range_ignored(error))
                 _raise_if_hopeless(failed, attempt, elapsed_s, ignored_ranges)
-                self._warn(failed)
+                self._warn([ref for ref, _ in failed], _text(failed[0][1]))
                 time.sleep(_delay_s(attempt, elapsed_s))
         return [bodies[i] for i in range(len(refs))]
 
@@ -117,7 +121,8 @@ class RemoteFiles:
         schemes = [ref.url.partition("://")[0] for ref in refs]
         for scheme in dict.fromkeys(schemes):
             positions = [i for i, other in enumerate(schemes) if other == scheme]
-            bodies_or_errors = _read_all(self._file_system(scheme), [refs[i] for i in positions])
+            with self._notice([refs[i] for i in positions]):
+                bodies_or_errors = _read_all(self._file_system(scheme), [refs[i] for i in positions])
             answers |= dict(zip(positions, bodies_or_errors, strict=True))
         return [answers[i] for i in range(len(refs))]
 
@@ -127,12 +132,22 @@ class RemoteFiles:
             self._file_systems[key] = _connect(scheme)
         return self._file_systems[key]
 
-    def _warn(self, failed: list[tuple[AudioRef, BaseException]]) -> None:
+    @contextmanager
+    def _notice(self, refs: Sequence[AudioRef]) -> Iterator[None]:
+        """Warn if the block takes longer than NOTICE_S: a server that never answers makes no error for a while."""
+        timer = threading.Timer(NOTICE_S, self._warn, (refs, f"no complete answer after {NOTICE_S:g} s"))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _warn(self, refs: Sequence[AudioRef], problem: str) -> None:
         """Warn once per burst of failures, which may last for many batches."""
         now_s = time.monotonic()
         if now_s - self._last_warning_s >= WARNING_INTERVAL_S:
-            place, reason = _shown(failed[0][0]), _text(failed[0][1])
-            log.warning("%s: %s; retrying %d reads for up to %g s.", place, reason, len(failed), PATIENCE_S)
+            log.warning("%s: %s; retrying %d reads for up to %g s.", _shown(refs[0]), problem, len(refs), PATIENCE_S)
         self._last_warning_s = now_s
 
 
@@ -204,7 +219,8 @@ async def _gather(file_system: Any, refs: Sequence[AudioRef]) -> list[bytes | Ba
 
 async def _read_one_async(file_system: Any, ref: AudioRef) -> bytes:
     path = file_system._strip_protocol(ref.url)
-    end = _end(ref, None if ref.num_bytes else await file_system._size(path))
+    size = None if ref.num_bytes else await asyncio.wait_for(file_system._size(path), SIZE_TIMEOUT_S)
+    end = _end(ref, size)
     return _checked(await file_system._cat_file(path, start=ref.byte_offset, end=end), end - ref.byte_offset)
 
 
@@ -292,7 +308,8 @@ def _shown(ref: AudioRef) -> str:
 
 
 def _text(error: BaseException) -> str:
-    return _without_secrets(f"{type(error).__name__}: {error}").rstrip(".")
+    error = next((cause for cause in _with_causes(error) if isinstance(cause, _transient_types())), error)
+    return _without_secrets(f"{type(error).__name__}: {error}").rstrip(": .")
 
 
 def _without_secrets(text: str) -> str:

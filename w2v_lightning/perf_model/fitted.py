@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.perf_model.specs import short_name
 from w2v_lightning.perf_model.step_time import Setup, Terms, bottleneck, names, terms
 from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.runtime.schema import Rule, check_content, read_json
 
 FORMAT = 1
 LOW, HIGH = 0.05, 0.95  # bounds of all intervals
@@ -25,6 +26,7 @@ LEAST_EFFECT = 0.01  # least share of the step's time at which a predicted param
 AVERAGED = ("audio_s", "computed_s", "flops_per_audio_s")  # fields of Setup that vary a little between repetitions
 SAME = 0.1  # largest relative difference of these within one configuration
 
+Positive = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
 Basis = Literal["measured", "predicted"]
 
 
@@ -80,6 +82,19 @@ class LeftOut:
     def error(self) -> float | None:
         """Relative error: 0.1 means predicted 10 % too slow."""
         return None if self.predicted_s is None else self.predicted_s / self.measured_s - 1
+
+
+class _File(TypedDict):
+    """Content of the JSON file."""
+
+    values: dict[str, Positive]
+    samples: dict[str, list[Positive]]
+    priors: dict[str, Prior]
+    noise: float
+    freedom: Positive
+    configurations: dict[str, Setup]
+    leave_one_out: dict[str, LeftOut]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -155,14 +170,13 @@ class Fitted:
         """
         remedy = "run `python -m w2v_lightning study report` again."
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, remedy)
         except FileNotFoundError:
             raise InputError(f"{path} not found; `python -m w2v_lightning study report` writes it.") from None
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path} cannot be read ({error}); {remedy}") from None
         names = {f.name for f in fields(cls)}
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT or set(content) != names:
             raise InputError(f"{path} is not a fitted model of format {FORMAT}; {remedy}")
+        check_content(content, _File, path, remedy)
         return cls(
             values=content["values"],
             samples={name: np.array(sample) for name, sample in content["samples"].items()},

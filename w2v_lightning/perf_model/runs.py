@@ -10,8 +10,10 @@ from typing import Any
 
 from w2v_lightning.catalog.model_sizes import nearest_size
 from w2v_lightning.errors import InputError
+from w2v_lightning.perf_model.run_schema import RunFile
 from w2v_lightning.perf_model.step_time import Setup, Terms
 from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.runtime.schema import check_content, read_json
 
 FILE = "run.json"
 FORMAT = 1
@@ -217,20 +219,19 @@ def read(path: Path) -> Run:
     path = path / FILE if path.is_dir() else path
     remedy = "run this cell again with `python -m w2v_lightning study run`, or remove its folder."
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, remedy)
     except FileNotFoundError:
         raise InputError(f"{path} not found; `python -m w2v_lightning study run` writes it.") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}); {remedy}") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(f"{path} is not a {FILE} of format {FORMAT}; {remedy}")
     names = [field.name for field in fields(Run)]
     if missing := [name for name in names if name not in content]:
         raise InputError(f"{path} lacks {', '.join(missing)}; {remedy}")
+    check_content(content, RunFile, path, remedy)
     run = Run(**{name: content[name] for name in names})
     try:
-        _ = run.cell["name"], run.is_measured and (run.setup, run.measured, run.audio_s_per_s)
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        _ = run.is_measured and (run.setup, run.measured, run.audio_s_per_s)
+    except (KeyError, ValueError, ArithmeticError) as error:
         defect = f"lacks {error}" if isinstance(error, KeyError) else f"has an invalid value ({error})"
         raise InputError(f"{path} {defect}; {remedy}") from None
     return run

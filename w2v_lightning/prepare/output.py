@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from w2v_lightning import __version__
-from w2v_lightning.errors import InputError
+from w2v_lightning.errors import InputError, listed
 from w2v_lightning.prepare.parts import lines_of, read_headers
 from w2v_lightning.prepare.statistics import Statistics
 
@@ -28,7 +28,9 @@ def assemble(out: Path, request: dict[str, Any], reasons: Counter[str]) -> dict[
     rejected = {"rejected.jsonl": folder / "rejected.jsonl"} if reasons else {}
     if not paths_of_split:
         publish(out, rejected)
-        raise InputError(f"No utterance in the sources is usable: {_counted(reasons) or 'they are empty'}.")
+        problem = _counted(reasons) or "they are empty"
+        sources = listed([source["path"] for source in request["sources"]])
+        raise InputError(f"No utterance in the sources is usable: {problem}. Sources: {sources}.")
     manifests = _write_manifests(folder, paths_of_split)
     stats = _stats(request, statistics_of_split, reasons)
     (folder / "stats.json").write_text(json.dumps(stats, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -107,6 +107,8 @@ class _Part:
         row |= {"text": utterance.text, "speaker": utterance.speaker}
         if self.split:
             row["split"] = self.split
+        if not audio.is_converted and isinstance(utterance.audio, AudioRef) and utterance.audio.channel is not None:
+            row["channel"] = utterance.audio.channel
         self.lines.append(json.dumps(row | self._position(utterance, audio), ensure_ascii=False))
         self._statistics.add(utterance.text, utterance.speaker, audio)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.prepare.channels import by_channel
 from w2v_lightning.prepare.convert import Audio, UnusableAudioError, prepare_audio
 from w2v_lightning.prepare.hashes import HashSet
 from w2v_lightning.prepare.options import Recipe
@@ -38,7 +39,7 @@ def outcomes(
     sources: Sequence[Source], out: Path, recipe: Recipe, workers: int, done: HashSet, progress: Progress
 ) -> Iterator[Prepared | Rejected]:
     """Yield every utterance that is not `done`, in the order of the sources."""
-    items = _pending(chain.from_iterable(sources), done, progress)
+    items = _pending(by_channel(chain.from_iterable(sources), recipe.channel), done, progress)
     pool = ThreadPoolExecutor(workers)  # threads are enough: libsndfile and file reads release the interpreter lock
     try:
         yield from in_order(pool, partial(_prepare, out=out, recipe=recipe), items, AHEAD_PER_WORKER * workers)

@@ -8,16 +8,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from filelock import FileLock, Timeout
 
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.options import Recipe
 from w2v_lightning.prepare.sources import Source
+from w2v_lightning.runtime.schema import check_content, read_json
 
 Request = dict[str, Any]
 FORMAT_VERSION = 1
+
+
+ADDED_LATER = {"channel": "mix"}  # options that an earlier version did not record, with what it did
+
+
+class _Source(TypedDict):
+    """Fingerprint of a source."""
+
+    path: str
+
+
+class _Recorded(TypedDict):
+    """Keys of a request that messages are made of; the rest is only compared."""
+
+    options: dict[str, Any]
+    sources: list[_Source]
 
 
 @contextmanager
@@ -54,8 +71,8 @@ def is_finished(out: Path, request: Request) -> bool:
     stats, started = out / "stats.json", out / ".parts" / "run.json"
     for path in (stats, started):
         if path.is_file():
-            recorded = json.loads(path.read_text("utf-8"))
-            _refuse_other(recorded, request, out, "Choose another --out, or delete this folder.")
+            remedy = "Choose another --out, or delete this folder."
+            _refuse_other(read_json(path, remedy), request, out, remedy)
             return path is stats
     if (out / "manifest.jsonl").exists():
         raise InputError(f"{out / 'manifest.jsonl'} was not written by prepare. Choose another --out.")
@@ -83,13 +100,20 @@ def refuse_other_remote(stats: bytes | None, request: Request, url: str) -> None
         InputError: `stats` belongs to another request.
     """
     if stats is not None:
-        _refuse_other(json.loads(stats), request, url, "Choose another --to, or delete the files there.")
+        remedy = "Choose another --to, or delete the files there."
+        try:
+            recorded = json.loads(stats)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{url}/stats.json cannot be read ({error}); {remedy}") from None
+        _refuse_other(recorded, request, url, remedy)
 
 
 def _refuse_other(recorded: Any, request: Request, where: str | Path, remedy: str) -> None:
     if not isinstance(recorded, dict) or not request.keys() <= recorded.keys():
         raise InputError(f"{where} holds a stats.json that was not written by prepare. {remedy}")
+    check_content(recorded, _Recorded, f"{where}/stats.json", remedy)
     recorded = {key: recorded[key] for key in request}
+    recorded["options"] = ADDED_LATER | recorded["options"]
     if recorded != request:
         differences = "; ".join(_differences(recorded, request))
         raise InputError(f"{where} holds the output of another run: {differences}. {remedy}")

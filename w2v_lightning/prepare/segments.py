@@ -6,9 +6,8 @@ from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 
-import soundfile
-
 from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.opening import opened
 from w2v_lightning.data.sound import TOLERANCE_S
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.utterance import Item, Utterance
@@ -95,6 +94,7 @@ def _refuse_other_units(utterances: list[Utterance], path: Path) -> None:
 
 def _duration_s(path: str) -> float:
     try:
-        return soundfile.info(path).duration
-    except (OSError, soundfile.SoundFileError):
+        with opened(path, path) as sound:
+            return float(sound.frames / sound.samplerate)
+    except InputError:
         return float("inf")  # not refused here: prepare_audio rejects the utterance with the reason

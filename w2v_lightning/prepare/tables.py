@@ -4,20 +4,18 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TextIO
 
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.lhotse import row_from_supervision
-from w2v_lightning.data.manifest import as_string, read_rows
+from w2v_lightning.data.rows import as_string, checked_row, read_objects, read_rows
 from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.segments import in_seconds, segment_columns, segment_of
 from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
-
-PATH_COLUMNS = ("path", "audio", "audio_filepath", "file", "file_name", "wav")
-TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
-SPEAKER_COLUMNS = ("speaker", "client_id", "speaker_id")
+from w2v_lightning.runtime.schema import Mismatch
 
 
 def open_text(path: Path) -> TextIO:
@@ -31,7 +29,7 @@ def first_json_object(path: Path) -> dict[str, Any]:
     try:
         with open_text(path) as file:
             row = json.loads(next((line for line in file if line.strip()), "{}"))
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error):
         return {}
     return row if isinstance(row, dict) else {}
 
@@ -71,59 +69,63 @@ def recordings_beside(supervisions: Path) -> Path:
 
 def read_supervisions(path: Path) -> Iterator[Item]:
     """Yield the utterances of a lhotse SupervisionSet; its RecordingSet is held in memory."""
-    recordings = {recording["id"]: recording for _, recording in _json_objects(recordings_beside(path), "id")}
-    for where, supervision in _json_objects(path, "recording_id"):
-        if supervision["recording_id"] not in recordings:
+    recordings = {str(recording.get("id")): recording for _, recording in read_objects(recordings_beside(path))}
+    for number, supervision in read_objects(path):
+        if str(supervision.get("recording_id")) not in recordings:
             yield Rejected(str(path), str(supervision.get("id", "")), "its recording is not in the RecordingSet")
             continue
         try:
-            yield _item(row_from_supervision(supervision, recordings, where), path)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{where}: invalid lhotse supervision ({error!r}).") from None
+            yield _item(checked_row(row_from_supervision(supervision, recordings)), path)
+        except (InputError, Mismatch) as error:
+            raise InputError(f"{path}:{number}: {error}.") from None
 
 
-def read_table(path: Path) -> Iterator[Item]:
+def read_table(path: Path, names: ColumnNames = ColumnNames()) -> Iterator[Item]:  # noqa: B008  it is immutable
     """Yield the utterances of a CSV or TSV file.
 
     Raises:
         InputError: the column for the path or for the text is missing, those for segments are ambiguous or not in
             seconds, or the file is not a valid table.
     """
-    return in_seconds(_rows_of_table(path), path)
+    return in_seconds(_rows_of_table(path, names), path)
 
 
-def _rows_of_table(path: Path) -> Iterator[Item]:
-    is_csv = ".csv" in path.suffixes
-    # In Common Voice's .tsv files, quotation marks are ordinary characters.
-    dialect: dict[str, Any] = {"delimiter": ","} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+def _rows_of_table(path: Path, names: ColumnNames) -> Iterator[Item]:
     try:
         with open_text(path) as file:
+            dialect = _dialect(file.readline(), "," if ".csv" in path.suffixes else "\t")
+            file.seek(0)
             table = csv.DictReader(file, **dialect)
-            columns = _columns(table.fieldnames or [], path)
+            columns = columns_of(table.fieldnames or [], path, names)
             for row in table:
                 cells = {key: row[column] or "" for key, column in columns.items()}
-                yield _item_of_table(cells, path, table.line_num)
+                yield item_of_table(cells, path, table.line_num)
     except (csv.Error, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: invalid table: {error}.") from None
 
 
-def _columns(header: Iterable[str], path: Path) -> dict[str, str]:
-    """Return the column for each of path, text, speaker, id, start, end, duration; only the first two are required."""
-    candidates = {"path": PATH_COLUMNS, "text": TEXT_COLUMNS, "speaker": SPEAKER_COLUMNS, "id": ("id",)}
-    known = {name.strip().lower(): name for name in header}
-    columns = {key: known[name] for key, names in candidates.items() for name in reversed(names) if name in known}
-    for key in ("path", "text"):
-        if key not in columns:
-            raise InputError(
-                f"{path}: no column for the {key}; its header is {', '.join(header) or 'empty'}."
-                f" Name it one of {', '.join(candidates[key])}."
-            )
-    return columns | segment_columns(known, path)
+def _dialect(header: str, usual: str) -> dict[str, Any]:
+    """Return the delimiter of a table, which is another than its suffix says if the header has only that."""
+    delimiter = usual if usual in header else next((each for each in "|;\t," if each in header), usual)
+    # In Common Voice's .tsv files, and in tables with |, quotation marks are ordinary characters.
+    return {"delimiter": delimiter} | ({"quoting": csv.QUOTE_NONE} if delimiter in "\t|" else {})
 
 
-def _item_of_table(row: dict[str, str], path: Path, line: int) -> Item:
+def columns_of(header: Sequence[str], path: Path, names: ColumnNames) -> dict[str, str]:
+    """Return the column for each of path, text, speaker, id, start, end, duration; only the first two are required.
+
+    Raises:
+        InputError: one that is required is missing, or those for segments are ambiguous.
+    """
+    return names.find(header, path) | segment_columns({name.strip().lower(): name for name in header}, path)
+
+
+def item_of_table(row: dict[str, str], path: Path, line: int) -> Item:
+    """Return the utterance in a row of `path`, whose cells are named as by `columns_of`."""
     if not row["path"]:
         return Rejected(str(path), row.get("id", ""), "no audio file")
+    if any("\0" in cell for cell in row.values()):
+        raise InputError(f"{path}:{line}: holds a NUL byte: the file is damaged, or is not a text file.")
     audio = PurePath(row["path"])
     name = audio.stem if audio.is_absolute() else str(audio.with_suffix(""))
     try:
@@ -149,6 +151,7 @@ def _item(row: Mapping[str, Any], path: Path) -> Item:
             row.get("num_bytes", 0),
             row.get("offset"),
             row.get("duration", 0.0),
+            row.get("channel"),
         ),
         source=str(path),
         speaker=as_string(row.get("speaker")),
@@ -163,18 +166,3 @@ def _find(audio: str, folder: Path) -> str:
     """
     candidates = [folder / audio, folder / "clips" / audio, Path(audio)]
     return str(next((path for path in candidates if path.exists()), candidates[0]))
-
-
-def _json_objects(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield "file:line" and the object of each line; every object has `key`."""
-    try:
-        with open_text(path) as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict) or key not in row:
-                    raise InputError(f"{path}:{number}: must be a JSON object with the key {key!r}.")
-                yield f"{path}:{number}", row
-    except (UnicodeDecodeError, EOFError, zlib.error, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not JSON lines ({error}).") from None

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from w2v_lightning.data.audio_ref import AudioRef
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
+AUDIO_SUFFIXES = (
+    *(".flac", ".wav", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif"),
+    *(".m4a", ".aac", ".amr", ".wma", ".webm", ".caf"),  # read through ffmpeg; without it, named with the remedy
+)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,30 @@
 """Collection of a run's files into a Run (run.json): the same for local runs and training jobs."""
 
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from w2v_lightning.catalog.instances import instance
 from w2v_lightning.catalog.prices import on_demand
 from w2v_lightning.errors import InputError
+from w2v_lightning.perf_model.run_schema import Throughput
 from w2v_lightning.perf_model.runs import Run
+from w2v_lightning.runtime.schema import Moment, check_content, read_json
 from w2v_lightning.study.cells import Cell
 
 FINISHED = "finished"
 ROOT = "fit"  # in a run's folder: its trainer.default_root_dir, or the files fetched from a job
 LOGS = "lightning_logs"  # in ROOT; a version_N for each start
 HISTORY = "checkpoints"  # in ROOT: where run_history.json is
+
+
+class _Segment(TypedDict):
+    """Keys of a segment of run_history.json that a study needs."""
+
+    started: Moment
+    ended: Moment
+    end: str
 
 
 def local_run(
@@ -107,10 +116,10 @@ def read_throughput(folder: Path) -> dict[str, Any]:
     paths = [path for version in versions(folder) if (path := version / "throughput.json").exists()]
     if not paths:
         return {}
-    try:
-        return json.loads(paths[-1].read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{paths[-1]} cannot be read ({error}); remove it, or the run's folder.") from None
+    remedy = "remove it, or the run's folder."
+    content = read_json(paths[-1], remedy)
+    check_content(content, Throughput, paths[-1], remedy)
+    return content
 
 
 def read_segments(folder: Path) -> list[dict[str, Any]]:
@@ -118,6 +127,7 @@ def read_segments(folder: Path) -> list[dict[str, Any]]:
     from w2v_lightning.checkpoints import history  # imports Lightning
 
     segments = history.read(str(folder / HISTORY))
+    check_content(segments, list[_Segment], folder / HISTORY / history.FILE, "remove it, or the run's folder.")
     return [{name: value for name, value in segment.items() if name != "log_dir"} for segment in segments]
 
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypedDict
 
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model import runs
 from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.runtime.schema import Mismatch, Moment, Rule, check, read_json
 from w2v_lightning.study.cells import Cell, Study
 from w2v_lightning.study.collect import FINISHED
 
@@ -167,19 +168,43 @@ def load(study: Study, folder: Path, retry_failed: bool = False) -> Queue:
     return Queue(folder, entries, quota(study), config)
 
 
+class _Handle(TypedDict, total=False):
+    """Keys of a handle that runners read."""
+
+    began: Moment
+    run: str
+    job: str | None
+    region: str
+
+
+class _Started(TypedDict):
+    """Cell that was started."""
+
+    cell: dict[str, Any]
+    handle: _Handle | None
+
+
+class State(TypedDict):
+    """Content of state.json."""
+
+    format: Annotated[int, Rule(f"{FORMAT}", lambda number: number == FORMAT)]
+    config: str | None
+    cells: dict[str, _Started]
+
+
 def _state(folder: Path) -> dict[str, Any]:
     path = folder / STATE
     if not path.exists():
         return {"config": None, "cells": {}}
+    remedy = (
+        "it lists the runs that were started: find running jobs with `python -m w2v_lightning list`, stop them, and"
+        " remove the file."
+    )
+    state = read_json(path, remedy)
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            raise ValueError(f"its format is {state['format']}, not {FORMAT}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}). It lists the runs that were started: find"
-            " running jobs with `python -m w2v_lightning list`, stop them, and remove the file."
-        ) from None
+        check(state, State)
+    except Mismatch as error:
+        raise InputError(f"{path} cannot be read ({error}); {remedy}") from None
     return state
 
 

@@ -1,6 +1,7 @@
 """Study: what it runs, expanded from its file. Any list within one of the file's `cells` is an axis."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -64,7 +65,7 @@ def _config(path: Path, names: str | list[str] | None) -> tuple[str, ...]:
             f"{path}: config is missing: the YAML of `fit` that all cells train, such as config: demo.yaml."
         )
     for file in files:
-        if not Path(file).is_file():
+        if not os.path.isfile(file):  # False also for names that no file system takes
             raise InputError(
                 f"{path}: config: {file} not found. Relative paths are resolved from the study file's folder."
             )

@@ -12,7 +12,7 @@ from w2v_lightning.errors import InputError, did_you_mean
 EXAMPLE = "configs/study_g4dn.yaml is an example"
 NAME = r"[a-zA-Z0-9][\w.-]*"
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=100_000)]  # bounded, because each is a list of cells or processes in memory
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -10,15 +10,15 @@ from statistics import fmean, stdev
 from typing import Any
 from urllib.parse import quote
 
-from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model import runs
 from w2v_lightning.perf_model.fitted import Fitted
 from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.perf_model.specs import short_name
 from w2v_lightning.perf_model.step_time import LAUNCHING, Setup, Terms
 from w2v_lightning.reporting.document import Link
+from w2v_lightning.runtime.schema import check_content, read_json
 from w2v_lightning.study.collect import FINISHED
-from w2v_lightning.study.queue import STATE
+from w2v_lightning.study.queue import STATE, State
 
 NORMAL_90 = 1.645  # standard errors to both sides that contain 90 %
 
@@ -239,10 +239,10 @@ def _running(folder: Path) -> tuple[str, ...]:
     """Return the names of runs that were started and have no run.json yet."""
     running: list[str] = []
     for path in sorted(folder.rglob(STATE)):
-        try:
-            started = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} cannot be read ({error}): `study run` says what to do.") from None
+        remedy = "`study run` says what to do."
+        state = read_json(path, remedy)
+        check_content(state, State, path, remedy)
+        started = state["cells"]
         running += [name for name in started if not (path.parent / name / runs.FILE).exists()]
     return tuple(running)
 
