@@ -10,10 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from w2v_lightning.errors import InputError
-from w2v_lightning.prepare.pairing import Pairing
+from w2v_lightning.prepare.hashes import HashSet
+from w2v_lightning.prepare.pairing import TRANSCRIPT_SUFFIXES, Pairing
 from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item
 
 READ_BYTES = 1 << 15  # small, because tarfile copies its buffer for every header
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
 BinaryFile = gzip.GzipFile | io.BufferedReader
 
 
@@ -26,8 +28,9 @@ def read_archive(path: Path) -> Iterator[Item]:
         InputError: the archive is damaged or truncated, or has a member whose path leads outside the archive.
     """
     pairings: dict[PurePosixPath, Pairing] = {}
+    matched = HashSet()
     for name, data in _files(path):
-        pairing = pairings.setdefault(name.parent, Pairing(name.parent, f"{path}:{name.parent}"))
+        pairing = pairings.setdefault(name.parent, Pairing(name.parent, f"{path}:{name.parent}", matched))
         if name.suffix.lower() in AUDIO_SUFFIXES:
             yield from pairing.add_audio(name.stem, data)
         else:
@@ -36,6 +39,17 @@ def read_archive(path: Path) -> Iterator[Item]:
             del pairings[name.parent]
     for pairing in pairings.values():
         yield from pairing.unmatched()
+
+
+def read_archives(folder: Path) -> Iterator[Item]:
+    """Yield the utterances of all archives of a folder, such as the shards of a webdataset, in order of their names.
+
+    Raises:
+        InputError: an archive is damaged; see `read_archive`.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.name.lower().endswith(SUFFIXES):
+            yield from read_archive(path)
 
 
 def _files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -48,9 +62,9 @@ def _files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
             with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", bufsize=READ_BYTES) as archive:
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # missing in the stubs; it would grow without end
-                    _refuse_escape(member, path)
+                    refuse_escape(member, path)
                     name = PurePosixPath(member.name)
-                    if member.isfile() and name.suffix.lower() in (*AUDIO_SUFFIXES, ".txt"):
+                    if member.isfile() and name.suffix.lower() in (*AUDIO_SUFFIXES, *TRANSCRIPT_SUFFIXES):
                         content = archive.extractfile(member)
                         assert content is not None, "extractfile returns None for directories and devices only"
                         yield name, content.read()
@@ -95,7 +109,7 @@ class _Watched:
             raise tarfile.ReadError("its end is missing")
 
 
-def _refuse_escape(member: tarfile.TarInfo, path: Path) -> None:
+def refuse_escape(member: tarfile.TarInfo, path: Path) -> None:
     paths = [member.name]
     if member.issym():
         paths.append(posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname)))

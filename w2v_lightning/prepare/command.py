@@ -33,7 +33,7 @@ def main(args: Sequence[str]) -> int:
     """
     options = parse(PrepareOptions, "prepare", args, positional=["sources"])
     try:
-        sources = [recognise(path) for path in options.sources]
+        sources = [recognise(path, options.columns) for path in options.sources]
         is_packed = any(source.is_packed for source in sources)
         if is_packed and not options.shard_size and not options.to:
             megabytes = f"{DEFAULT_SHARD_BYTES / 1e6:g} MB"

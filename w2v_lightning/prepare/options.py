@@ -8,6 +8,7 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.columns import ColumnNames
 
 DEFAULT_SHARD_BYTES = 512_000_000
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -24,6 +25,7 @@ class Recipe:
     min_duration: float | None = None  # seconds
     max_duration: float | None = None  # seconds
     segment: bool = False
+    channel: str = "mix"  # or a number, 0-based, or "each": one utterance per channel
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,23 @@ class PrepareOptions:
 
     Supported sources:
 
-    - a LibriSpeech folder, one split of it, or any folder of audio with .txt or .trans.txt files beside it
+    - a LibriSpeech folder, one split of it, or any folder of audio with .txt, .lab, .json or .trans.txt files beside
+    it, such as TIMIT
 
-    - a .tar, .tar.gz or .tgz archive of such a folder
+    - a folder of Common Voice, Multilingual LibriSpeech, LJSpeech, or audiofolder (metadata.csv or metadata.jsonl)
+
+    - a Kaldi data directory (wav.scp, text, utt2spk, segments); commands in wav.scp are never executed
+
+    - a .tar, .tar.gz or .tgz archive of a folder of audio, or the shards of a webdataset
 
     - a NeMo manifest, a lhotse CutSet or SupervisionSet (.json or .jsonl, also .gz)
 
-    - a .csv or .tsv table (also .gz) with a path and a text column; with start and end, or offset and duration, in
-    seconds, its rows are segments of recordings
+    - a tarred NeMo manifest (also manifest__OP_0..3_CL_.json), lhotse's Shar folder, fairseq's .tsv with .wrd or .ltr
 
-    - a folder of a Hugging Face dataset (.parquet, or .arrow as save_to_disk writes it)
+    - a .csv, .tsv, .json or .jsonl table (also .gz) with a path and a text column; with start and end, or offset and
+    duration, in seconds, its rows are segments of recordings
+
+    - a .parquet file or a folder of a Hugging Face dataset (.parquet, or .arrow as save_to_disk writes it)
 
     Args:
         sources: paths of the corpora, of the kinds listed above.
@@ -56,6 +65,11 @@ class PrepareOptions:
         min_duration: duration in seconds below which utterances are left out; default: no limit.
         max_duration: duration in seconds above which utterances are left out; default: no limit.
         segment: a separate file for each segment of a longer recording, instead of a reference into it.
+        channel: channel of stereo and other recordings to use: its number, counted from 0; mix, the mean of all; or
+            each, one utterance per channel, whose ids end in -0, -1 and so on.
+        path_column: name of the column of the audio or its path, in tables and datasets; default: the usual names.
+        text_column: name of the column of the transcript, in tables and datasets; default: the usual names.
+        speaker_column: name of the column of the speaker, in tables and datasets; default: the usual names.
         workers: number of threads; default: one per CPU core.
 
     Raises:
@@ -70,6 +84,10 @@ class PrepareOptions:
     min_duration: NonNegativeFloat | None = None
     max_duration: PositiveFloat | None = None
     segment: bool = False
+    channel: str = "mix"
+    path_column: str | None = None
+    text_column: str | None = None
+    speaker_column: str | None = None
     workers: PositiveInt = os.cpu_count() or 1
 
     def __post_init__(self) -> None:
@@ -84,6 +102,8 @@ class PrepareOptions:
                 f"--resample is {self.resample}: must be a sample rate from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz, such as"
                 " 16000."
             )
+        if not re.fullmatch(r"\d{1,3}|mix|each", self.channel):
+            raise InputError(f"--channel is {self.channel!r}: must be mix, each, or a number counted from 0.")
         if self.to and re.match(r"[^/]+://[^/]*@", self.to):
             raise InputError(
                 "--to contains a user or password in its URL; pass them in AWS's environment variables or profile."
@@ -92,6 +112,11 @@ class PrepareOptions:
             raise InputError(f"--to is {self.to!r}: must be a URL such as s3://bucket/prefix.")
         if self.shard_size is not None:
             _bytes_of(self.shard_size)
+
+    @property
+    def columns(self) -> ColumnNames:
+        """Columns that the user names."""
+        return ColumnNames(self.path_column, self.text_column, self.speaker_column)
 
     def recipe(self, *, is_packed: bool) -> Recipe:
         """Return the recipe, with shards if an upload or packed audio needs them.
@@ -106,6 +131,7 @@ class PrepareOptions:
             min_duration=self.min_duration,
             max_duration=self.max_duration,
             segment=self.segment,
+            channel=self.channel,
         )
 
     def _shard_bytes(self, is_packed: bool) -> int | None:

@@ -3,19 +3,27 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from w2v_lightning.data.lhotse import is_lhotse_cut
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare import huggingface, tables
-from w2v_lightning.prepare.archive import read_archive
+from w2v_lightning.prepare.archive import SUFFIXES as ARCHIVE_SUFFIXES
+from w2v_lightning.prepare.archive import read_archive, read_archives
+from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.folder import read_folder, walk
+from w2v_lightning.prepare.readers import fairseq, json_table, ljspeech, nemo_tarred
+from w2v_lightning.prepare.readers.layouts import LAYOUTS
 from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item
 
 SUPPORTED = (
-    "Supported are a folder of audio with transcripts, a .tar or .tar.gz of one, a NeMo manifest, a lhotse CutSet or"
-    " SupervisionSet, a .csv or .tsv table, and a folder of a Hugging Face dataset; see `prepare --help`."
+    "Supported are a folder of audio with transcripts, such as LibriSpeech, Common Voice, LJSpeech, MLS, TIMIT,"
+    " Kaldi or audiofolder, a .tar or .tar.gz of one, a webdataset, a NeMo manifest, a lhotse CutSet or SupervisionSet,"
+    " a Shar folder, a list of fairseq, a table (.csv, .tsv, .json, .jsonl), and a Hugging Face dataset; see"
+    " `prepare --help`."
 )
 
 
@@ -29,61 +37,89 @@ class Source:
     files: tuple[Path, ...]  # files and folders whose changes make another source of it
     is_packed: bool = False  # its audio is inside other files
     is_table: bool = False  # it has one row per utterance, and its size is not that of its audio
+    names: ColumnNames = field(default_factory=ColumnNames)
 
     def __iter__(self) -> Iterator[Item]:
         return self.reader(self.path)
 
     def fingerprint(self) -> dict[str, str | int]:
-        """Return path, kind, size, and a digest of path, size and modification time of every file."""
+        """Return path, kind, size, named columns, and a digest of path, size and modification time of every file."""
         digest, size = hashlib.sha256(), 0
         for path in self.files:
             for file, status in _files(path):
                 digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
                 size += status.st_size
-        return {"path": str(self.path), "kind": self.kind, "bytes": size, "digest": digest.hexdigest()[:16]}
+        digest_16 = digest.hexdigest()[:16]
+        return {"path": str(self.path), "kind": self.kind, "bytes": size, "digest": digest_16, **self.names.given()}
 
 
-def recognise(path: Path) -> Source:
+def recognise(path: Path, names: ColumnNames = ColumnNames()) -> Source:  # noqa: B008  it is immutable
     """Return the source at `path`.
+
+    Args:
+        path: path of a file or folder, or a name with a range, as NeMo writes it (_OP_0..127_CL_).
+        names: columns that the user names, which apply to tables and datasets.
 
     Raises:
         InputError: `path` does not exist or is not supported, or a library or file that it needs is missing.
     """
-    path = path.resolve()
+    return replace(_recognise(path.resolve(), names), names=names)
+
+
+def _recognise(path: Path, names: ColumnNames) -> Source:
     if path.is_dir():
-        return _recognise_folder(path)
+        return _recognise_folder(path, names)
     if not path.exists():
+        if len(files := nemo_tarred.expand(path)) > 1:
+            return Source(path, "NeMo tarred manifests", nemo_tarred.read_manifest, tuple(files))
         raise InputError(f"{path} does not exist. {SUPPORTED}")
     name = path.name.lower()
-    if name.endswith((".tar", ".tar.gz", ".tgz")):
+    if name.endswith(ARCHIVE_SUFFIXES):
         return Source(path, "archive", read_archive, (path,), is_packed=True)
     if name.endswith(huggingface.SUFFIXES):
-        return _dataset(path)
+        return _dataset(path, names)
     suffix = Path(name.removesuffix(".gz")).suffix
+    if fairseq.recognises_list(path):
+        return Source(path, "fairseq list", fairseq.read_list, (path, fairseq.transcripts_of(path)), is_table=True)
+    if suffix == ".csv" and ljspeech.recognises_table(path):
+        return Source(path, "LJSpeech table", ljspeech.read_table, (path,), is_table=True)
     if suffix in (".csv", ".tsv"):
-        return Source(path, "table", tables.read_table, (path,), is_table=True)
+        return Source(path, "table", partial(tables.read_table, names=names), (path,), is_table=True)
     if suffix in (".json", ".jsonl"):
-        return _recognise_json_lines(path)
+        return _recognise_json(path, names)
     raise InputError(f"{path}: unsupported file type. {SUPPORTED}")
 
 
-def _recognise_folder(path: Path) -> Source:
-    for _, names in walk(path):
-        suffixes = {Path(name).suffix.lower() for name in names}
+def _recognise_folder(root: Path, names: ColumnNames) -> Source:
+    holds_archives = False
+    for folder, files in walk(root):
+        for layout in LAYOUTS:
+            if layout.recognises(folder, files):
+                return Source(root, layout.kind, partial(layout.read_below, names=names), (root,))
+        suffixes = {Path(name).suffix.lower() for name in files}
         if suffixes.intersection(AUDIO_SUFFIXES):
-            return Source(path, "folder", read_folder, (path,))
+            return Source(root, "folder", read_folder, (root,))
         if suffixes.intersection(huggingface.SUFFIXES):
-            return _dataset(path)
-    raise InputError(f"{path} contains no audio ({', '.join(AUDIO_SUFFIXES)}) and no dataset. {SUPPORTED}")
+            return _dataset(root, names)
+        holds_archives |= folder == root and any(name.lower().endswith(ARCHIVE_SUFFIXES) for name in files)
+    if holds_archives:  # only where there is nothing else: an archive may lie beside what was unpacked from it
+        return Source(root, "archives", read_archives, (root,), is_packed=True)
+    raise InputError(f"{root} contains no audio ({', '.join(AUDIO_SUFFIXES)}) and no dataset. {SUPPORTED}")
 
 
-def _dataset(path: Path) -> Source:
+def _dataset(path: Path, names: ColumnNames) -> Source:
     huggingface.require_pyarrow()
-    return Source(path, "Hugging Face dataset", huggingface.read_dataset, (path,), is_packed=True)
+    reader = partial(huggingface.read_dataset, names=names)
+    return Source(path, "Hugging Face dataset", reader, (path,), is_packed=True)
 
 
-def _recognise_json_lines(path: Path) -> Source:
-    row = tables.first_json_object(path)
+def _recognise_json(path: Path, names: ColumnNames) -> Source:
+    is_array = json_table.is_array(path)
+    row = {} if is_array else tables.first_json_object(path)
+    if is_array or names.given() or (names.fit(row) and not _is_manifest(row)):
+        return Source(path, "JSON table", partial(json_table.read_json_table, names=names), (path,), is_table=True)
+    if "shard_id" in row:
+        return Source(path, "NeMo tarred manifest", nemo_tarred.read_manifest, (path,), is_table=True)
     if "audio_filepath" in row:
         return Source(path, "NeMo manifest", tables.read_manifest, (path,), is_table=True)
     if is_lhotse_cut(row):
@@ -92,7 +128,13 @@ def _recognise_json_lines(path: Path) -> Source:
         files = (path, tables.recordings_beside(path))
         return Source(path, "lhotse supervisions", tables.read_supervisions, files, is_table=True)
     first_line = f"an object with {', '.join(row)}" if row else "not a JSON object"
-    raise InputError(f"{path}: unsupported, its first line is {first_line}. {SUPPORTED}")
+    remedy = "Name its columns with --path_column and --text_column. " if row else ""
+    raise InputError(f"{path}: unsupported, its first line is {first_line}. {remedy}{SUPPORTED}")
+
+
+def _is_manifest(row: dict[str, Any]) -> bool:
+    """Return whether a row is one of NeMo's or ours, with keys that a table does not have, or a cut of lhotse's."""
+    return {"audio_filepath", "duration", "text"} <= row.keys() or is_lhotse_cut(row) or "recording_id" in row
 
 
 def _files(path: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -1,0 +1,1 @@
+"""Readers of corpora in the layouts that people have: one file each, listed in `layouts.py`."""
