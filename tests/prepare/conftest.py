@@ -15,7 +15,8 @@ def prepare(tmp_path) -> Callable[..., Path]:
     """Function that runs `prepare SOURCE... OPTION...` and returns the output folder."""
 
     def run(*args: object, out: str = "out") -> Path:
-        assert main([*map(str, args), "--out", str(tmp_path / out), "--workers", "2"]) == 0
+        options = ["--out", str(tmp_path / out), "--workers", "2", "--max-rejected", "100"]
+        assert main([*map(str, args), *options]) == 0
         return tmp_path / out
 
     return run

@@ -251,12 +251,46 @@ def test_our_own_manifest_is_a_source_too(split, prepare, rows):
         assert now == before | {"audio_filepath": str(first / before["audio_filepath"])}
 
 
-def test_an_id_counts_once(split, prepare, rows):
+def test_another_recording_of_the_same_id_is_kept_under_another_id(split, prepare, rows):
     write_split(split.parents[2], "test-clean", ["A B"])  # the same speaker and ids
     out = prepare(split.parents[2])
-    (rejected,) = rows(out / "rejected.jsonl")
-    assert (rejected["id"], rejected["reason"]) == ("19-1-0000", "an id that occurred before")
-    assert "test-clean" in rejected["source"]
+    assert not (out / "rejected.jsonl").exists()
+    first = next(row for row in rows(out / "dev-clean.jsonl") if row["id"] == "19-1-0000")
+    (second,) = rows(out / "test-clean.jsonl")
+    assert (second["id"], second["text"]) == ("test-clean-19-1-0000", "A B")
+    assert first["audio_filepath"] != second["audio_filepath"]
+
+
+def test_two_corpora_with_the_same_file_names_are_kept_whole(tmp_path, prepare, rows):
+    for language in ("pl", "de", "fr"):
+        write_pair(tmp_path / language / "wavs", "0001.wav", spell("A B"))
+        (tmp_path / language / "metadata.csv").write_text(f"path,text\nwavs/0001.wav,{language}\n")
+    tables = [tmp_path / language / "metadata.csv" for language in ("pl", "de", "fr", "de")]
+    out = prepare(*tables)
+    ids = {row["id"]: row["text"] for row in rows(out / "manifest.jsonl")}
+    assert ids == {"wavs/0001": "pl", "de-metadata-wavs/0001": "de", "fr-metadata-wavs/0001": "fr"}
+    (duplicate,) = rows(out / "rejected.jsonl")
+    assert duplicate["reason"] == "the same id and audio as before"
+
+
+def test_several_tables_are_splits_by_name(tmp_path, prepare, rows):
+    names = ("train", "dev", "test", "other")
+    for name in names:
+        write_pair(tmp_path, f"{name}.wav", spell("A B"))
+        (tmp_path / f"{name}.tsv").write_text(f"path\ttext\n{name}.wav\t{name}\n")
+    out = prepare(*(tmp_path / f"{name}.tsv" for name in names))
+    assert {name: [row["text"] for row in rows(out / f"{name}.jsonl")] for name in names} == {n: [n] for n in names}
+
+
+def test_a_large_share_left_out_is_an_exit_status(tmp_path, capsys):
+    write_pair(tmp_path, "0.wav", spell("A B"))
+    table = tmp_path / "list.csv"
+    table.write_text("path,text\n0.wav,a\nmissing.wav,b\n")
+    command = [str(table), "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "WARNING: 50.0 % of the utterances are left out" in capsys.readouterr().out.splitlines()[-1]
+    assert main(command) == 1  # it is complete, and the status is the same
+    assert main([*command, "--max_rejected", "50"]) == 0
 
 
 def test_durations_outside_the_limits_are_left_out(split, prepare, rows):

@@ -14,7 +14,7 @@ from w2v_lightning.prepare.options import DEFAULT_SHARD_BYTES, PrepareOptions, R
 from w2v_lightning.prepare.parts import Parts
 from w2v_lightning.prepare.pipeline import Prepared, outcomes
 from w2v_lightning.prepare.progress import Progress
-from w2v_lightning.prepare.sources import Source, recognise
+from w2v_lightning.prepare.sources import Source, recognise, with_splits
 from w2v_lightning.prepare.tables import count_rows
 from w2v_lightning.prepare.upload import Upload
 from w2v_lightning.prepare.utterance import Rejected
@@ -26,14 +26,14 @@ def parser() -> Parser:
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command and print a summary of the output.
+    """Run the command and print a summary of the output; return 1 if more is left out than --max_rejected allows.
 
     Raises:
         InputError: an option is wrong, a source is not supported or damaged, or the disk or the store fails.
     """
     options = parse(PrepareOptions, "prepare", args, positional=["sources"])
     try:
-        sources = [recognise(path, options.columns) for path in options.sources]
+        sources = with_splits([recognise(path, options.columns) for path in options.sources])
         is_packed = any(source.is_packed for source in sources)
         if is_packed and not options.shard_size and not options.to:
             megabytes = f"{DEFAULT_SHARD_BYTES / 1e6:g} MB"
@@ -41,7 +41,18 @@ def main(args: Sequence[str]) -> int:
         prepare(sources, options.out, options.recipe(is_packed=is_packed), options.workers)
     except OSError as error:
         raise InputError(f"{error}. Fix this and run the same command again; it resumes where it stopped.") from error
-    return 0
+    return _status(options)
+
+
+def _status(options: PrepareOptions) -> int:
+    share = output.lost_share(options.out)
+    if 100 * share <= options.max_rejected:
+        return 0
+    print(
+        f"WARNING: {100 * share:.1f} % of the utterances are left out, above --max_rejected {options.max_rejected:g}."
+        " Correct what rejected.jsonl lists, or raise --max_rejected."
+    )
+    return 1
 
 
 def prepare(sources: Sequence[Source], out: Path, recipe: Recipe, workers: int) -> None:

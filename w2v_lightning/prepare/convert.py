@@ -15,6 +15,7 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.options import Recipe
 
 CANCELLED = 1e-3  # power of the mean of all channels relative to theirs: 30 dB below
+TOO_SHORT, TOO_LONG = "shorter than", "longer than"  # reasons begin with these
 MAX_PEAK = 2.0  # of float samples; a decoder or an equaliser exceeds 1 a little, which is clipped
 
 
@@ -133,9 +134,9 @@ def _extent(sound: Sound, segment: _Segment | None) -> tuple[int, int]:
 
 def _check_duration(duration_s: float, recipe: Recipe) -> None:
     if recipe.min_duration is not None and duration_s < recipe.min_duration:
-        raise UnusableAudioError(f"shorter than {recipe.min_duration:g} s")
+        raise UnusableAudioError(f"{TOO_SHORT} {recipe.min_duration:g} s")
     if recipe.max_duration is not None and duration_s > recipe.max_duration:
-        raise UnusableAudioError(f"longer than {recipe.max_duration:g} s")
+        raise UnusableAudioError(f"{TOO_LONG} {recipe.max_duration:g} s")
 
 
 def _must_convert(sound: Sound, segment: _Segment | None, recipe: Recipe) -> bool:

@@ -67,6 +67,8 @@ class PrepareOptions:
         segment: a separate file for each segment of a longer recording, instead of a reference into it.
         channel: channel of stereo and other recordings to use: its number, counted from 0; mix, the mean of all; or
             each, one utterance per channel, whose ids end in -0, -1 and so on.
+        max_rejected: percentage of utterances that may be left out; above it, the exit status is 1, although the output
+            is complete. Duplicates and the limits of duration do not count.
         path_column: name of the column of the audio or its path, in tables and datasets; default: the usual names.
         text_column: name of the column of the transcript, in tables and datasets; default: the usual names.
         speaker_column: name of the column of the speaker, in tables and datasets; default: the usual names.
@@ -85,6 +87,7 @@ class PrepareOptions:
     max_duration: PositiveFloat | None = None
     segment: bool = False
     channel: str = "mix"
+    max_rejected: NonNegativeFloat = 1.0
     path_column: str | None = None
     text_column: str | None = None
     speaker_column: str | None = None

@@ -9,6 +9,8 @@ from typing import Any
 
 from w2v_lightning import __version__
 from w2v_lightning.errors import InputError, listed
+from w2v_lightning.prepare.convert import TOO_LONG, TOO_SHORT
+from w2v_lightning.prepare.identity import DUPLICATE
 from w2v_lightning.prepare.parts import lines_of, read_headers
 from w2v_lightning.prepare.statistics import Statistics
 
@@ -60,6 +62,17 @@ def summary(out: Path) -> str:
     if not reasons:
         return line
     return f"{line}\n{sum(reasons.values()):,} left out, listed in {out / 'rejected.jsonl'}: {_counted(reasons)}."
+
+
+def lost_share(out: Path) -> float:
+    """Return the share of the utterances that is left out, in 0 to 1, but for duplicates and by the limits of duration.
+
+    Those are left out on purpose; the rest may be a fault of the corpus, or of how it was read.
+    """
+    stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
+    on_purpose = (DUPLICATE, TOO_SHORT, TOO_LONG)
+    num_lost = sum(n for reason, n in stats["rejected"].items() if not reason.startswith(on_purpose))
+    return num_lost / (num_lost + stats["utterances"])
 
 
 def _write_manifests(folder: Path, paths_of_split: dict[str, list[Path]]) -> dict[str, Path]:

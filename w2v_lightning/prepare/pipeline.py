@@ -14,6 +14,7 @@ from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.prepare.channels import by_channel
 from w2v_lightning.prepare.convert import Audio, UnusableAudioError, prepare_audio
 from w2v_lightning.prepare.hashes import HashSet
+from w2v_lightning.prepare.identity import unique
 from w2v_lightning.prepare.options import Recipe
 from w2v_lightning.prepare.progress import Progress
 from w2v_lightning.prepare.shards import member_name
@@ -39,7 +40,7 @@ def outcomes(
     sources: Sequence[Source], out: Path, recipe: Recipe, workers: int, done: HashSet, progress: Progress
 ) -> Iterator[Prepared | Rejected]:
     """Yield every utterance that is not `done`, in the order of the sources."""
-    items = _pending(by_channel(chain.from_iterable(sources), recipe.channel), done, progress)
+    items = _pending(unique(by_channel(chain.from_iterable(sources), recipe.channel)), done, progress)
     pool = ThreadPoolExecutor(workers)  # threads are enough: libsndfile and file reads release the interpreter lock
     try:
         yield from in_order(pool, partial(_prepare, out=out, recipe=recipe), items, AHEAD_PER_WORKER * workers)
@@ -64,18 +65,11 @@ def in_order(
 
 
 def _pending(items: Iterable[Item], done: HashSet, progress: Progress) -> Iterator[Item]:
-    """Yield the items that no earlier run has done; an id that occurs again is rejected."""
-    seen = HashSet()
+    """Yield the items that no earlier run has done."""
     for item in items:
-        if isinstance(item, Rejected):
-            yield item
-            continue
-        progress.advance(_num_bytes(item.audio))
-        if item.id in seen:
-            yield Rejected(item.source, item.id, "an id that occurred before")
-            continue
-        seen.add(item.id)
-        if item.id not in done:
+        if isinstance(item, Utterance):
+            progress.advance(_num_bytes(item.audio))
+        if isinstance(item, Rejected) or item.id not in done:
             yield item
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.folder import read_folder, walk
 from w2v_lightning.prepare.readers import fairseq, json_table, ljspeech, nemo_tarred
 from w2v_lightning.prepare.readers.layouts import LAYOUTS
-from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item
+from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item, Rejected
 
 SUPPORTED = (
     "Supported are a folder of audio with transcripts, such as LibriSpeech, Common Voice, LJSpeech, MLS, TIMIT,"
@@ -25,6 +26,8 @@ SUPPORTED = (
     " a Shar folder, a list of fairseq, a table (.csv, .tsv, .json, .jsonl), and a Hugging Face dataset; see"
     " `prepare --help`."
 )
+
+SPLIT_NAME = re.compile(r"(?<![a-z])(train|training|dev|valid|validation|val|eval|test)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,12 @@ class Source:
     is_packed: bool = False  # its audio is inside other files
     is_table: bool = False  # it has one row per utterance, and its size is not that of its audio
     names: ColumnNames = field(default_factory=ColumnNames)
+    split: str = ""  # of utterances that the source gives none
 
     def __iter__(self) -> Iterator[Item]:
-        return self.reader(self.path)
+        for item in self.reader(self.path):
+            has_own = isinstance(item, Rejected) or item.split or not self.split
+            yield item if has_own else replace(item, split=self.split)
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return path, kind, size, named columns, and a digest of path, size and modification time of every file."""
@@ -51,6 +57,21 @@ class Source:
                 size += status.st_size
         digest_16 = digest.hexdigest()[:16]
         return {"path": str(self.path), "kind": self.kind, "bytes": size, "digest": digest_16, **self.names.given()}
+
+
+def with_splits(sources: Sequence[Source]) -> list[Source]:
+    """Return the sources; each of several tables is a split of its file name if one of the names is that of a split.
+
+    Otherwise `prepare train.tsv dev.tsv test.tsv` would make one training set of all three.
+    """
+    tables = [source for source in sources if source.is_table]
+    if len(tables) < 2 or not any(SPLIT_NAME.search(_stem(source.path)) for source in tables):
+        return list(sources)
+    return [replace(source, split=_stem(source.path)) if source.is_table else source for source in sources]
+
+
+def _stem(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).stem
 
 
 def recognise(path: Path, names: ColumnNames = ColumnNames()) -> Source:  # noqa: B008  it is immutable
