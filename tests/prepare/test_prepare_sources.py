@@ -442,3 +442,71 @@ def test_unsupported_sources_are_refused_with_the_supported_ones(tmp_path, prepa
 def test_missing_source_is_named(tmp_path, prepare):
     with pytest.raises(InputError, match=f"{tmp_path}/nothing does not exist. Supported are"):
         prepare(tmp_path / "nothing")
+
+
+def table_of(folder: Path, *names: str) -> Path:
+    """Write a table of audio that has these names in it, each the text of its row."""
+    table = folder / "list.tsv"
+    table.write_text("path\tsentence\n" + "".join(f"{name}\t{name}\n" for name in names))
+    return table
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "written"),
+    [
+        ("clips/a.wav", "clips\\a.wav"),
+        ("clips/a.wav", "a"),
+        ("clips/a.wav", "a.mp3"),
+        ("a.b.wav", "a.b"),
+        ("Zoe\u0308.wav", "Zo\u00eb.wav"),
+        ("Zo\u00eb.wav", "zoe\u0308.WAV"),
+    ],
+)
+def test_paths_that_differ_a_little_are_repaired_and_said_once(tmp_path, prepare, rows, capsys, on_disk, written):
+    path = tmp_path / "corpus" / on_disk
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, spell("A B"), SAMPLE_RATE)
+    out = prepare(table_of(tmp_path / "corpus", written))
+    assert [row["audio_filepath"] for row in rows(out / "manifest.jsonl")] == [str(path)]
+    assert capsys.readouterr().out.count(f"such as {path} for {written!r}") == 1
+
+
+def test_a_repair_that_fits_several_files_is_none_and_the_path_is_named(tmp_path, prepare, rows, capsys):
+    for name in ("a.wav", "a.flac", "b.wav"):
+        soundfile.write(tmp_path / name, spell("A B"), SAMPLE_RATE)
+    out = prepare(table_of(tmp_path, "a.mp3", "b.wav"))
+    (rejected,) = rows(out / "rejected.jsonl")
+    assert (rejected["reason"], rejected["detail"]) == ("no audio file", f"{tmp_path}/a.mp3: there is no such file")
+    assert f"  {tmp_path}/a.mp3: there is no such file\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cells", "texts"),
+    [
+        (['"""No,"" she said"', "plain"], ['"No," she said', "plain"]),  # as pandas writes it
+        (['"No," she said', '"""No,"" she said"'], ['"No," she said', '"""No,"" she said"']),  # not the whole file
+        (['"Hello"', 'say "hi"'], ['"Hello"', 'say "hi"']),  # as Common Voice does
+    ],
+)
+def test_a_tsv_file_is_unquoted_if_all_of_it_is_quoted_by_csv(tmp_path, prepare, rows, cells, texts):
+    for number in range(len(cells)):
+        soundfile.write(tmp_path / f"{number}.wav", spell("A B"), SAMPLE_RATE)
+    lines = ["path\tsentence", *(f"{number}.wav\t{cell}" for number, cell in enumerate(cells))]
+    (tmp_path / "validated.tsv").write_text("\n".join(lines) + "\n")
+    out = prepare(tmp_path / "validated.tsv")
+    assert [row["text"] for row in rows(out / "manifest.jsonl")] == texts
+
+
+@pytest.mark.parametrize("rest", ["c.wav,three\n", 'c.wav,"three"\n'])
+def test_a_quotation_mark_that_nothing_closes_is_named_with_its_line(tmp_path, prepare, rest):
+    (tmp_path / "list.csv").write_text(f'path,text\na.wav,one\nb.wav,"two\n{rest}')
+    with pytest.raises(InputError, match=r"list\.csv:3: invalid table: .* close the quotation mark"):
+        prepare(tmp_path / "list.csv")
+
+
+def test_a_split_column_makes_splits(tmp_path, prepare, rows):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", spell("A B"), SAMPLE_RATE)
+    (tmp_path / "list.csv").write_text("path,text,split\na.wav,A,train\nb.wav,B,test\n")
+    out = prepare(tmp_path / "list.csv")
+    assert [row["text"] for row in rows(out / "test.jsonl")] == ["B"]

@@ -81,7 +81,7 @@ def prepare_audio(audio: AudioRef | bytes, recipe: Recipe) -> Audio:
         num_bytes = round(share * (os.path.getsize(path) if data is None else len(data)))
         return Audio(duration_s, sample_rate, num_bytes, suffix, data if recipe.shard_size else None)
     except FileNotFoundError:
-        raise UnusableAudioError("no audio file") from None
+        raise UnusableAudioError("no audio file", "there is no such file") from None
     except OSError as error:
         raise UnusableAudioError(f"cannot be read: {error.strerror}") from None
     except UnusableAudioError:

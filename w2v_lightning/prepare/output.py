@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from w2v_lightning.prepare.convert import TOO_LONG, TOO_SHORT
 from w2v_lightning.prepare.identity import DUPLICATE
 from w2v_lightning.prepare.parts import lines_of, read_headers
 from w2v_lightning.prepare.statistics import Statistics
+
+MAX_EXAMPLES = 3
 
 
 def assemble(out: Path, request: dict[str, Any], reasons: Counter[str]) -> dict[str, Path]:
@@ -61,7 +64,15 @@ def summary(out: Path) -> str:
     line = f"{out / 'manifest.jsonl'}: {', '.join(counts)}{f', in {num_shards:,} shards' if num_shards else ''}."
     if not reasons:
         return line
-    return f"{line}\n{sum(reasons.values()):,} left out, listed in {out / 'rejected.jsonl'}: {_counted(reasons)}."
+    left_out = f"{sum(reasons.values()):,} left out, listed in {out / 'rejected.jsonl'}: {_counted(reasons)}."
+    return "\n".join([line, left_out, *_examples(out / "rejected.jsonl")])
+
+
+def _examples(rejected: Path) -> list[str]:
+    """Return what is wrong with the first utterances that are left out for a reason that needs a detail."""
+    with rejected.open(encoding="utf-8") as file:
+        details = (row["detail"] for row in map(json.loads, file) if row.get("detail"))
+        return [f"  {detail}" for detail in islice(details, MAX_EXAMPLES)]
 
 
 def lost_share(out: Path) -> float:

@@ -18,7 +18,7 @@ from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.folder import read_folder, walk
 from w2v_lightning.prepare.readers import fairseq, json_table, ljspeech, nemo_tarred
 from w2v_lightning.prepare.readers.layouts import LAYOUTS
-from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item, Rejected
+from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item, Utterance
 
 SUPPORTED = (
     "Supported are a folder of audio with transcripts, such as LibriSpeech, Common Voice, LJSpeech, MLS, TIMIT,"
@@ -45,8 +45,9 @@ class Source:
 
     def __iter__(self) -> Iterator[Item]:
         for item in self.reader(self.path):
-            has_own = isinstance(item, Rejected) or item.split or not self.split
-            yield item if has_own else replace(item, split=self.split)
+            if isinstance(item, Utterance) and not item.split:
+                item = replace(item, split=self.split)
+            yield item
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return path, kind, size, named columns, and a digest of path, size and modification time of every file."""

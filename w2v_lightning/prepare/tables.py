@@ -3,8 +3,10 @@
 import csv
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any, TextIO
 
@@ -12,10 +14,13 @@ from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.lhotse import row_from_supervision
 from w2v_lightning.data.rows import as_string, checked_row, read_objects, read_rows
 from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.audio_paths import AudioPaths
 from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.segments import in_seconds, segment_columns, segment_of
 from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
 from w2v_lightning.runtime.schema import Mismatch
+
+QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # a cell that csv quotes because it holds a quotation mark
 
 
 def open_text(path: Path) -> TextIO:
@@ -91,24 +96,52 @@ def read_table(path: Path, names: ColumnNames = ColumnNames()) -> Iterator[Item]
 
 
 def _rows_of_table(path: Path, names: ColumnNames) -> Iterator[Item]:
+    row_ends = 0  # line
     try:
         with open_text(path) as file:
-            dialect = _dialect(file.readline(), "," if ".csv" in path.suffixes else "\t")
+            dialect = _dialect(file, "," if ".csv" in path.suffixes else "\t")
             file.seek(0)
             table = csv.DictReader(file, **dialect)
-            columns = columns_of(table.fieldnames or [], path, names)
+            header = table.fieldnames or []
+            columns = columns_of(header, path, names)
+            if split := next((name for name in header if name.strip().lower() == "split"), None):
+                columns["split"] = split
             for row in table:
+                row_ends = table.line_num
                 cells = {key: row[column] or "" for key, column in columns.items()}
-                yield item_of_table(cells, path, table.line_num)
-    except (csv.Error, UnicodeDecodeError, EOFError, zlib.error) as error:
+                yield item_of_table(cells, path, row_ends)
+    except csv.Error as error:
+        raise InputError(
+            f"{path}:{row_ends + 1}: invalid table: {error}. If its quotation marks are ordinary characters, save it"
+            " with tabs, as .tsv; otherwise close the quotation mark that this row opens."
+        ) from None
+    except (UnicodeDecodeError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: invalid table: {error}.") from None
 
 
-def _dialect(header: str, usual: str) -> dict[str, Any]:
-    """Return the delimiter of a table, which is another than its suffix says if the header has only that."""
+def _dialect(file: Iterable[str], usual: str) -> dict[str, Any]:
+    """Return the arguments of csv's reader for a table.
+
+    The delimiter is another than its suffix says if the header has only that. In Common Voice's .tsv files, and in
+    tables with |, quotation marks are ordinary characters, unless a spreadsheet or pandas has written the file again.
+    """
+    lines = iter(file)
+    header = next(lines, "")
     delimiter = usual if usual in header else next((each for each in "|;\t," if each in header), usual)
-    # In Common Voice's .tsv files, and in tables with |, quotation marks are ordinary characters.
-    return {"delimiter": delimiter} | ({"quoting": csv.QUOTE_NONE} if delimiter in "\t|" else {})
+    if delimiter in "\t|" and not _is_quoted(lines, delimiter):
+        return {"delimiter": delimiter, "quoting": csv.QUOTE_NONE}
+    return {"delimiter": delimiter, "strict": True}
+
+
+def _is_quoted(lines: Iterable[str], delimiter: str) -> bool:
+    """Return True if every cell with a quotation mark is in the form that csv writes, and there is one."""
+    has_quoted = False
+    for cell in (cell for line in lines if '"' in line for cell in line.rstrip("\r\n").split(delimiter)):
+        if '"' in cell:
+            if not QUOTED.fullmatch(cell):
+                return False
+            has_quoted = True
+    return has_quoted
 
 
 def columns_of(header: Sequence[str], path: Path, names: ColumnNames) -> dict[str, str]:
@@ -146,7 +179,7 @@ def _item(row: Mapping[str, Any], path: Path) -> Item:
         id=row["id"],
         text=row["text"],
         audio=AudioRef(
-            _find(row["audio_filepath"], path.parent),
+            _paths_of(path).find(row["audio_filepath"]),
             row.get("byte_offset", 0),
             row.get("num_bytes", 0),
             row.get("offset"),
@@ -159,10 +192,6 @@ def _item(row: Mapping[str, Any], path: Path) -> Item:
     )
 
 
-def _find(audio: str, folder: Path) -> str:
-    """Return the path of an audio file, which may be relative to the table's folder or to the working directory.
-
-    Common Voice's files are in clips/ beside the table; lhotse's paths are relative to the working directory.
-    """
-    candidates = [folder / audio, folder / "clips" / audio, Path(audio)]
-    return str(next((path for path in candidates if path.exists()), candidates[0]))
+@lru_cache(4)  # the tables that are being read
+def _paths_of(table: Path) -> AudioPaths:
+    return AudioPaths(table)
