@@ -41,6 +41,11 @@ def test_common_voice_has_its_splits_and_nothing_twice(common_voice, corpus_of, 
     }
 
 
+def test_common_voice_reads_no_row_twice(common_voice):
+    utterances, rejected = items_of(common_voice)
+    assert (len(utterances), rejected) == (4, [])
+
+
 def test_common_voice_without_splits_is_what_was_validated(common_voice):
     for name in ("train", "dev", "test"):
         (common_voice / f"{name}.tsv").unlink()

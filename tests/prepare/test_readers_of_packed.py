@@ -80,6 +80,17 @@ def test_a_truncated_tar_is_named(tarred, share):
         items_of(tarred)
 
 
+def test_a_tar_truncated_between_two_members_is_named(tarred):
+    path = tarred / "audio_1.tar"
+    with tarfile.open(path) as archive:
+        end = archive.getmembers()[-1].offset
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(
+        InputError, match=r"audio_1\.tar: missing, compressed, damaged or truncated \(its end is missing"
+    ):
+        items_of(tarred)
+
+
 def test_a_tar_whose_member_leads_outside_is_refused(tarred, tmp_path):
     write_tar(tarred / "audio_0.tar", {"../a0.flac": sound(tmp_path)})
     with pytest.raises(InputError, match=r"member '\.\./a0\.flac' leads outside the archive"):
@@ -156,7 +167,7 @@ def test_shar_reports_what_is_missing(tmp_path):
 
 def test_webdataset_with_json(tmp_path, prepare, rows):
     files = {}
-    for i in (1, 2):
+    for i in (1, 2, 3):
         files[f"k{i}.flac"] = sound(tmp_path, i / 2)
         files[f"k{i}.json"] = json.dumps({"text": f"words  {i}", "speaker": i}).encode()
         files[f"k{i}.txt"] = f"words {i}".encode()  # the same again
@@ -164,7 +175,7 @@ def test_webdataset_with_json(tmp_path, prepare, rows):
     write_tar(tmp_path / "shards" / "shard-000001.tar", dict(list(files.items())[3:]))
     out = prepare(tmp_path / "shards")
     actual = [(row["id"], row["text"], row["speaker"], row["duration"]) for row in rows(out / "manifest.jsonl")]
-    assert actual == [("k1", "words 1", "1", 0.5), ("k2", "words 2", "2", 1.0)]
+    assert actual == [("k1", "words 1", "1", 0.5), ("k2", "words 2", "2", 1.0), ("k3", "words 3", "3", 1.5)]
     assert not (out / "rejected.jsonl").exists()
 
 
