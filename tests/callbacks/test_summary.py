@@ -105,3 +105,10 @@ def test_a_choice_by_a_score_of_training_is_named_with_the_last_validation(summa
     out = summary(every_step, max_epochs=-1, max_steps=3, check_val_every_n_epoch=4, log_every_n_steps=1)
     assert re.search(r"Best model: train_loss [\d.]+, after", out)  # not a rate, so without %
     assert "with the" not in out
+
+
+def test_a_run_that_ends_before_its_first_validation_says_so(summary):
+    text = "Not validated: trainer.max_steps=1 ended the run before the first validation."
+    assert text in summary(max_steps=1, check_val_every_n_epoch=2, export=False)
+    assert text not in summary(max_steps=1, export=False)
+    assert text not in summary(max_steps=1, check_val_every_n_epoch=2, limit_val_batches=0, export=False)

@@ -53,6 +53,7 @@ class RunSummary(Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             step, description = self._validation_to_report(trainer)
             self._print_scores(step, description)
+            self._print_missing_validation(trainer)
             self._print_choice(trainer)
             self._print_throughput(trainer)
             self._print_pairs(step)
@@ -75,6 +76,17 @@ class RunSummary(Callback):
             before = f"{100 * self.before[name]:.1f} % before training, " if name in self.before else ""
             text = f"Validation {RATES[name]}: {before}[bold]{100 * rate:.1f} %[/bold] {description}"
             self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _print_missing_validation(self, trainer: Trainer) -> None:
+        """Print why there is no score: by default Lightning validates at the end of an epoch, which was not reached."""
+        if self.scores or not trainer.enable_validation or trainer.global_step != trainer.max_steps:
+            return
+        self.console.print(
+            f"\nNot validated: trainer.max_steps={trainer.max_steps} ended the run before the first validation."
+            " Raise it, or set trainer.val_check_interval to fewer micro-batches.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _print_choice(self, trainer: Trainer) -> None:
         """Print the score that ModelCheckpoint recorded: the validation may be missing in `scores`."""

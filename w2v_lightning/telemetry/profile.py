@@ -51,8 +51,9 @@ class Profile(Callback):
         wait = min(WAIT_STEPS, steps_left - WARMUP_STEPS - NUM_STEPS)
         if wait < 0:
             needed = WARMUP_STEPS + NUM_STEPS
+            limit = "max_steps" if trainer.max_steps == trainer.estimated_stepping_batches else "max_epochs"
             raise InputError(
-                f"--profile needs {needed} optimiser steps, the run has {steps_left}: raise trainer.max_epochs."
+                f"--profile needs {needed} optimiser steps, the run has {steps_left}: raise trainer.{limit}."
             )
         if trainer.is_global_zero:
             self._is_cuda = pl_module.device.type == "cuda"
