@@ -5,7 +5,8 @@ be lost if the id alone decided.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import PurePath
@@ -23,6 +24,7 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
     The result depends only on the items and their order, so an interrupted run finds the same ids again.
     """
     ids, places = HashSet(), HashSet()
+    numbers: defaultdict[str, count[int]] = defaultdict(lambda: count(2))  # the next one of each id that needs one
     for item in items:
         if isinstance(item, Rejected):
             yield item
@@ -32,7 +34,9 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
             yield Rejected(item.source, item.id, DUPLICATE)
             continue
         places.add(place)
-        new_id = item.id if item.id not in ids else next(new for new in _alternatives(item) if new not in ids)
+        new_id = item.id
+        if new_id in ids:
+            new_id = next(new for new in _alternatives(item, numbers) if new not in ids)
         ids.add(new_id)
         yield item if new_id == item.id else replace(item, id=new_id)
 
@@ -45,11 +49,11 @@ def _place(utterance: Utterance) -> str:
     return repr((audio.url, audio.byte_offset, audio.start_s, audio.duration_s, audio.channel))
 
 
-def _alternatives(utterance: Utterance) -> Iterator[str]:
+def _alternatives(utterance: Utterance, numbers: Mapping[str, Iterator[int]]) -> Iterator[str]:
     """Yield ids that may be unique, the most telling first."""
     if utterance.split:
         yield f"{utterance.split}-{utterance.id}"
     source = PurePath(utterance.source)
     yield "-".join(filter(None, (source.parent.name, source.stem, utterance.id)))
-    for number in count(2):
+    for number in numbers[utterance.id]:
         yield f"{utterance.id}-{number}"
