@@ -19,7 +19,7 @@ from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.opening import opened
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
-from w2v_lightning.data.sound import blocks, can_read, non_finite, truncation
+from w2v_lightning.data.sound import blocks, can_read, mono, non_finite, truncation
 from w2v_lightning.errors import InputError
 
 CHUNK = 16  # utterances per task, because a future for each of ten million would cost more than the work
@@ -120,7 +120,7 @@ def _decoded(sound: soundfile.SoundFile, ref: AudioRef, expected_md5: bytes | No
     for block_TC in sound.blocks(BLOCK_S * rate, frames=size, dtype="float32", always_2d=True):
         num_samples += len(block_TC)
         num_clipped += int((np.abs(block_TC) >= FULL_SCALE).any(axis=1).sum())
-        powers.append(_window_powers(_heard(block_TC, ref), max(1, round(WINDOW_S * rate))))
+        powers.append(_window_powers(mono(block_TC, ref.channel), max(1, round(WINDOW_S * rate))))
         if bits:
             integers_TC = (block_TC * 2.0 ** (bits - 1)).astype(np.int32)  # exact: float32 holds 24 bits
             md5.update(flac.pcm_bytes(integers_TC, bits).data)
@@ -150,11 +150,6 @@ def _levels(duration_s: float, clipped_share: float, powers_W: np.ndarray) -> Me
 
 def _dbfs(power: np.ndarray) -> np.ndarray:
     return 10 * np.log10(np.maximum(power, 1e-20))  # digital silence is -200 dBFS, not minus infinity
-
-
-def _heard(block_TC: np.ndarray, ref: AudioRef) -> np.ndarray:
-    """Return the samples (T,) as training decodes them: one channel, or the mean of all, which may cancel."""
-    return block_TC[:, ref.channel] if ref.channel is not None else block_TC.mean(axis=1)
 
 
 def _window_powers(samples_T: np.ndarray, window: int) -> np.ndarray:

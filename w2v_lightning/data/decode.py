@@ -13,7 +13,7 @@ from w2v_lightning.data.flac import decode_16_bit
 from w2v_lightning.data.opening import opened
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
-from w2v_lightning.data.sound import non_finite, truncation
+from w2v_lightning.data.sound import mono, non_finite, truncation
 from w2v_lightning.errors import InputError
 
 
@@ -69,11 +69,7 @@ def _mono(samples_TC: np.ndarray, file_rate: int, ref: AudioRef, sample_rate: in
     num_channels = samples_TC.shape[1]
     if ref.channel is not None and not 0 <= ref.channel < num_channels:
         raise InputError(f"{ref}: has no channel {ref.channel}, counted from 0: it has {num_channels}.")
-    if num_channels == 1 or ref.channel is not None:
-        waveform_T = samples_TC[:, ref.channel or 0]
-    else:
-        waveform_T = samples_TC.mean(axis=1)
-    waveform_T = np.ascontiguousarray(waveform_T)
+    waveform_T = np.ascontiguousarray(mono(samples_TC, ref.channel))
     return waveform_T if file_rate == sample_rate else resample(waveform_T, file_rate, sample_rate)
 
 

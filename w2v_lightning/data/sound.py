@@ -77,6 +77,13 @@ def blocks(sound: soundfile.SoundFile, start: int, size: int) -> Iterator[np.nda
     yield from sound.blocks(BLOCK_FRAMES, frames=size, dtype="float32", always_2d=True)
 
 
+def mono(samples_TC: np.ndarray, channel: int | None) -> np.ndarray:
+    """Return the samples (T,) of a channel, counted from 0; None: the mean of all channels."""
+    if channel is None and samples_TC.shape[1] > 1:
+        return samples_TC.mean(axis=1)
+    return samples_TC[:, channel or 0]
+
+
 def non_finite(sound: soundfile.SoundFile, parts: Iterable[np.ndarray]) -> str:
     """Describe how many samples are NaN or infinite; "" if none. One is enough to make all weights of a model NaN.
 

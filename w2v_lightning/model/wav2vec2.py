@@ -285,21 +285,23 @@ def loading_errors_named(name_or_folder: str) -> Iterator[None]:
 
 
 def _cannot_be_built(name_or_folder: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:MAX_REASON]
     return InputError(
         f"model.pretrained: {name_or_folder}: transformers cannot build the model that config.json and model.config"
-        f" describe: {type(error).__name__}: {reason}. Correct the value, or restore config.json."
+        f" describe: {type(error).__name__}: {_reason(error)}. Correct the value, or restore config.json."
     )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:MAX_REASON]
 
 
 def stored_config(name_or_folder: str) -> Wav2Vec2Config:
     try:
         stored = AutoConfig.from_pretrained(name_or_folder)
     except Exception as error:  # transformers and its validation raise many types of exception for a damaged config
-        first_line = " ".join(str(error).split())[:300]
         raise InputError(
             f"model.pretrained: {name_or_folder!r} is neither a local model folder nor available on the Hugging Face"
-            f" Hub ({first_line})."
+            f" Hub ({_reason(error)})."
         ) from error
     if not isinstance(stored, Wav2Vec2Config):
         raise InputError(

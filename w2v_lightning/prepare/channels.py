@@ -7,6 +7,7 @@ from dataclasses import replace
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.opening import opened
 from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.convert import packed_bytes
 from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
 
 
@@ -34,7 +35,7 @@ def _is_chosen(utterance: Utterance) -> bool:
 
 
 def _each(utterance: Utterance) -> Iterator[Item]:
-    num_channels = _num_channels(utterance.audio)
+    num_channels = num_channels_of(utterance.audio)
     if num_channels < 2:
         yield utterance
     elif isinstance(utterance.audio, bytes):
@@ -45,18 +46,12 @@ def _each(utterance: Utterance) -> Iterator[Item]:
             yield replace(utterance, id=f"{utterance.id}-{i}", audio=replace(utterance.audio, channel=i))
 
 
-def _num_channels(audio: AudioRef | bytes) -> int:
+def num_channels_of(audio: AudioRef | bytes) -> int:
     """Return the number of channels; 1 for audio that cannot be read, which prepare_audio rejects with the reason."""
     try:
-        with opened(io.BytesIO(audio) if isinstance(audio, bytes) else _source(audio), "") as sound:
+        data = audio if isinstance(audio, bytes) else packed_bytes(audio)
+        source = io.BytesIO(data) if data is not None else audio.url  # type: ignore[union-attr]  # None for AudioRef only
+        with opened(source, "") as sound:
             return int(sound.channels)
     except (InputError, OSError):
         return 1
-
-
-def _source(ref: AudioRef) -> str | io.BytesIO:
-    if not ref.num_bytes:
-        return ref.url
-    with open(ref.url, "rb") as file:
-        file.seek(ref.byte_offset)
-        return io.BytesIO(file.read(ref.num_bytes))

@@ -10,7 +10,7 @@ import soundfile
 
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.opening import opened
-from w2v_lightning.data.sound import TOLERANCE_S, Sound, blocks, can_read, non_finite, truncation
+from w2v_lightning.data.sound import TOLERANCE_S, Sound, blocks, can_read, mono, non_finite, truncation
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.options import Recipe
 
@@ -61,7 +61,7 @@ def prepare_audio(audio: AudioRef | bytes, recipe: Recipe) -> Audio:
     segment = _segment_of(audio)
     channel = _channel_of(audio, recipe)
     try:
-        data, path = (audio, "") if isinstance(audio, bytes) else (_read_packed(audio), audio.url)
+        data, path = (audio, "") if isinstance(audio, bytes) else (packed_bytes(audio), audio.url)
         source = path if data is None else io.BytesIO(data)
         with opened(source, path) as sound:
             if segment is None and (shortage := truncation(sound, source)):
@@ -91,8 +91,13 @@ def prepare_audio(audio: AudioRef | bytes, recipe: Recipe) -> Audio:
         raise UnusableAudioError(f"{reason.rstrip('.')}.".replace("read as audio", "decoded"), remedy) from None
 
 
-def _read_packed(ref: AudioRef) -> bytes | None:
-    """Return the bytes of a file within a file; None for audio that is a file itself."""
+def packed_bytes(ref: AudioRef) -> bytes | None:
+    """Return the bytes of a file within a file; None for audio that is a file itself.
+
+    Raises:
+        UnusableAudioError: the file is empty.
+        OSError: it cannot be read.
+    """
     if os.path.getsize(ref.url) == 0:
         raise UnusableAudioError("an empty file")
     if not ref.num_bytes:
@@ -177,7 +182,7 @@ def _convert(sound: Sound, start: int, size: int, recipe: Recipe, channel: int |
         samples = samples[:, channel : channel + 1]
     rate = recipe.resample or sound.samplerate
     if recipe.resample:
-        samples = samples.mean(axis=1)
+        samples = mono(samples, None)
         if rate != sound.samplerate:
             from w2v_lightning.data.decode import resample  # imports torch, which takes seconds
 

@@ -3,18 +3,16 @@
 Format: https://lhotse.readthedocs.io/en/latest/cuts.html#lhotse-shar-dataloading
 """
 
-import io
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import soundfile
-
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.lhotse import rows_from_cut
 from w2v_lightning.data.rows import checked_row, read_objects
 from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.channels import num_channels_of
 from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.readers.tar_index import places_in
 from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
@@ -41,8 +39,8 @@ def read(folder: Path, split: str, columns: ColumnNames) -> Iterator[Item]:
 
 
 def _read_shard(path: Path, tar: Path, split: str) -> Iterator[Item]:
-    names = {PurePosixPath(name).with_suffix("").name: name for name in places_in(tar) if not name.endswith(NOT_AUDIO)}
     places = places_in(tar)
+    names = {PurePosixPath(name).with_suffix("").name: name for name in places if not name.endswith(NOT_AUDIO)}
     for number, cut in read_objects(path):
         name = names.get(str(cut.get("id")))
         if name is None:
@@ -66,17 +64,7 @@ def _with_source(cut: dict[str, Any], tar: Path, place: tuple[int, int]) -> dict
     channels = [in_cut] if isinstance(in_cut, int) else in_cut
     in_recording = recording.get("channel_ids") or channels
     # lhotse writes only the channels of the cut, but other programs write the whole recording.
-    if in_recording != channels and _num_channels(tar, place) == len(in_recording):
+    if in_recording != channels and num_channels_of(AudioRef(str(tar), *place)) == len(in_recording):
         channels = in_recording
     source = {"type": "file", "channels": channels, "source": str(tar)}
     return cut | {"recording": recording | {"sources": [source], "transforms": None}}
-
-
-def _num_channels(tar: Path, place: tuple[int, int]) -> int:
-    offset, size = place
-    with tar.open("rb") as file:
-        file.seek(offset)
-        try:
-            return soundfile.info(io.BytesIO(file.read(size))).channels
-        except soundfile.SoundFileError:
-            return 0  # not refused here: prepare_audio rejects the utterance with the reason

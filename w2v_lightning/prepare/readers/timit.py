@@ -7,9 +7,9 @@ import io
 import re
 from pathlib import PurePath
 
-import soundfile
-
 from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.opening import opened
+from w2v_lightning.errors import InputError
 
 LINE = re.compile(r"0 (\d{1,12}) (\S.*)")
 TOLERANCE = 0.05  # share of the audio; in TIMIT itself, some numbers differ by a few hundred samples
@@ -21,8 +21,9 @@ def without_samples(text: str, audio: AudioRef | bytes) -> str:
     if match is None:
         return text
     try:
-        frames = soundfile.info(io.BytesIO(audio) if isinstance(audio, bytes) else audio.url).frames
-    except (OSError, soundfile.SoundFileError):
+        with opened(io.BytesIO(audio) if isinstance(audio, bytes) else audio.url, "") as sound:
+            frames = sound.frames
+    except InputError:
         return text
     return match[2] if abs(int(match[1]) - frames) <= TOLERANCE * frames else text
 
