@@ -41,6 +41,7 @@ from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.errors import InputError, did_you_mean
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.pretraining import Wav2Vec2Pretraining
+from w2v_lightning.reporting.units import printable
 from w2v_lightning.runtime.precision import check_precision, choose_precision
 from w2v_lightning.strategies.group import leave_group
 from w2v_lightning.strategies.launcher import launched, obstacle_to_restarts
@@ -48,7 +49,8 @@ from w2v_lightning.strategies.sagemaker_environment import devices_and_hosts
 from w2v_lightning.strategies.smddp import SMDDPStrategy
 from w2v_lightning.telemetry.profile import Profile
 from w2v_lightning.telemetry.throughput import Throughput
-from w2v_lightning.text.vocabulary import BUILT_VOCABULARIES, Vocabulary
+from w2v_lightning.text.rules import TextRules
+from w2v_lightning.text.vocabulary import BUILT_VOCABULARIES, SPECIAL_TOKENS, Vocabulary
 from w2v_lightning.training import out_of_memory
 from w2v_lightning.training.base_module import PlannedModule
 from w2v_lightning.training.monitors import check_monitors
@@ -58,6 +60,8 @@ log = logging.getLogger(__name__)
 
 # For each task its module, and the metric that the best model is chosen by.
 TASKS = {"ctc": (Wav2Vec2CTC, "val_wer"), "pretraining": (Wav2Vec2Pretraining, "val_loss")}
+
+MAX_LETTERS = 100  # of a built vocabulary, in the log
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
@@ -195,6 +199,8 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for part in ("data", "model"):
             parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=int)
+        if self.model_class is Wav2Vec2CTC:
+            parser.link_arguments("data.text", "model.text")  # the model is exported with the rules of its texts
         task, monitor = next((name, best_by) for name, (kind, best_by) in TASKS.items() if kind is self.model_class)
         parser.add_argument(
             "--task",
@@ -268,10 +274,17 @@ class CLI(LightningCLI):
         model, data = self._get(self.config, "model"), self._get(self.config, "data")
         word = model.get("vocabulary")  # None in pre-training
         if isinstance(word, str) and word in BUILT_VOCABULARIES:
-            texts = LibriSpeechDataModule(**{**data.as_dict(), "augmentation": None}).training_texts()
-            vocabulary = Vocabulary.build(texts, mixed_case=BUILT_VOCABULARIES[word])
-            log.info("Vocabulary: %d tokens, built from %d training transcripts.", len(vocabulary), len(texts))
+            texts = LibriSpeechDataModule(**{**data.as_dict(), "augmentation": None, "text": None}).training_texts()
+            given = data.get("text")  # jsonargparse keeps it as a class and its arguments
+            rules = TextRules(**given.get("init_args", given).as_dict()) if given else None
+            vocabulary = Vocabulary.build(texts, mixed_case=BUILT_VOCABULARIES[word], rules=rules)
+            log.info(
+                "Vocabulary: %d tokens, built from %d training transcripts: %s.",
+                *(len(vocabulary), len(texts), _first(vocabulary.tokens[len(SPECIAL_TOKENS) :])),
+            )
             model.vocabulary = Namespace(asdict(vocabulary))
+            if given and vocabulary.rules:  # with the language that was recognised
+                data.text = model.text = Namespace(asdict(vocabulary.rules))
 
     def _instantiate_trainer(self, config: dict, callbacks: list) -> Trainer:
         own = [Diagnosis(), Throughput(), ExportBest(), AverageBest(), RunSummary(), PredictionWriter()]
@@ -317,6 +330,11 @@ class _BuiltError(Exception):
 class _UnparsedCLI(CLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         raise _BuiltError(self)
+
+
+def _first(letters: Sequence[str]) -> str:
+    more = f" and {len(letters) - MAX_LETTERS} more" if len(letters) > MAX_LETTERS else ""
+    return printable(" ".join(letters[:MAX_LETTERS])) + more
 
 
 def _demo_config() -> Path:

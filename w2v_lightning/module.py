@@ -25,6 +25,7 @@ from w2v_lightning.model.encoder import with_zero_gradients
 from w2v_lightning.model.lora import Lora, add_lora, merged
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.optim import Decay, num_updates_of, tri_stage
+from w2v_lightning.text.rules import TextRules
 from w2v_lightning.text.vocabulary import BUILT_VOCABULARIES, Vocabulary
 from w2v_lightning.training.base_module import PlannedModule
 from w2v_lightning.training.options import TrainingOptions
@@ -99,6 +100,7 @@ class Wav2Vec2CTC(PlannedModule):
             checkpoints.
         seed: seed of layer drop and dropout.
         speed: implementations of the costly parts; all of them compute the same.
+        text: rules for the writing of transcripts, exported with the model; on the command line, those of `data.text`.
     """
 
     model: Wav2Vec2ForCTC
@@ -140,6 +142,7 @@ class Wav2Vec2CTC(PlannedModule):
         adapter_only: bool = False,
         seed: int = 0,
         speed: Speed = Speed(),
+        text: TextRules | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="speed")  # speed belongs to the machine, not to the experiment
@@ -151,13 +154,16 @@ class Wav2Vec2CTC(PlannedModule):
             warn_of_start_probability(
                 f"model.mask_{name}_prob", changes[f"mask_{key}_prob"], changes[f"mask_{key}_length"]
             )
-        self.model, self.vocabulary, self.normalise = _build(pretrained, changes, _vocabulary(vocabulary), target_lang)
+        self.model, own, self.normalise = _build(pretrained, changes, _vocabulary(vocabulary), target_lang)
+        self.vocabulary = _with_rules(own, text)
         self.sample_rate = wav2vec2.stored_sample_rate(pretrained)
         if not self.model.config.apply_spec_augment and max(mask_time_prob, mask_channel_prob) > 0:
             log.info("Nothing is masked in training: the model's config has apply_spec_augment=false.")
         self.model.train()  # transformers loads in evaluation mode and Lightning keeps it: there would be no dropout
         if vocabulary is not None:  # saved as plain values, so that a checkpoint needs neither manifest nor folder
-            self.hparams["vocabulary"] = asdict(self.vocabulary)
+            self.hparams["vocabulary"] = self.vocabulary.values()
+        if text is not None:
+            self.hparams["text"] = asdict(_rules(text))
         wav2vec2.freeze(self.model, feature_encoder=freeze_feature_encoder)
         if adapter_only:
             adapters.train_adapter_only(self.model)
@@ -336,7 +342,8 @@ class Wav2Vec2CTC(PlannedModule):
 def _vocabulary(given: Vocabulary | Mapping[str, Any] | str | None) -> Vocabulary | None:
     """Return the vocabulary that the option names; None: the model's own. Checkpoints hold a mapping."""
     if isinstance(given, Mapping):
-        return Vocabulary(**{**given, "tokens": tuple(given["tokens"])})
+        rules = given.get("rules")  # absent in checkpoints of earlier versions
+        return Vocabulary(**{**given, "tokens": tuple(given["tokens"]), "rules": rules and _rules(rules)})
     if not isinstance(given, str):
         return given
     if given in BUILT_VOCABULARIES:
@@ -345,6 +352,27 @@ def _vocabulary(given: Vocabulary | Mapping[str, Any] | str | None) -> Vocabular
             " pass w2v_lightning.text.vocabulary.Vocabulary.build(texts)."
         )
     return Vocabulary.load(given)
+
+
+def _rules(given: TextRules | Mapping[str, Any]) -> TextRules:
+    """Return the rules; checkpoints hold a mapping."""
+    return TextRules(**given) if isinstance(given, Mapping) else given
+
+
+def _with_rules(vocabulary: Vocabulary, text: TextRules | Mapping[str, Any] | None) -> Vocabulary:
+    """Return the vocabulary with the rules that are given, and log where they contradict its own."""
+    if text is not None:
+        rules = _rules(text)
+        if vocabulary.rules and (differences := rules.differences(vocabulary.rules)):
+            log.warning(
+                "data.text contradicts the rules that the model was trained with: %s. Scores cannot be compared with"
+                " earlier ones; leave data.text out to keep the model's own rules.",
+                differences,
+            )
+        vocabulary = vocabulary.with_rules(rules)
+    if vocabulary.remark:
+        log.info(vocabulary.remark)
+    return vocabulary
 
 
 def _build(

@@ -8,7 +8,7 @@ from jsonargparse.typing import PositiveFloat
 from rich.console import Console
 from rich.progress import track
 
-from w2v_lightning.check import audio_findings, findings
+from w2v_lightning.check import audio_findings, findings, text_findings
 from w2v_lightning.check.findings import Corpus
 from w2v_lightning.check.html import save_html
 from w2v_lightning.check.measure import Measurement, measure_all
@@ -68,6 +68,7 @@ def main(args: Sequence[str]) -> int:
     all_findings = [
         *audio_findings.in_audio(corpus, measurements, options.decode),
         *findings.in_manifest(corpus, options.max_seconds),
+        *text_findings.in_texts(corpus),
     ]
     result = Result(corpus, all_findings, [*options.manifests, *options.val], options.decode)
     console = Console()

@@ -8,9 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
+from w2v_lightning.check.alphabet import Alphabet
 from w2v_lightning.data import checks
 from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.manifest import Manifest
+from w2v_lightning.reporting.units import printable
 from w2v_lightning.text.vocabulary import Vocabulary
 
 OUTLIER_DEVIATIONS = 6.0  # in robust standard deviations; 583 utterances of LibriSpeech stay below 4
@@ -56,6 +58,12 @@ class Corpus:
         return len(self.manifest)
 
     @cached_property
+    def alphabet(self) -> Alphabet:
+        """Characters that a vocabulary built from the training texts (of all, if there are no others) would have."""
+        texts = self.manifest.texts[: len(self) - int(self.is_validation_N.sum())]  # training comes first
+        return Alphabet(texts or self.manifest.texts, self.spec.vocabulary.rules)
+
+    @cached_property
     def characters_per_second(self) -> np.ndarray:
         """Characters per second of each utterance, after normalisation; (N,)."""
         lengths = [len(self.spec.vocabulary.normalise(text)) for text in self.manifest.texts]
@@ -95,11 +103,13 @@ def in_manifest(corpus: Corpus, max_seconds: float) -> list[Finding]:
 
 def empty_text(corpus: Corpus) -> Finding:
     remedy = "Transcribe them or leave them out (data.skip_unusable=true)."
-    return Finding("empty text", Level.ERROR, remedy, checks.empty_text(corpus.manifest))
+    return Finding("empty text", Level.ERROR, remedy, checks.empty_text(corpus.manifest, corpus.spec))
 
 
 def out_of_vocabulary(corpus: Corpus) -> Finding:
-    details = {i: "no token for " + " ".join(sorted(unknown)) for i, unknown in corpus.unknown_characters.items()}
+    details = {
+        i: "no token for " + printable(" ".join(sorted(unknown))) for i, unknown in corpus.unknown_characters.items()
+    }
     remedy = "Spell out digits and symbols, or train with a vocabulary that has these characters."
     return Finding("out of vocabulary", Level.ERROR, remedy, details)
 

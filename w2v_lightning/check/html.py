@@ -12,6 +12,7 @@ from w2v_lightning.reporting import charts, document
 from w2v_lightning.reporting.document import Block, Document, Figure, Inline, Paragraph, Section, Table
 from w2v_lightning.reporting.html import save_html as save_page
 from w2v_lightning.reporting.units import printable
+from w2v_lightning.text.characters import described
 
 WORST = 20
 MAX_COLUMNS = 40  # more names do not fit under a chart
@@ -88,6 +89,24 @@ def _alphabet(corpus: Corpus) -> Iterator[Block]:
     chart = charts.columns(list(names.values()), list(shown.values()), "times", marked)
     note = f"No token for {counted(unknown)}." if unknown else "Every character has a token."
     yield Figure("alphabet", "Alphabet (characters after normalisation)", chart, note)
+    yield _built(corpus)
+
+
+def _built(corpus: Corpus) -> Table:
+    """Return the characters that `model.vocabulary=build` would make labels, those to look at first."""
+    alphabet = corpus.alphabet
+    rows: list[list[Inline]] = [
+        [
+            described(each.character),
+            document.Level(each.remark, "warning") if each.remark else "",
+            corpus.manifest.ids[each.example],
+            f"{each.count:,}",
+            f"{each.num_utterances:,}",
+        ]
+        for each in [*alphabet.odd, *(each for each in alphabet.characters if not each.remark)]
+    ]
+    title = f"The {len(rows):,} labels that model.vocabulary=build would make ({len(alphabet.odd):,} to look at)"
+    return Table(["character", "remark", "first utterance", "times", "utterances"], rows, num_text=3, title=title)
 
 
 def _worst(corpus: Corpus, finding: Finding) -> Table:

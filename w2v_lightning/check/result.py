@@ -1,6 +1,7 @@
 """Result of a check, and its output as a table on the terminal and as JSON; html.py writes the page."""
 
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from w2v_lightning.check.alphabet import Character
 from w2v_lightning.check.findings import Corpus, Finding, Level
 from w2v_lightning.errors import listed
 from w2v_lightning.reporting.units import printable
 from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.text.characters import described
 
 COLOURS = {Level.ERROR: "red", Level.WARNING: "yellow"}
+MAX_LETTERS = 200  # of the vocabulary that could be built, on the terminal
 MAX_CHARACTERS = 20  # listed in a message; a text in another script may have thousands without a token
 
 
@@ -73,10 +77,35 @@ def print_result(result: Result, console: Console) -> None:
         console.print(_table(result))
     if unknown := result.corpus.unknown_counts():
         console.print(Text(f"Characters without a token: {counted(unknown)}."))
+    if lines := _alphabet(result.corpus):
+        console.print(Text(lines))
     console.print(Text(f"Checked, none found: {', '.join(f.name for f in result.findings if not f)}."))
     if result.not_checked:
         console.print(Text(result.not_checked))
     console.print(Text(result.verdict, style="bold red" if result.would_hurt else "bold green"))
+
+
+def _alphabet(corpus: Corpus) -> str:
+    """Describe the vocabulary that `build` would make, with the characters to look at and an example of each."""
+    alphabet = corpus.alphabet
+    if not alphabet.characters:
+        return ""
+    letters = sorted(each.character for each in alphabet.characters)
+    rest = f" and {len(letters) - MAX_LETTERS:,} more" if len(letters) > MAX_LETTERS else ""
+    language = f", with the letter case of the language {alphabet.language}" if alphabet.language else ""
+    lines = [
+        f"model.vocabulary=build would make {len(letters):,} labels{language}:",
+        f"  {printable(' '.join(letters[:MAX_LETTERS]))}{rest}",
+        *(f"  {_described(corpus, each)}" for each in alphabet.odd[:MAX_CHARACTERS]),
+    ]
+    if len(alphabet.odd) > MAX_CHARACTERS:
+        lines.append(f"  and {len(alphabet.odd) - MAX_CHARACTERS:,} more to look at; --json and --report list all")
+    return "\n".join(lines)
+
+
+def _described(corpus: Corpus, each: Character) -> str:
+    times = "once" if each.count == 1 else f"{each.count:,} times"
+    return f"{described(each.character)}: {each.remark}, {times}, in {printable(corpus.manifest.ids[each.example])}"
 
 
 def _table(result: Result) -> Table:
@@ -113,6 +142,18 @@ def save_json(result: Result, path: Path) -> None:
         "decoded": result.is_decoded,
         "would_hurt_training": result.would_hurt,
         "unknown_characters": dict(result.corpus.unknown_counts().most_common()),
+        "built_vocabulary": [
+            {
+                "character": each.character,
+                "code_point": f"U+{ord(each.character):04X}",
+                "name": unicodedata.name(each.character, ""),
+                "count": each.count,
+                "utterances": each.num_utterances,
+                "example": result.corpus.manifest.ids[each.example],
+                "remark": each.remark,
+            }
+            for each in result.corpus.alphabet.characters
+        ],
         "findings": [
             {
                 "name": finding.name,

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 from lightning.pytorch import Trainer
@@ -9,6 +10,9 @@ from lightning.pytorch import Trainer
 from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError, listed
+from w2v_lightning.reporting.units import printable
+from w2v_lightning.text.case import looks_turkic
+from w2v_lightning.text.characters import depends_on_neighbours, described
 from w2v_lightning.text.vocabulary import count_repeats
 
 log = logging.getLogger(__name__)
@@ -45,6 +49,16 @@ def usable(
     return kept
 
 
+def warn_of_letter_case(texts: Iterable[str], spec: InputSpec) -> None:
+    """Log a warning if the texts look like Turkish, and nothing says so."""
+    rules, is_kept = spec.vocabulary.rules, spec.vocabulary.case == "keep"
+    if spec.needs_text and not is_kept and (rules is None or rules.language is None) and looks_turkic(texts):
+        log.warning(
+            "The transcripts have the dotless i of Turkish, but letters change case as in English: I and i are one"
+            " letter. Set data.text.language=tr."
+        )
+
+
 def check_trainer(trainer: Trainer, num_batches: int) -> None:
     """Check the trainer's options against the plan, whose epoch has `num_batches` micro-batches on this device.
 
@@ -71,13 +85,18 @@ def _text_findings(manifest: Manifest, spec: InputSpec) -> dict[str, dict[int, s
     unknown = unknown_characters(manifest, spec)
     if unknown:
         counts = Counter(character for characters in unknown.values() for character in characters).most_common(20)
-        examples = ", ".join(f"{character!r} (in {n})" for character, n in counts)
+        examples = ", ".join(f"{_shown(piece)} (in {n})" for piece, n in counts)
         log.warning("Characters without a token: %s. For another alphabet: model.vocabulary=build.", examples)
     return {
-        "have characters outside the vocabulary": {i: " ".join(sorted(unknown[i])) for i in unknown},
-        "have an empty transcript": empty_text(manifest),
+        "have characters outside the vocabulary": {i: printable(" ".join(sorted(unknown[i]))) for i in unknown},
+        "have an empty transcript": empty_text(manifest, spec),
         "have more labels than the model has frames for": infeasible(manifest, spec),
     }
+
+
+def _shown(piece: str) -> str:
+    """Return a character as a message shows it: with its name, where it may look like another; or a phoneme."""
+    return repr(piece) if piece.isascii() or len(piece) > 1 else described(piece)
 
 
 def _report(manifest: Manifest, findings: dict[str, dict[int, str]], split: str, skip: bool) -> set[int]:
@@ -105,8 +124,10 @@ def _describe(manifest: Manifest, i: int, detail: str) -> str:
 def unknown_characters(manifest: Manifest, spec: InputSpec) -> dict[int, set[str]]:
     """Return, per utterance, the characters (or phonemes) without a token after normalisation."""
     vocabulary = spec.vocabulary
-    alphabet = map(vocabulary.normalise, set().union(*manifest.texts))
-    if not any(map(vocabulary.unknown_characters, [vocabulary.space, *alphabet])):  # the common case, and a quick check
+    written = set().union(*manifest.texts)
+    alphabet = map(vocabulary.normalise, written)
+    is_known = not any(map(vocabulary.unknown_characters, [vocabulary.space, *alphabet]))
+    if is_known and not any(map(depends_on_neighbours, written)):  # the common case, and a quick check
         return {}
     unknown = {
         i: characters
@@ -116,9 +137,10 @@ def unknown_characters(manifest: Manifest, spec: InputSpec) -> dict[int, set[str
     return dict(sorted(unknown.items(), key=lambda item: -len(item[1])))
 
 
-def empty_text(manifest: Manifest) -> dict[int, str]:
-    """Return the utterances with an empty transcript."""
-    return {i: "" for i, text in enumerate(manifest.texts) if not text.strip()}
+def empty_text(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
+    """Return the utterances with an empty transcript, or one of invisible or dropped characters alone."""
+    normalise = spec.vocabulary.normalise
+    return {i: printable(text).strip() for i, text in enumerate(manifest.texts) if not normalise(text)}
 
 
 def too_short(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
@@ -132,9 +154,10 @@ def infeasible(manifest: Manifest, spec: InputSpec) -> dict[int, str]:
     """Return the utterances with too few frames: CTC needs one per label, and one more between equal neighbours."""
     num_frames_N = spec.num_frames(_num_samples(manifest, spec))
     needed_and_given = {}
+    replaces = bool(spec.vocabulary.rules and spec.vocabulary.rules.replace)
     for i, (text, num_frames) in enumerate(zip(manifest.texts, num_frames_N, strict=True)):
-        # Twice as many frames as labels always suffice, and normalising ASCII text never makes it longer.
-        if num_frames == 0 or (text.isascii() and num_frames >= 2 * len(text)):
+        # Twice as many frames as labels always suffice; only replacements make ASCII text longer.
+        if num_frames == 0 or (text.isascii() and num_frames >= 2 * len(text) and not replaces):
             continue
         labels = spec.vocabulary.pieces(spec.vocabulary.normalise(text))
         needed = len(labels) + count_repeats(labels)

@@ -24,6 +24,8 @@ from w2v_lightning.data.samplers import EvaluationSampler, TrainSampler
 from w2v_lightning.data.trial import NoiseDataset
 from w2v_lightning.errors import InputError
 from w2v_lightning.runtime.hardware import loader_workers, usable_cores
+from w2v_lightning.text.rules import TextRules
+from w2v_lightning.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class LibriSpeechDataModule(LightningDataModule):
         duration_spread: ratio of the longest to the shortest utterance of a step, if the corpus is large enough. A
             larger ratio mixes durations better within a step and costs padding (docs/data.md).
         augmentation: speed, noise and gain for training utterances.
+        text: rules for the writing of transcripts: normal form, letter case, characters to drop or replace, language;
+            default: those of the model, which are exported with it. In a script, give them to the module, too.
         cache_dir: folder to cache audio from a URL in, so that the second epoch reads it from local disk.
         cache_gib: size limit of that cache in GiB; the least recently used files are removed first.
         verify_audio: compare every FLAC file with the checksum in its header while reading, at about half the speed.
@@ -79,6 +83,7 @@ class LibriSpeechDataModule(LightningDataModule):
         skip_unusable: bool = False,
         duration_spread: float = SPREAD,
         augmentation: Augmentation | None = None,
+        text: TextRules | None = None,
         cache_dir: str | None = None,
         cache_gib: float = 50.0,
         verify_audio: bool = False,
@@ -115,6 +120,7 @@ class LibriSpeechDataModule(LightningDataModule):
         self.skip_unusable = skip_unusable
         self.duration_spread = duration_spread
         self.augmentation = augmentation
+        self.text = text
         self.reader = AudioReader(cache_dir, cache_gib, verify_audio)
         self.allow_changed_data = allow_changed_data
         self.datasets: dict[str, UtteranceDataset] = {}
@@ -144,6 +150,7 @@ class LibriSpeechDataModule(LightningDataModule):
             # A model without text is scored on masked frames, with the same masks in every epoch and every run.
             masked = not spec.needs_text
             self.datasets[split] = UtteranceDataset(manifest, spec, split=split, reader=self.reader, masked=masked)
+        checks.warn_of_letter_case((text for each in self.datasets.values() for text in each.manifest.texts), spec)
         if stage in (None, "fit"):
             self._setup_training(spec)
 
@@ -302,7 +309,15 @@ class LibriSpeechDataModule(LightningDataModule):
 
     def _input_spec(self) -> InputSpec:
         module = self.trainer.lightning_module if self.trainer else None
-        return getattr(module, "input_spec", None) or InputSpec()
+        spec: InputSpec | None = getattr(module, "input_spec", None)
+        if spec is None:
+            return InputSpec(vocabulary=Vocabulary().with_rules(self.text))
+        if self.text is not None and spec.needs_text and self.text != spec.vocabulary.rules:
+            raise InputError(
+                "data.text was given to the data module alone, but the model is exported with these rules: give them to"
+                " both, Wav2Vec2CTC(..., text=rules) and LibriSpeechDataModule(..., text=rules)."
+            )
+        return spec
 
     @property
     def _rank(self) -> int:

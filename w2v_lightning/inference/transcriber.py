@@ -141,6 +141,8 @@ class Transcriber:
         """
         wav2vec2.check_head("--model", model, "fine-tune it first (fit), and give the folder that fit exports")
         loaded = wav2vec2.from_pretrained(model, {}, target_lang=target_lang)
+        if remark := loaded[1].remark:
+            log.warning(remark)
         return cls(*loaded, device, precision, speed, wav2vec2.stored_sample_rate(model))
 
     def transcribe(

@@ -3,16 +3,22 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from w2v_lightning.errors import InputError, listed
-from w2v_lightning.runtime.schema import shown
+from w2v_lightning.runtime.schema import check_content, shown
+from w2v_lightning.text.rules import TextRules
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import Wav2Vec2CTCTokenizer
 
 ROLES = ("pad_token", "unk_token", "bos_token", "eos_token")  # transformers rejects these as JSON objects
 CHARACTERS, PHONEMES = "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer"  # transformers' classes
+RULES_KEY = "text_rules"  # key of tokenizer_config.json that transformers keeps and ignores
+
+
+class _WithRules(TypedDict):
+    text_rules: TextRules
 
 
 def read(folder: Path, num_outputs: int | None, target_lang: str | None = None) -> dict[str, Any]:
@@ -40,11 +46,18 @@ def read(folder: Path, num_outputs: int | None, target_lang: str | None = None) 
         "space": " " if is_phonemes else tokenizer.replace_word_delimiter_char,
         "lowercase": not is_phonemes and tokenizer.do_lower_case,
         "separator": " " if is_phonemes else "",
+        "rules": _rules(settings.get(RULES_KEY), settings_path),
     }
 
 
 def write(
-    folder: Path, table: Mapping[str, int], roles: Mapping[str, str], space: str, lowercase: bool, separator: str
+    folder: Path,
+    table: Mapping[str, int],
+    roles: Mapping[str, str],
+    space: str,
+    lowercase: bool,
+    separator: str,
+    rules: Mapping[str, Any],
 ) -> None:
     """Write a tokenizer folder; existing tokenizer files are replaced.
 
@@ -53,6 +66,7 @@ def write(
         table: ids by token.
         roles: tokens by the names of their roles in transformers; "" if no token has the role.
         space, lowercase, separator: see `Vocabulary`.
+        rules: the values of its TextRules.
     """
     if separator:
         settings = {"tokenizer_class": PHONEMES, "do_phonemize": False, "phone_delimiter_token": separator}
@@ -60,12 +74,25 @@ def write(
         settings = {"tokenizer_class": CHARACTERS, "replace_word_delimiter_char": space, "do_lower_case": lowercase}
     contents = {  # transformers 5.24 reads the word delimiter from the last file only
         "vocab.json": table,
-        "tokenizer_config.json": settings | {role: token or None for role, token in roles.items()},
+        "tokenizer_config.json": settings | {role: token or None for role, token in roles.items()} | {RULES_KEY: rules},
         "special_tokens_map.json": {role: token for role, token in roles.items() if token},
     }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
     (folder / "added_tokens.json").unlink(missing_ok=True)
+
+
+def _rules(saved: Any, path: Path) -> TextRules | None:
+    """Return the rules that tokenizer_config.json holds; None if it has none, as in the folders of others."""
+    if saved is None:
+        return None
+    check_content(
+        {RULES_KEY: saved},
+        _WithRules,
+        path,
+        "restore the file, or remove the entry text_rules for the default rules.",
+    )
+    return TextRules(**saved)
 
 
 def _tokenizer(folder: Path, settings: Mapping[str, Any], kind: str) -> "Wav2Vec2CTCTokenizer":

@@ -4,15 +4,25 @@ The default vocabulary is that of facebook/wav2vec2-base-960h and its siblings: 
 CTC blank and ``|`` as the space between words.
 """
 
+import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any
 
 from w2v_lightning.errors import InputError
+from w2v_lightning.text import case as letter_case
 from w2v_lightning.text import tokenizer
+from w2v_lightning.text.case import Case
+from w2v_lightning.text.characters import is_mark
+from w2v_lightning.text.normaliser import Normaliser
+from w2v_lightning.text.rules import TextRules
+
+log = logging.getLogger(__name__)
 
 BLANK = "<pad>"
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
@@ -22,9 +32,6 @@ LIBRISPEECH_TOKENS = (*SPECIAL_TOKENS, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 
 # Values of model.vocabulary that build one from the training texts, with the `mixed_case` of Vocabulary.build.
 BUILT_VOCABULARIES = {"build": False, "build-mixed": True}
-
-# Typographic apostrophes: word processors and web pages use them instead of the plain one.
-_APOSTROPHES = str.maketrans("\u2018\u2019\u02bc", "'''")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Vocabulary:
         space: text of the word delimiter; "" if words are not separated.
         lowercase: whether texts are in lower case, though the tokens are in upper case.
         separator: text between tokens: a space between phonemes.
+        rules: rules for the writing of texts; None: none are known, and the defaults apply.
     """
 
     tokens: tuple[str, ...] = LIBRISPEECH_TOKENS
@@ -50,6 +58,7 @@ class Vocabulary:
     space: str = " "
     lowercase: bool = False
     separator: str = ""
+    rules: TextRules | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.blank not in self.tokens:
@@ -92,25 +101,35 @@ class Vocabulary:
         return re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
 
     @cached_property
-    def _fold_case(self) -> Callable[[str], str]:
-        characters = "".join(self._id_of_piece)
-        if self.lowercase or characters.lower() == characters != characters.upper():
-            return str.lower
-        return str.upper if characters.upper() == characters else str
+    def _letters(self) -> frozenset[str]:
+        """Characters of the tokens, as texts have them."""
+        characters = frozenset("".join(self._id_of_piece))
+        return frozenset("".join(characters).lower()) if self.lowercase else characters
 
     @cached_property
-    def _apostrophes(self) -> dict[int, int]:
-        """Typographic apostrophes to replace, except those that are tokens of this vocabulary."""
-        letters = set("".join(self._id_of_piece))
-        return {code: plain for code, plain in _APOSTROPHES.items() if chr(code) not in letters}
+    def case(self) -> Case:
+        """Letter case of texts: that of the tokens, unless the rules give another."""
+        if self.rules and self.rules.case != "auto":
+            return self.rules.case
+        cases = set(map(letter_case.case_of, self._letters)) - {"keep"}
+        return "upper" if not cases else cases.pop() if len(cases) == 1 else "keep"
+
+    @cached_property
+    def _normaliser(self) -> Normaliser:
+        return Normaliser(self.rules or TextRules(), self.case, self._letters, self.separator or self.space)
+
+    @cached_property
+    def _token_case(self) -> Normaliser:
+        """Function that writes a normalised text in upper case, for tokens that are, though texts are in lower case."""
+        characters = frozenset("".join(self._id_of_piece))
+        return Normaliser(replace(self.rules or TextRules(), drop="", replace={}), "upper", characters, self.space)
 
     def normalise(self, text: str) -> str:
-        """Convert a transcript to the letter case of this vocabulary, plain apostrophes and single spaces.
+        """Convert a transcript to the normal form and letter case of this vocabulary, as its rules say.
 
-        Nothing is removed: `unknown_characters` finds the characters that the vocabulary lacks.
+        No letter is removed, unless the rules say so: `unknown_characters` finds those that the vocabulary lacks.
         """
-        plain = text if text.isascii() else text.translate(self._apostrophes)  # translate is the slow part
-        return (self.separator or self.space).join(self._fold_case(plain).split())
+        return self._normaliser(text)
 
     def pieces(self, text: str) -> Sequence[str]:
         """Split a normalised `text` into the pieces that have one label each: its characters, tokens or phonemes.
@@ -120,7 +139,7 @@ class Vocabulary:
         if self.separator:
             return text.split()
         if self.lowercase:
-            text = text.upper()
+            text = self._token_case(text)
         return text if self._longest_piece is None else self._longest_piece.findall(text)
 
     def unknown_characters(self, text: str) -> set[str]:
@@ -138,24 +157,74 @@ class Vocabulary:
     def decode(self, ids: Iterable[int]) -> str:
         """Decode the best id per frame of one utterance (greedy CTC): merge repeats, drop blanks and special tokens."""
         text = self.separator.join(filter(None, (self._text_of_id[i] for i, _ in groupby(ids))))
-        return " ".join((text.lower() if self.lowercase else text).split())
+        if self.lowercase:
+            text = letter_case.lowered(text, self.rules.language if self.rules else None)
+        return " ".join(text.split())
+
+    @property
+    def remark(self) -> str:
+        """Sentence on tokens that are written in another normal form than texts usually are; "" if none are."""
+        marks = [letter for letter in self._letters if is_mark(letter)]
+        composed = sorted(
+            letter
+            for base in (self._letters if marks else ())
+            for mark in marks
+            if len(letter := unicodedata.normalize("NFC", base + mark)) == 1
+        )
+        if not composed:
+            return ""
+        if both := [letter for letter in composed if letter in self._letters]:
+            return (
+                f"The vocabulary has letters in two spellings, such as {both[0]} as one character and as two"
+                " (NFC and NFD): texts are written in the first. A newly built vocabulary has one spelling."
+            )
+        return (
+            f"The vocabulary is in normal form NFD ({composed[0]} is written as two characters): texts are converted to"
+            " it, and what is transcribed is in it."
+        )
+
+    def values(self) -> dict[str, Any]:
+        """Return the fields as plain values for a checkpoint; without rules if they are the default ones.
+
+        So they equal those of a checkpoint from before there were rules, and runs can be resumed from it.
+        """
+        values = asdict(self)
+        if self.rules in (None, TextRules()):
+            del values["rules"]
+        return values
+
+    def with_rules(self, rules: TextRules | None) -> "Vocabulary":
+        """Return this vocabulary with other rules for the writing of texts; with its own if `rules` is None."""
+        return self if rules is None else replace(self, rules=rules)
 
     @classmethod
-    def build(cls, texts: Iterable[str], mixed_case: bool = False) -> "Vocabulary":
+    def build(cls, texts: Iterable[str], mixed_case: bool = False, rules: TextRules | None = None) -> "Vocabulary":
         """Build a vocabulary of the special tokens and the characters of `texts`, in upper case unless `mixed_case`.
 
         Characters are sorted by code point, so more texts of the same alphabet give the same ids (sorting by frequency
         would not). The apostrophe is a character like any other. A ``|`` in the texts is left out: it is the space.
+        Invisible characters and control characters are never tokens.
+
+        Args:
+            texts: the transcripts.
+            mixed_case: keep the letter case of the texts.
+            rules: rules for the writing of texts, which the vocabulary keeps. Without a language, that of Turkish is
+                assumed for texts that have the dotless i as often as it has.
 
         Raises:
-            InputError: the texts have no character.
+            InputError: the texts have no character, or `mixed_case` contradicts the rules.
         """
-        written = "".join(sorted(set().union(*texts))).translate(_APOSTROPHES)
-        characters = sorted(set(written if mixed_case else written.upper()) - {WORD_DELIMITER})
-        letters = tuple(character for character in characters if not character.isspace())
+        texts, rules = list(texts), rules or TextRules()
+        if mixed_case and rules.case not in ("auto", "keep"):
+            raise InputError(f"data.text.case={rules.case} contradicts model.vocabulary=build-mixed; use build.")
+        case: Case = "keep" if mixed_case else "upper" if rules.case == "auto" else rules.case
+        if rules.language is None and case != "keep" and letter_case.looks_turkic(texts):
+            rules = replace(rules, language="tr")
+            log.info("The texts have the dotless i of Turkish, whose letter case is used (data.text.language=tr).")
+        letters = set().union(*map(Normaliser(rules, case), texts)) - {WORD_DELIMITER, " "}
         if not letters:
             raise InputError("Cannot build a vocabulary: the transcripts have no characters.")
-        return cls(SPECIAL_TOKENS + letters)
+        return cls(SPECIAL_TOKENS + tuple(sorted(letters)), rules=rules)
 
     @classmethod
     def load(cls, folder: str | Path, num_outputs: int | None = None, target_lang: str | None = None) -> "Vocabulary":
@@ -182,7 +251,8 @@ class Vocabulary:
             "bos_token": self.begin,
             "eos_token": self.end,
         }
-        tokenizer.write(Path(folder), table, roles, self.space, self.lowercase, self.separator)
+        rules = asdict(self.rules or TextRules())
+        tokenizer.write(Path(folder), table, roles, self.space, self.lowercase, self.separator, rules)
 
 
 def count_repeats(labels: Iterable[object]) -> int:
