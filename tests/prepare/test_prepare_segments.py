@@ -1,5 +1,7 @@
 """Tables whose rows are segments of recordings."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -89,7 +91,7 @@ def test_columns_that_are_not_clear_are_refused(table, prepare, header, named):
 
 @pytest.mark.parametrize("header", ["ending", "startup", "frames", "client,samples", "time"])
 def test_columns_of_something_else_are_passed_over(table, prepare, rows, header):
-    assert len(rows(prepare(table(header, "1,1")) / "manifest.jsonl")) == 1
+    assert len(rows(prepare(table(header, re.sub("[^,]+", "1", header))) / "manifest.jsonl")) == 1
 
 
 @pytest.mark.parametrize(

@@ -476,8 +476,9 @@ def test_a_repair_that_fits_several_files_is_none_and_the_path_is_named(tmp_path
         soundfile.write(tmp_path / name, spell("A B"), SAMPLE_RATE)
     out = prepare(table_of(tmp_path, "a.mp3", "b.wav"))
     (rejected,) = rows(out / "rejected.jsonl")
-    assert (rejected["reason"], rejected["detail"]) == ("no audio file", f"{tmp_path}/a.mp3: there is no such file")
-    assert f"  {tmp_path}/a.mp3: there is no such file\n" in capsys.readouterr().out
+    detail = f"{tmp_path}/a.mp3: there is no such file, and several fit: {tmp_path}/a.flac, {tmp_path}/a.wav"
+    assert (rejected["reason"], rejected["detail"]) == ("no audio file", detail)
+    assert f"  {detail}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

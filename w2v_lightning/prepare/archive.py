@@ -6,13 +6,15 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.hashes import HashSet
 from w2v_lightning.prepare.pairing import TRANSCRIPT_SUFFIXES, Pairing
-from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item
+from w2v_lightning.prepare.splits import of_file
+from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item, Utterance
 
 READ_BYTES = 1 << 15  # small, because tarfile copies its buffer for every header
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -49,7 +51,9 @@ def read_archives(folder: Path) -> Iterator[Item]:
     """
     for path in sorted(folder.iterdir()):
         if path.name.lower().endswith(SUFFIXES):
-            yield from read_archive(path)
+            split = of_file(path.name)
+            for item in read_archive(path):
+                yield replace(item, split=item.split or split) if isinstance(item, Utterance) else item
 
 
 def _files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:

@@ -14,6 +14,7 @@ PATH_COLUMNS = (
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription", "normalized_text", "normalised_text", "raw_text")
 SPEAKER_COLUMNS = ("speaker", "client_id", "speaker_id", "spk_id", "speaker_name")
 ID_COLUMNS = ("id",)
+SPLIT_COLUMNS = ("split",)
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,13 @@ class ColumnNames:
     speaker: str | None = None
 
     def candidates(self) -> dict[str, tuple[str, ...]]:
-        """Return the possible names, in order of preference, of path, text, speaker and id."""
+        """Return the possible names, in order of preference, of path, text, speaker, id and split."""
         usual = {"path": PATH_COLUMNS, "text": TEXT_COLUMNS, "speaker": SPEAKER_COLUMNS, "id": ID_COLUMNS}
+        usual["split"] = SPLIT_COLUMNS
         return usual | {key: (name,) for key, name in vars(self).items() if name is not None}
 
     def find(self, header: Iterable[str], path: Path, required: Iterable[str] = ("path", "text")) -> dict[str, str]:
-        """Return the columns of `header` for path, text, speaker and id that are there.
+        """Return the columns of `header` for path, text, speaker, id and split that are there.
 
         Args:
             header: names of all columns.

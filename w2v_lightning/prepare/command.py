@@ -45,14 +45,9 @@ def main(args: Sequence[str]) -> int:
 
 
 def _status(options: PrepareOptions) -> int:
-    share = output.lost_share(options.out)
-    if 100 * share <= options.max_rejected:
-        return 0
-    print(
-        f"WARNING: {100 * share:.1f} % of the utterances are left out, above --max_rejected {options.max_rejected:g}."
-        " Correct what rejected.jsonl lists, or raise --max_rejected."
-    )
-    return 1
+    if warning := output.warning(options.out, options.max_rejected_percentage):
+        print(warning)
+    return 1 if warning else 0
 
 
 def prepare(sources: Sequence[Source], out: Path, recipe: Recipe, workers: int) -> None:
@@ -82,7 +77,8 @@ def _make(
     if upload:
         record.refuse_other_remote(upload.read("stats.json"), request, upload.url)
     record.begin(out, request)
-    parts = Parts(out, recipe.shard_size, upload.begin if upload else lambda shard: None)
+    on_shard = upload.begin if upload else lambda shard: None
+    parts = Parts(out, recipe.shard_size, on_shard, has_details=recipe.validation is not None)
     with _progress(sources, request) as progress:
         reasons = _fill(parts, outcomes(sources, out, recipe, workers, parts.done, progress), out)
     files = output.assemble(out, request, reasons)

@@ -1,6 +1,5 @@
 """Folder of a Hugging Face dataset: parquet files as on the Hub, or arrow files as save_to_disk writes them."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from w2v_lightning.prepare.arrow_files import ArrowFiles
 from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.folder import walk
 from w2v_lightning.prepare.readers.arrow_audio import NoAudioError, audio_columns, audio_of_cell, rate_column
+from w2v_lightning.prepare.splits import NUMBER, innermost, of_file
 from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
 from w2v_lightning.runtime.schema import shown
 
@@ -49,11 +49,16 @@ def require_pyarrow() -> None:
 
 
 def _split_of(path: Path, root: Path) -> str:
-    """Return `train` for train-00000-of-00012.parquet, and for train/data-00000-of-00001.arrow in a DatasetDict."""
+    """Return `train` for train-00000-of-00012.parquet, train.parquet, train/0000.parquet and what save_to_disk writes.
+
+    In a DatasetDict on disk, and before -00000-of-00012, any name is that of a split.
+    """
     if path.parent.parent == root and (root / "dataset_dict.json").is_file():
         return path.parent.name
-    match = re.fullmatch(r"(.+)-\d{5}-of-\d{5}", path.stem)
-    return match[1] if match and match[1] != "data" else ""
+    name, is_numbered = NUMBER.subn("", path.stem)
+    if is_numbered and "-of-" in path.stem and name != "data":
+        return name
+    return of_file(path.name) or innermost(path.relative_to(root).parts[:-1])
 
 
 def _read_file(path: Path, root: Path, names: ColumnNames, files: ArrowFiles) -> Iterator[Item]:
@@ -68,7 +73,7 @@ def _read_file(path: Path, root: Path, names: ColumnNames, files: ArrowFiles) ->
 
 
 def _columns(schema: "pyarrow.Schema", path: Path, names: ColumnNames) -> dict[str, str]:
-    """Return the names of the columns for audio, text, speaker, id and sample rate; only the first two are required."""
+    """Return the columns for audio, text, speaker, id, split and sample rate; only the first two are required."""
     audio = names.path or next(audio_columns(schema), None)
     if audio is None:
         raise InputError(
@@ -93,4 +98,4 @@ def _item(row: dict[str, Any], split: str, path: Path, number: int, folders: lis
     if not isinstance(row["text"], str | int | float | None):
         return Rejected(str(path), utterance_id, "a transcript that is not text", shown(row["text"]))
     text, speaker = as_string(row["text"]), as_string(row.get("speaker"))
-    return Utterance(utterance_id, text, audio, str(path), speaker, split)
+    return Utterance(utterance_id, text, audio, str(path), speaker, as_string(row.get("split")) or split)

@@ -5,10 +5,10 @@ be lost if the id alone decided.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import count
 from pathlib import PurePath
 
 from w2v_lightning.prepare.hashes import HashSet
@@ -24,7 +24,7 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
     The result depends only on the items and their order, so an interrupted run finds the same ids again.
     """
     ids, places = HashSet(), HashSet()
-    numbers: defaultdict[str, count[int]] = defaultdict(lambda: count(2))  # the next one of each id that needs one
+    numbers: Counter[str] = Counter()  # the last number behind an id; without it, n repeats would take n² steps
     for item in items:
         if isinstance(item, Rejected):
             yield item
@@ -34,9 +34,7 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
             yield Rejected(item.source, item.id, DUPLICATE)
             continue
         places.add(place)
-        new_id = item.id
-        if new_id in ids:
-            new_id = next(new for new in _alternatives(item, numbers) if new not in ids)
+        new_id = item.id if item.id not in ids else next(new for new in _alternatives(item, numbers) if new not in ids)
         ids.add(new_id)
         yield item if new_id == item.id else replace(item, id=new_id)
 
@@ -46,14 +44,16 @@ def _place(utterance: Utterance) -> str:
     audio = utterance.audio
     if isinstance(audio, bytes):
         return hashlib.blake2b(audio, digest_size=16).hexdigest()
-    return repr((audio.url, audio.byte_offset, audio.start_s, audio.duration_s, audio.channel))
+    segment = None if audio.start_s is None else (audio.start_s, audio.duration_s)
+    return repr((os.path.normpath(audio.url), audio.byte_offset, segment, audio.channel))
 
 
-def _alternatives(utterance: Utterance, numbers: Mapping[str, Iterator[int]]) -> Iterator[str]:
+def _alternatives(utterance: Utterance, numbers: Counter[str]) -> Iterator[str]:
     """Yield ids that may be unique, the most telling first."""
     if utterance.split:
         yield f"{utterance.split}-{utterance.id}"
     source = PurePath(utterance.source)
     yield "-".join(filter(None, (source.parent.name, source.stem, utterance.id)))
-    for number in numbers[utterance.id]:
-        yield f"{utterance.id}-{number}"
+    while True:
+        numbers[utterance.id] = max(numbers[utterance.id], 1) + 1
+        yield f"{utterance.id}-{numbers[utterance.id]}"

@@ -12,6 +12,7 @@ from w2v_lightning.prepare.columns import ColumnNames
 
 DEFAULT_SHARD_BYTES = 512_000_000
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+MAX_VALIDATION = 50  # percent
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 655_350  # the maximum is FLAC's
 
 
@@ -26,6 +27,7 @@ class Recipe:
     max_duration: float | None = None  # seconds
     segment: bool = False
     channel: str = "mix"  # or a number, 0-based, or "each": one utterance per channel
+    validation: float | None = None  # percent of the audio
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,10 @@ class PrepareOptions:
         segment: a separate file for each segment of a longer recording, instead of a reference into it.
         channel: channel of stereo and other recordings to use: its number, counted from 0; mix, the mean of all; or
             each, one utterance per channel, whose ids end in -0, -1 and so on.
-        max_rejected: percentage of utterances that may be left out; above it, the exit status is 1, although the output
-            is complete. Duplicates and the limits of duration do not count.
+        validation: share of the audio for a validation split, such as 5%, if the sources have none; whole speakers, or
+            whole recordings where no speaker is known; default: no such split.
+        max_rejected: share of the utterances that may be left out, such as 5%; above it, the exit status is 1, although
+            the output is complete. Duplicates and the limits of duration do not count.
         path_column: name of the column of the audio or its path, in tables and datasets; default: the usual names.
         text_column: name of the column of the transcript, in tables and datasets; default: the usual names.
         speaker_column: name of the column of the speaker, in tables and datasets; default: the usual names.
@@ -87,7 +91,8 @@ class PrepareOptions:
     max_duration: PositiveFloat | None = None
     segment: bool = False
     channel: str = "mix"
-    max_rejected: NonNegativeFloat = 1.0
+    validation: str | float | None = None
+    max_rejected: str | float = "1%"
     path_column: str | None = None
     text_column: str | None = None
     speaker_column: str | None = None
@@ -107,6 +112,9 @@ class PrepareOptions:
             )
         if not re.fullmatch(r"\d{1,3}|mix|each", self.channel):
             raise InputError(f"--channel is {self.channel!r}: must be mix, each, or a number counted from 0.")
+        if self.validation is not None and not 0 < _percentage("validation", self.validation) <= MAX_VALIDATION:
+            raise InputError(f"--validation is {self.validation}: must be above 0% and at most {MAX_VALIDATION}%.")
+        _percentage("max_rejected", self.max_rejected)
         if self.to and re.match(r"[^/]+://[^/]*@", self.to):
             raise InputError(
                 "--to contains a user or password in its URL; pass them in AWS's environment variables or profile."
@@ -120,6 +128,11 @@ class PrepareOptions:
     def columns(self) -> ColumnNames:
         """Columns that the user names."""
         return ColumnNames(self.path_column, self.text_column, self.speaker_column)
+
+    @property
+    def max_rejected_percentage(self) -> float:
+        """Share of the utterances that may be left out, in percent."""
+        return _percentage("max_rejected", self.max_rejected)
 
     def recipe(self, *, is_packed: bool) -> Recipe:
         """Return the recipe, with shards if an upload or packed audio needs them.
@@ -135,12 +148,21 @@ class PrepareOptions:
             max_duration=self.max_duration,
             segment=self.segment,
             channel=self.channel,
+            validation=None if self.validation is None else _percentage("validation", self.validation),
         )
 
     def _shard_bytes(self, is_packed: bool) -> int | None:
         if self.shard_size is not None:
             return _bytes_of(self.shard_size)
         return DEFAULT_SHARD_BYTES if self.to or is_packed else None
+
+
+def _percentage(option: str, value: str | float) -> float:
+    """Return the number in a percentage, which may be written without its sign."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*%?", str(value).strip())
+    if match is None or float(match[1]) > 100:
+        raise InputError(f"--{option} is {value!r}: must be a percentage such as 5%.")
+    return float(match[1])
 
 
 def _bytes_of(size: str) -> int:

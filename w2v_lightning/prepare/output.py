@@ -10,6 +10,7 @@ from typing import Any
 
 from w2v_lightning import __version__
 from w2v_lightning.errors import InputError, listed
+from w2v_lightning.prepare import validation
 from w2v_lightning.prepare.convert import TOO_LONG, TOO_SHORT
 from w2v_lightning.prepare.identity import DUPLICATE
 from w2v_lightning.prepare.parts import lines_of, read_headers
@@ -25,19 +26,23 @@ def assemble(out: Path, request: dict[str, Any], reasons: Counter[str]) -> dict[
         InputError: no utterance is left.
     """
     folder = out / ".parts"
-    paths_of_split: dict[str, list[Path]] = defaultdict(list)
-    statistics_of_split: dict[str, Statistics] = defaultdict(Statistics)
-    for path, header in read_headers(folder):
-        paths_of_split[header["split"]].append(path)
-        statistics_of_split[header["split"]].merge(Statistics.from_json(header["statistics"]))
     rejected = {"rejected.jsonl": folder / "rejected.jsonl"} if reasons else {}
-    if not paths_of_split:
+    if next(read_headers(folder), None) is None:
         publish(out, rejected)
         problem = _counted(reasons) or "they are empty"
         sources = listed([source["path"] for source in request["sources"]])
         raise InputError(f"No utterance in the sources is usable: {problem}. Sources: {sources}.")
+    percentage, parts = request["options"]["validation"], folder
+    outcome: dict[str, Any] = {}
+    if percentage is not None:
+        parts, outcome = validation.hold_out(folder, percentage)
+    paths_of_split: dict[str, list[Path]] = defaultdict(list)
+    statistics_of_split: dict[str, Statistics] = defaultdict(Statistics)
+    for path, header in read_headers(parts):
+        paths_of_split[header["split"]].append(path)
+        statistics_of_split[header["split"]].merge(Statistics.from_json(header["statistics"]))
     manifests = _write_manifests(folder, paths_of_split)
-    stats = _stats(request, statistics_of_split, reasons)
+    stats = _stats(request, statistics_of_split, reasons) | ({"validation": outcome} if outcome else {})
     (folder / "stats.json").write_text(json.dumps(stats, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return rejected | manifests | {"stats.json": folder / "stats.json"}
 
@@ -57,15 +62,21 @@ def remove_parts(out: Path) -> None:
 
 
 def summary(out: Path) -> str:
-    """Return one line on the corpus, and one on the rejected utterances if there are any."""
+    """Return a line on the corpus, and one each on its splits, --validation and what is left out, if there is any."""
     stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
     num_shards, reasons = len(list((out / "shards").glob("*.tar"))), stats["rejected"]
-    counts = [f"{stats['utterances']:,} utterances", f"{stats['hours']:.2f} h", f"{stats['speakers']:,} speakers"]
-    line = f"{out / 'manifest.jsonl'}: {', '.join(counts)}{f', in {num_shards:,} shards' if num_shards else ''}."
-    if not reasons:
-        return line
-    left_out = f"{sum(reasons.values()):,} left out, listed in {out / 'rejected.jsonl'}: {_counted(reasons)}."
-    return "\n".join([line, left_out, *_examples(out / "rejected.jsonl")])
+    sizes = [f"{stats['utterances']:,} utterances", f"{stats['hours']:.2f} h", f"{stats['speakers']:,} speakers"]
+    line = f"{out / 'manifest.jsonl'}: {', '.join(sizes)}{f', in {num_shards:,} shards' if num_shards else ''}."
+    lines = [line]
+    if splits := stats["splits"]:
+        counts = ", ".join(f"{split} {statistics['utterances']:,}" for split, statistics in splits.items())
+        lines.append(f"Utterances per split: {counts}.")
+    if outcome := stats.get("validation"):
+        lines.append(validation.described(outcome))
+    if reasons:
+        lines.append(f"{sum(reasons.values()):,} left out, listed in {out / 'rejected.jsonl'}: {_counted(reasons)}.")
+        lines += _examples(out / "rejected.jsonl")
+    return "\n".join(lines)
 
 
 def _examples(rejected: Path) -> list[str]:
@@ -75,15 +86,25 @@ def _examples(rejected: Path) -> list[str]:
         return [f"  {detail}" for detail in islice(details, MAX_EXAMPLES)]
 
 
-def lost_share(out: Path) -> float:
-    """Return the share of the utterances that is left out, in 0 to 1, but for duplicates and by the limits of duration.
+def warning(out: Path, max_rejected: float) -> str:
+    """Return a line on what is left out if that is more than `max_rejected` percent of the utterances, else "".
 
-    Those are left out on purpose; the rest may be a fault of the corpus, or of how it was read.
+    Duplicates and the limits of duration do not count, because they are left out on purpose; the rest may be a fault
+    of the corpus, or of how it was read.
     """
     stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
     on_purpose = (DUPLICATE, TOO_SHORT, TOO_LONG)
-    num_lost = sum(n for reason, n in stats["rejected"].items() if not reason.startswith(on_purpose))
-    return num_lost / (num_lost + stats["utterances"])
+    lost = {reason: n for reason, n in stats["rejected"].items() if not reason.startswith(on_purpose)}
+    num_lost = sum(lost.values())
+    num_all = num_lost + stats["utterances"]
+    if 100 * num_lost <= max_rejected * num_all:
+        return ""
+    reason = max(lost, key=lambda reason: lost[reason])
+    return (
+        f"WARNING: {100 * num_lost / num_all:.1f} % of the utterances are left out ({num_lost:,} of {num_all:,}),"
+        f" most often for: {reason.rstrip('.')}. That is above --max_rejected {max_rejected:g}%. Correct what"
+        " rejected.jsonl lists, or raise --max_rejected."
+    )
 
 
 def _write_manifests(folder: Path, paths_of_split: dict[str, list[Path]]) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.prepare.hashes import HashSet
 from w2v_lightning.prepare.readers import timit
 from w2v_lightning.prepare.readers.json_transcript import fields_of_json
+from w2v_lightning.prepare.splits import innermost
 from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
 
 TRANSCRIPT_SUFFIXES = (".txt", ".lab", ".json")
@@ -115,7 +116,8 @@ class Pairing:
     def _named(self, name: str, fields: dict[str, str]) -> tuple[str, dict[str, str]]:
         stem = PurePath(name).stem
         # The id contains the directory, because many directories may have a file 001.wav.
-        return stem, {"id": "/".join([*self._directory.parts[1:], stem])} | fields
+        utterance_id = "/".join([*self._directory.parts[1:], stem])
+        return stem, {"id": utterance_id, "split": innermost(self._directory.parts)} | fields
 
     def _speaker_and_split(self, name: str) -> dict[str, str]:
         """Return speaker and split if the path is [SPLIT/]SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, else nothing."""

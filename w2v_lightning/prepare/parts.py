@@ -2,14 +2,15 @@
 
 A part gets its final name once it is complete, so a run can be interrupted at any time and knows what was done.
 
-    DIR/.parts/[SPLIT-]000000.part     one line of statistics, then lines of the manifest
+    DIR/.parts/[SPLIT-]000000.part     one line of statistics and details, then lines of the manifest
     DIR/shards/[SPLIT-]000000.tar
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,17 @@ class Parts:
         out: the output folder.
         shard_size: size of a shard in bytes; None: no shards.
         on_shard: called with the path of each complete shard, those of an earlier run first.
+        has_details: whether the first line of a part also holds the recording, bytes and sample rate of its utterances.
     """
 
-    def __init__(self, out: Path, shard_size: int | None, on_shard: Callable[[Path], None]) -> None:
+    def __init__(
+        self, out: Path, shard_size: int | None, on_shard: Callable[[Path], None], has_details: bool = False
+    ) -> None:
         self._folder = out / ".parts"
         self._shards = out / "shards"
         self._shard_size = shard_size
         self._on_shard = on_shard
+        self._has_details = has_details
         self._open: dict[str, _Part] = {}
         self._number: Counter[str] = Counter()
         self.done = HashSet()
@@ -65,7 +70,7 @@ class Parts:
     def _begin(self, split: str) -> "_Part":
         name = f"{split}-{self._number[split]:06}" if split else f"{self._number[split]:06}"
         shard = Shard(self._folder / f"{name}.tar") if self._shard_size else None
-        self._open[split] = _Part(name, split, shard)
+        self._open[split] = _Part(name, split, shard, self._has_details)
         return self._open[split]
 
     def _complete(self, part: "_Part") -> None:
@@ -75,9 +80,7 @@ class Parts:
             self._shards.mkdir(exist_ok=True)
             final_path = self._shards / part.shard.path.name
             os.replace(part.shard.path, final_path)
-        temporary = self._folder / f"{part.name}.tmp"
-        temporary.write_text("".join(f"{line}\n" for line in [part.header(), *part.lines]), encoding="utf-8")
-        os.replace(temporary, self._folder / f"{part.name}.part")
+        write_part(self._folder / f"{part.name}.part", part.header(), part.lines)
         del self._open[part.split]
         self._number[part.split] += 1
         if final_path:
@@ -95,12 +98,13 @@ class Parts:
 class _Part:
     """Part that is being written."""
 
-    def __init__(self, name: str, split: str, shard: Shard | None) -> None:
+    def __init__(self, name: str, split: str, shard: Shard | None, has_details: bool) -> None:
         self.name = name
         self.split = split
         self.shard = shard
         self.lines: list[str] = []
         self._statistics = Statistics()
+        self._details: list[list[str | int]] | None = [] if has_details else None
 
     def add(self, utterance: Utterance, audio: Audio, audio_filepath: str) -> None:
         row: dict[str, Any] = {"id": utterance.id, "audio_filepath": audio_filepath, "duration": audio.duration_s}
@@ -111,9 +115,12 @@ class _Part:
             row["channel"] = utterance.audio.channel
         self.lines.append(json.dumps(row | self._position(utterance, audio), ensure_ascii=False))
         self._statistics.add(utterance.text, utterance.speaker, audio)
+        if self._details is not None:
+            self._details.append([_recording(utterance), audio.num_bytes, audio.sample_rate])
 
-    def header(self) -> str:
-        return json.dumps({"split": self.split, "statistics": self._statistics.as_json()}, ensure_ascii=False)
+    def header(self) -> dict[str, Any]:
+        details = {} if self._details is None else {"details": self._details}
+        return {"split": self.split, "statistics": self._statistics.as_json()} | details
 
     def _position(self, utterance: Utterance, audio: Audio) -> dict[str, Any]:
         """Return the keys that locate the audio within its file, after adding it to the shard if there is one."""
@@ -136,6 +143,20 @@ class _Part:
 def _position_in_file(ref: AudioRef) -> dict[str, Any]:
     packed: dict[str, Any] = {"byte_offset": ref.byte_offset, "num_bytes": ref.num_bytes} if ref.num_bytes else {}
     return packed if ref.start_s is None else packed | {"offset": ref.start_s}
+
+
+def _recording(utterance: Utterance) -> str:
+    """Return a name of the recording that an utterance is, or is a segment of."""
+    audio = utterance.audio
+    return f"{audio.url}:{audio.byte_offset}" if isinstance(audio, AudioRef) else utterance.id
+
+
+def write_part(path: Path, header: dict[str, Any], lines: Iterable[str]) -> None:
+    """Write a part, which `path` has once it is complete."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in chain([json.dumps(header, ensure_ascii=False)], lines))
+    os.replace(temporary, path)
 
 
 def read_headers(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -21,7 +21,7 @@ Request = dict[str, Any]
 FORMAT_VERSION = 1
 
 
-ADDED_LATER = {"channel": "mix"}  # options that an earlier version did not record, with what it did
+ADDED_LATER = {"channel": "mix", "validation": None}  # options that an earlier version did not record, with what it did
 
 
 class _Source(TypedDict):

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 from w2v_lightning.data.lhotse import is_lhotse_cut
 from w2v_lightning.errors import InputError
-from w2v_lightning.prepare import huggingface, tables
+from w2v_lightning.prepare import huggingface, splits, tables
 from w2v_lightning.prepare.archive import SUFFIXES as ARCHIVE_SUFFIXES
 from w2v_lightning.prepare.archive import read_archive, read_archives
 from w2v_lightning.prepare.columns import ColumnNames
@@ -26,8 +25,6 @@ SUPPORTED = (
     " a Shar folder, a list of fairseq, a table (.csv, .tsv, .json, .jsonl), and a Hugging Face dataset; see"
     " `prepare --help`."
 )
-
-SPLIT_NAME = re.compile(r"(?<![a-z])(train|training|dev|valid|validation|val|eval|test)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,9 @@ class Source:
 
     def __iter__(self) -> Iterator[Item]:
         for item in self.reader(self.path):
-            if isinstance(item, Utterance) and not item.split:
-                item = replace(item, split=self.split)
+            if isinstance(item, Utterance):
+                split = splits.as_name(item.split or self.split)
+                item = item if split == item.split else replace(item, split=split)
             yield item
 
     def fingerprint(self) -> dict[str, str | int]:
@@ -61,18 +59,13 @@ class Source:
 
 
 def with_splits(sources: Sequence[Source]) -> list[Source]:
-    """Return the sources; each of several tables is a split of its file name if one of the names is that of a split.
+    """Return the sources; several of them are splits of their names, if those are names of splits.
 
-    Otherwise `prepare train.tsv dev.tsv test.tsv` would make one training set of all three.
+    Otherwise `prepare train.tsv dev.tsv test.tsv` would make one training set of all three. Splits that a source has
+    itself come first.
     """
-    tables = [source for source in sources if source.is_table]
-    if len(tables) < 2 or not any(SPLIT_NAME.search(_stem(source.path)) for source in tables):
-        return list(sources)
-    return [replace(source, split=_stem(source.path)) if source.is_table else source for source in sources]
-
-
-def _stem(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).stem
+    names = splits.among_several([source.path for source in sources])
+    return [replace(source, split=name) for source, name in zip(sources, names, strict=True)]
 
 
 def recognise(path: Path, names: ColumnNames = ColumnNames()) -> Source:  # noqa: B008  it is immutable

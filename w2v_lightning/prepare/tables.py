@@ -3,10 +3,9 @@
 import csv
 import gzip
 import json
-import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TextIO
 
@@ -14,19 +13,22 @@ from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.lhotse import row_from_supervision
 from w2v_lightning.data.rows import as_string, checked_row, read_objects, read_rows
 from w2v_lightning.errors import InputError
-from w2v_lightning.prepare.audio_paths import AudioPaths
+from w2v_lightning.prepare import quoting
+from w2v_lightning.prepare.audio_paths import AmbiguousPathError, AudioPaths
 from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.segments import in_seconds, segment_columns, segment_of
 from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
 from w2v_lightning.runtime.schema import Mismatch
 
-QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # a cell that csv quotes because it holds a quotation mark
+MISALIGNED = "more cells than columns"  # such as a text with commas that is not quoted
 
 
 def open_text(path: Path) -> TextIO:
-    """Open a text file, gzipped or not."""
+    """Open a text file, gzipped or not, in UTF-8 or, if it begins with that byte order mark, in UTF-16."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+    with opener(path, "rb") as file:
+        is_utf16 = file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)
+    return opener(path, "rt", encoding="utf-16" if is_utf16 else "utf-8-sig", newline="")
 
 
 def first_json_object(path: Path) -> dict[str, Any]:
@@ -50,8 +52,10 @@ def count_rows(path: Path) -> int:
 
 def read_manifest(path: Path) -> Iterator[Item]:
     """Yield the utterances of a NeMo manifest, of a manifest of ours, or of a lhotse CutSet."""
+    paths = AudioPaths(path)
     for _, row in read_rows(path):
-        yield _item(row, path)
+        yield _item(row, path, paths)
+    paths.report()
 
 
 def recordings_beside(supervisions: Path) -> Path:
@@ -75,14 +79,16 @@ def recordings_beside(supervisions: Path) -> Path:
 def read_supervisions(path: Path) -> Iterator[Item]:
     """Yield the utterances of a lhotse SupervisionSet; its RecordingSet is held in memory."""
     recordings = {str(recording.get("id")): recording for _, recording in read_objects(recordings_beside(path))}
+    paths = AudioPaths(path)
     for number, supervision in read_objects(path):
         if str(supervision.get("recording_id")) not in recordings:
             yield Rejected(str(path), str(supervision.get("id", "")), "its recording is not in the RecordingSet")
             continue
         try:
-            yield _item(checked_row(row_from_supervision(supervision, recordings)), path)
+            yield _item(checked_row(row_from_supervision(supervision, recordings)), path, paths)
         except (InputError, Mismatch) as error:
             raise InputError(f"{path}:{number}: {error}.") from None
+    paths.report()
 
 
 def read_table(path: Path, names: ColumnNames = ColumnNames()) -> Iterator[Item]:  # noqa: B008  it is immutable
@@ -96,52 +102,39 @@ def read_table(path: Path, names: ColumnNames = ColumnNames()) -> Iterator[Item]
 
 
 def _rows_of_table(path: Path, names: ColumnNames) -> Iterator[Item]:
-    row_ends = 0  # line
+    first_line, row_ends = 1, 0
     try:
         with open_text(path) as file:
-            dialect = _dialect(file, "," if ".csv" in path.suffixes else "\t")
+            dialect = quoting.dialect(file, "," if ".csv" in path.suffixes else "\t")
             file.seek(0)
             table = csv.DictReader(file, **dialect)
-            header = table.fieldnames or []
-            columns = columns_of(header, path, names)
-            if split := next((name for name in header if name.strip().lower() == "split"), None):
-                columns["split"] = split
+            columns = columns_of(table.fieldnames or [], path, names)
+            first_line = table.line_num + 1
+            paths = AudioPaths(path)
             for row in table:
                 row_ends = table.line_num
+                surplus = row.pop(None, [])
+                if row_ends > first_line and quoting.holds_rows(row.values(), dialect["delimiter"], len(row)):
+                    raise csv.Error(f"a quoted cell ends at line {row_ends} only, and holds other rows")
                 cells = {key: row[column] or "" for key, column in columns.items()}
-                yield item_of_table(cells, path, row_ends)
+                if any(surplus):
+                    detail = f"{path}:{row_ends}: {len(row) + len(surplus)} cells for {len(row)} columns"
+                    yield Rejected(str(path), cells.get("id") or cells["path"], MISALIGNED, detail)
+                else:
+                    yield item_of_table(cells, path, row_ends, paths)
+                first_line = row_ends + 1
+            paths.report()
     except csv.Error as error:
         raise InputError(
-            f"{path}:{row_ends + 1}: invalid table: {error}. If its quotation marks are ordinary characters, save it"
+            f"{path}:{first_line}: invalid table: {error}. If its quotation marks are ordinary characters, save it"
             " with tabs, as .tsv; otherwise close the quotation mark that this row opens."
         ) from None
-    except (UnicodeDecodeError, EOFError, zlib.error) as error:
+    except UnicodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 text ({error}). Convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        ) from None
+    except (EOFError, zlib.error) as error:
         raise InputError(f"{path}: invalid table: {error}.") from None
-
-
-def _dialect(file: Iterable[str], usual: str) -> dict[str, Any]:
-    """Return the arguments of csv's reader for a table.
-
-    The delimiter is another than its suffix says if the header has only that. In Common Voice's .tsv files, and in
-    tables with |, quotation marks are ordinary characters, unless a spreadsheet or pandas has written the file again.
-    """
-    lines = iter(file)
-    header = next(lines, "")
-    delimiter = usual if usual in header else next((each for each in "|;\t," if each in header), usual)
-    if delimiter in "\t|" and not _is_quoted(lines, delimiter):
-        return {"delimiter": delimiter, "quoting": csv.QUOTE_NONE}
-    return {"delimiter": delimiter, "strict": True}
-
-
-def _is_quoted(lines: Iterable[str], delimiter: str) -> bool:
-    """Return True if every cell with a quotation mark is in the form that csv writes, and there is one."""
-    has_quoted = False
-    for cell in (cell for line in lines if '"' in line for cell in line.rstrip("\r\n").split(delimiter)):
-        if '"' in cell:
-            if not QUOTED.fullmatch(cell):
-                return False
-            has_quoted = True
-    return has_quoted
 
 
 def columns_of(header: Sequence[str], path: Path, names: ColumnNames) -> dict[str, str]:
@@ -153,7 +146,7 @@ def columns_of(header: Sequence[str], path: Path, names: ColumnNames) -> dict[st
     return names.find(header, path) | segment_columns({name.strip().lower(): name for name in header}, path)
 
 
-def item_of_table(row: dict[str, str], path: Path, line: int) -> Item:
+def item_of_table(row: dict[str, str], path: Path, line: int, paths: AudioPaths) -> Item:
     """Return the utterance in a row of `path`, whose cells are named as by `columns_of`."""
     if not row["path"]:
         return Rejected(str(path), row.get("id", ""), "no audio file")
@@ -169,17 +162,22 @@ def item_of_table(row: dict[str, str], path: Path, line: int) -> Item:
         return Rejected(str(path), utterance_id, "invalid segment times", detail)
     if segment:
         name = f"{name}-{round(1000 * segment['offset']):08}"  # the same id as for a manifest without ids
-    return _item({**row, "duration": 0.0, **segment, "id": row.get("id") or name, "audio_filepath": row["path"]}, path)
+    row_of_manifest = {**row, "duration": 0.0, **segment, "id": row.get("id") or name, "audio_filepath": row["path"]}
+    return _item(row_of_manifest, path, paths)
 
 
-def _item(row: Mapping[str, Any], path: Path) -> Item:
+def _item(row: Mapping[str, Any], path: Path, paths: AudioPaths) -> Item:
     if "://" in row["audio_filepath"]:
         return Rejected(str(path), row["id"], "audio at a URL is not supported; download it first")
+    try:
+        audio = paths.find(row["audio_filepath"])
+    except AmbiguousPathError as error:
+        return Rejected(str(path), row["id"], "no audio file", str(error))
     return Utterance(
         id=row["id"],
         text=row["text"],
         audio=AudioRef(
-            _paths_of(path).find(row["audio_filepath"]),
+            audio,
             row.get("byte_offset", 0),
             row.get("num_bytes", 0),
             row.get("offset"),
@@ -188,10 +186,5 @@ def _item(row: Mapping[str, Any], path: Path) -> Item:
         ),
         source=str(path),
         speaker=as_string(row.get("speaker")),
-        split=PurePath(str(row.get("split") or "")).name,  # without folders, because it becomes part of a file name
+        split=as_string(row.get("split")),
     )
-
-
-@lru_cache(4)  # the tables that are being read
-def _paths_of(table: Path) -> AudioPaths:
-    return AudioPaths(table)

@@ -9,6 +9,7 @@ from typing import Any
 
 from w2v_lightning.data.rows import read_objects
 from w2v_lightning.errors import InputError
+from w2v_lightning.prepare.audio_paths import AudioPaths
 from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.segments import in_seconds
 from w2v_lightning.prepare.tables import columns_of, item_of_table
@@ -36,12 +37,14 @@ def read_json_table(path: Path, names: ColumnNames) -> Iterator[Item]:
 
 def _items(path: Path, names: ColumnNames) -> Iterator[Item]:
     columns_of_keys: dict[tuple[str, ...], dict[str, str]] = {}
+    paths = AudioPaths(path)
     for number, row in _objects_of_array(path) if is_array(path) else read_objects(path):
         keys = tuple(row)
         if keys not in columns_of_keys:
             columns_of_keys[keys] = columns_of(keys, Path(f"{path}:{number}"), names)
         cells = {key: _cell(row[column], column, f"{path}:{number}") for key, column in columns_of_keys[keys].items()}
-        yield item_of_table(cells, path, number)
+        yield item_of_table(cells, path, number, paths)
+    paths.report()
 
 
 def _cell(value: Any, column: str, where: str) -> str:

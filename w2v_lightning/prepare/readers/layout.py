@@ -1,6 +1,5 @@
 """Layout of the folders of a corpus, and what several readers share: lines, splits, and where audio may be."""
 
-import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -9,10 +8,9 @@ from pathlib import Path
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.folder import walk
+from w2v_lightning.prepare.splits import innermost
 from w2v_lightning.prepare.tables import open_text
 from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES, Item
-
-SPLIT = re.compile(r"(train|dev|valid|validation|test|eval)([-_.].*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ class Layout:
 
 def split_of(folder: Path, root: Path) -> str:
     """Return the innermost name of a split, such as train-clean-100, in the path from `root` on; "" for none."""
-    parts = folder.relative_to(root.parent).parts
-    return next((part for part in reversed(parts) if SPLIT.fullmatch(part)), "")
+    return innermost(folder.relative_to(root.parent).parts)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
