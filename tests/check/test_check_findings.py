@@ -158,10 +158,18 @@ def test_silence_is_below_60_dbfs_on_the_whole_or_in_nearly_all_windows(builder,
     assert builder.found("--decode") == (PASSES, {"silence": ["quiet"]} if is_silent else {})
 
 
-def test_channels_that_cancel_are_silence_unless_one_is_chosen(builder, tmp_path):
+def test_channels_that_cancel_are_unusable_unless_one_is_chosen(builder):
     left_T = spell("FACADE")
-    builder.add("inverted", waveform=np.stack([left_T, -left_T], axis=1))
-    assert builder.found("--decode") == (PASSES, {"silence": ["inverted"]})
+    stereo_TC = np.stack([left_T, -left_T], axis=1)
+    builder.add("inverted", waveform=stereo_TC)
+    builder.add("left", waveform=stereo_TC * 0.9, channel=0)
+    assert builder.found("--decode") == (HURTS, {"unreadable audio": ["inverted"]})
+
+
+def test_integers_saved_as_floats_are_found_by_decoding(builder):
+    path = builder.add("bad", suffix=".wav")
+    soundfile.write(path, spell("FACADE") * 32768, SAMPLE_RATE, subtype="FLOAT")
+    assert builder.found("--decode") == (HURTS, {"unreadable audio": ["bad"]})
 
 
 def test_one_peak_at_full_scale_is_no_clipping(builder):

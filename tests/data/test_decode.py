@@ -82,6 +82,25 @@ def test_samples_that_are_not_finite_are_refused_with_their_number(tmp_path, sub
     assert len(read_audio(AudioRef(str(tmp_path / "a.wav"), start_s=0.0, duration_s=0.5))) == SAMPLE_RATE // 2
 
 
+def test_integers_saved_as_floats_are_refused(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(440, 1, SAMPLE_RATE) * 32768, SAMPLE_RATE, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"a\.wav: the peak is [\d.]+; divide by full scale \(32768 for 16 bits\)"):
+        read_audio(AudioRef(str(path)))
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_channels_that_cancel_are_refused_unless_one_is_chosen(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    left_T = tone(440, 1, SAMPLE_RATE)
+    soundfile.write(path, np.stack([left_T, -left_T], axis=1), SAMPLE_RATE)
+    with pytest.raises(InputError, match="its channels cancel each other: their mean is silent"):
+        decode(path.read_bytes(), AudioRef(str(path)))
+    assert len(decode(path.read_bytes(), AudioRef(str(path), channel=1))) == SAMPLE_RATE
+    soundfile.write(path, np.zeros((SAMPLE_RATE, 2)), SAMPLE_RATE)  # silent, but nothing cancels
+    assert len(read_audio(AudioRef(str(path)))) == SAMPLE_RATE
+
+
 def test_bytes_decode_to_what_the_file_does(tmp_path):
     path = tmp_path / "a.flac"
     soundfile.write(path, tone(440, 1, SAMPLE_RATE), SAMPLE_RATE)

@@ -8,6 +8,7 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.command import main
 
 RATE = 16000
+UNSCALED = "float samples far beyond [-1, 1], where nothing tells their scale"
 FILES = ("manifest.jsonl", "rejected.jsonl")
 
 
@@ -43,19 +44,19 @@ def open_lines(path) -> list[str]:
 
 def test_channels_that_cancel_are_left_out_of_the_mix(prepared):
     used, rejected = prepared()
-    assert used == {"integers": None, "plain": None}
-    assert rejected == {"inverted": "channels that cancel each other: their mean is silent"}
+    assert used == {"plain": None}
+    assert rejected == {"inverted": "channels that cancel each other: their mean is silent", "integers": UNSCALED}
 
 
 def test_a_channel_may_be_chosen(prepared):
     used, rejected = prepared("--channel", "1")
     assert used == {"inverted": 1, "plain": 1}
-    assert rejected == {"integers": "no such channel"}
+    assert rejected == {"integers": UNSCALED}
 
 
 def test_each_channel_may_be_an_utterance(prepared):
     used, _ = prepared("--channel", "each")
-    assert used == {"integers": None, "inverted-0": 0, "inverted-1": 1, "plain-0": 0, "plain-1": 1}
+    assert used == {"inverted-0": 0, "inverted-1": 1, "plain-0": 0, "plain-1": 1}
 
 
 def test_a_channel_is_converted_alone(prepared, tmp_path):
@@ -64,7 +65,12 @@ def test_a_channel_is_converted_alone(prepared, tmp_path):
     left_T, right_T = (soundfile.read(tmp_path / "out" / "audio" / f"inverted-{i}.flac")[0] for i in (0, 1))
     np.testing.assert_allclose(left_T, -right_T, atol=1e-4)
     assert np.abs(left_T).max() > 0.1
-    assert rejected == {"integers": "float samples far beyond [-1, 1], where nothing tells their scale"}
+    assert rejected == {"integers": UNSCALED}
+
+
+def test_a_channel_that_is_not_there_is_named(prepared):
+    with pytest.raises(InputError, match="2 x no such channel"):
+        prepared("--channel", "2")
 
 
 def test_an_unknown_channel_is_refused(prepared):
@@ -78,4 +84,4 @@ def test_the_output_of_a_version_without_channels_is_accepted(prepared, tmp_path
     content = json.loads(stats.read_text())
     del content["options"]["channel"]
     stats.write_text(json.dumps(content))
-    assert prepared()[0] == {"integers": None, "plain": None}
+    assert prepared()[0] == {"plain": None}

@@ -19,7 +19,7 @@ from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.opening import opened
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
-from w2v_lightning.data.sound import blocks, can_read, mono, non_finite, truncation
+from w2v_lightning.data.sound import blocks, can_read, cancels, float_fault, mono, truncation
 from w2v_lightning.errors import InputError
 
 CHUNK = 16  # utterances per task, because a future for each of ten million would cost more than the work
@@ -111,8 +111,10 @@ def _decoded(sound: soundfile.SoundFile, ref: AudioRef, expected_md5: bytes | No
     rate, (start, size) = sound.samplerate, _extent(sound, ref)
     if ref.channel is not None and ref.channel >= sound.channels:
         return Measurement(problem=f"no channel {ref.channel}, counted from 0: it has {sound.channels}")
-    if fault := non_finite(sound, blocks(sound, start, size)):
-        return Measurement(problem=fault)
+    if fault := float_fault(sound, blocks(sound, start, size)):
+        return Measurement(problem=fault.detail)
+    if ref.channel is None and cancels(blocks(sound, start, size)):
+        return Measurement(problem="its channels cancel each other: their mean is silent")
     bits = FLAC_BITS.get(sound.subtype, 0) if expected_md5 and ref.start_s is None else 0
     sound.seek(start)
     num_samples = num_clipped = 0

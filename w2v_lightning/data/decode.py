@@ -13,7 +13,7 @@ from w2v_lightning.data.flac import decode_16_bit
 from w2v_lightning.data.opening import opened
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
-from w2v_lightning.data.sound import mono, non_finite, truncation
+from w2v_lightning.data.sound import cancels, float_fault, mono, truncation
 from w2v_lightning.errors import InputError
 
 
@@ -30,7 +30,7 @@ def decode(data: bytes, ref: AudioRef, sample_rate: int = SAMPLE_RATE) -> np.nda
 
     Raises:
         InputError: the audio cannot be decoded, is empty, is truncated, ends before the segment does, has samples that
-            are not finite, or lacks the channel.
+            are not finite or far beyond [-1, 1], lacks the channel, or its channels cancel each other.
     """
     if ref.start_s is None and (decoded := decode_16_bit(data)) is not None:
         samples_TC, file_rate = decoded
@@ -57,8 +57,8 @@ def _decode_file(file: str | io.BytesIO, ref: AudioRef, sample_rate: int) -> np.
                 f"{ref}: truncated: {shortage}. Download it again, or save the audio that remains as a new file."
             )
         samples_TC = _read(sound, ref)
-        if fault := non_finite(sound, [samples_TC]):
-            raise InputError(f"{ref}: {fault}. Leave it out or export it again (`check --decode` lists all).")
+        if fault := float_fault(sound, [samples_TC]):
+            raise InputError(f"{ref}: {fault.detail}. Leave it out or export it again (`check --decode` lists all).")
     if len(samples_TC) == 0:
         raise InputError(f"{ref}: contains no audio.")
     return _mono(samples_TC, file_rate, ref, sample_rate)
@@ -69,6 +69,10 @@ def _mono(samples_TC: np.ndarray, file_rate: int, ref: AudioRef, sample_rate: in
     num_channels = samples_TC.shape[1]
     if ref.channel is not None and not 0 <= ref.channel < num_channels:
         raise InputError(f"{ref}: has no channel {ref.channel}, counted from 0: it has {num_channels}.")
+    if ref.channel is None and cancels([samples_TC]):
+        raise InputError(
+            f"{ref}: its channels cancel each other: their mean is silent. Choose one: prepare --channel 0."
+        )
     waveform_T = np.ascontiguousarray(mono(samples_TC, ref.channel))
     return waveform_T if file_rate == sample_rate else resample(waveform_T, file_rate, sample_rate)
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -21,7 +21,16 @@ PAGE_HEADER_BYTES = 27
 MAX_PAGE_BYTES = PAGE_HEADER_BYTES + 255 + 255 * 255
 END_OF_STREAM = 4
 BLOCK_FRAMES = 1 << 16
-FLOATING_POINT = ("FLOAT", "DOUBLE")  # samples of other types cannot be NaN or infinite
+FLOATING_POINT = ("FLOAT", "DOUBLE")  # samples of other types cannot be NaN, infinite or beyond 1
+INTEGER_PEAK = 100.0  # integers that were saved as floats exceed it, at any number of bits; audio in [-1, 1] never does
+CANCELLED = 1e-3  # power of the mean of all channels relative to theirs: 30 dB below
+
+
+class Fault(NamedTuple):
+    """What makes samples unusable: the same words for all files, and what it is in this one."""
+
+    reason: str
+    detail: str
 
 
 class Sound(soundfile.SoundFile):
@@ -84,21 +93,45 @@ def mono(samples_TC: np.ndarray, channel: int | None) -> np.ndarray:
     return samples_TC[:, channel or 0]
 
 
-def non_finite(sound: soundfile.SoundFile, parts: Iterable[np.ndarray]) -> str:
-    """Describe how many samples are NaN or infinite; "" if none. One is enough to make all weights of a model NaN.
+def cancels(parts: Iterable[np.ndarray]) -> bool:
+    """Return whether the mean of all channels is silent although they are not: one is the other inverted."""
+    power_of_mean = power_of_channels = 0.0
+    for samples_TC in parts:
+        if samples_TC.shape[1] == 1:
+            return False
+        power_of_mean += float(np.square(samples_TC.mean(axis=1), dtype=np.float64).sum())
+        power_of_channels += float(np.square(samples_TC, dtype=np.float64).mean(axis=1).sum())
+    return power_of_mean < CANCELLED * power_of_channels
+
+
+def float_fault(sound: soundfile.SoundFile, parts: Iterable[np.ndarray]) -> Fault | None:
+    """Return why samples of floating point cannot be used; None if they can.
+
+    One NaN is enough to make all weights of a model NaN, and integers that were never scaled are noise to a model.
 
     Args:
         sound: the open file.
-        parts: its samples as float32; not read if the sample type is always finite.
+        parts: its samples as float32; not read if the samples are integers.
     """
     if sound.subtype not in FLOATING_POINT:
-        return ""
-    num_samples = num_finite = 0
+        return None
+    num_samples, num_finite, peak = 0, 0, 0.0
     for part in parts:
         num_samples += part.size
         num_finite += int(np.count_nonzero(np.isfinite(part)))
-    num_bad = num_samples - num_finite
-    return f"{num_bad:,} of {num_samples:,} samples are NaN or infinite" if num_bad else ""
+        peak = max(peak, float(np.abs(part).max(initial=0)))
+    if num_bad := num_samples - num_finite:
+        detail = f"{num_bad:,} of {num_samples:,} samples are NaN or infinite"
+        return Fault("samples that are NaN or infinite", detail)
+    return out_of_range(peak) if peak > INTEGER_PEAK else None
+
+
+def out_of_range(peak: float) -> Fault:
+    """Return what is wrong with float samples that reach `peak`."""
+    return Fault(
+        "float samples far beyond [-1, 1], where nothing tells their scale",
+        f"the peak is {peak:g}; divide by full scale (32768 for 16 bits) where it was exported",
+    )
 
 
 def _ogg_truncation(sound: soundfile.SoundFile, page: bytes, may_be_unclosed: bool) -> str:

@@ -10,11 +10,20 @@ import soundfile
 
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.opening import opened
-from w2v_lightning.data.sound import TOLERANCE_S, Sound, blocks, can_read, mono, non_finite, truncation
+from w2v_lightning.data.sound import (
+    TOLERANCE_S,
+    Sound,
+    blocks,
+    can_read,
+    cancels,
+    float_fault,
+    mono,
+    out_of_range,
+    truncation,
+)
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.options import Recipe
 
-CANCELLED = 1e-3  # power of the mean of all channels relative to theirs: 30 dB below
 TOO_SHORT, TOO_LONG = "shorter than", "longer than"  # reasons begin with these
 MAX_PEAK = 2.0  # of float samples; a decoder or an equaliser exceeds 1 a little, which is clipped
 
@@ -68,8 +77,8 @@ def prepare_audio(audio: AudioRef | bytes, recipe: Recipe) -> Audio:
                 raise UnusableAudioError("truncated or damaged", shortage)
             start, size = _extent(sound, segment)
             _check_duration(size / sound.samplerate, recipe)
-            if fault := non_finite(sound, blocks(sound, start, size)):
-                raise UnusableAudioError("samples that are NaN or infinite", fault)
+            if fault := float_fault(sound, blocks(sound, start, size)):
+                raise UnusableAudioError(*fault)
             _check_mix(sound, start, size, channel)
             is_packed_channel = isinstance(audio, bytes) and channel is not None and sound.channels > 1
             if is_packed_channel or _must_convert(sound, segment, recipe):
@@ -153,13 +162,7 @@ def _check_mix(sound: Sound, start: int, size: int, channel: int | None) -> None
     """Refuse a channel that is not there, and channels whose mean, which training decodes, is silent."""
     if channel is not None and channel >= sound.channels:
         raise UnusableAudioError("no such channel", f"channel {channel}, counted from 0, of {sound.channels}")
-    if sound.channels == 1 or channel is not None:
-        return
-    power_of_mean = power_of_channels = 0.0
-    for block_TC in blocks(sound, start, size):
-        power_of_mean += float(np.square(block_TC.mean(axis=1), dtype=np.float64).sum())
-        power_of_channels += float(np.square(block_TC, dtype=np.float64).mean(axis=1).sum())
-    if power_of_mean < CANCELLED * power_of_channels:
+    if channel is None and cancels(blocks(sound, start, size)):
         raise UnusableAudioError(
             "channels that cancel each other: their mean is silent",
             "one of them is inverted; use one channel: prepare --channel 0",
@@ -173,11 +176,8 @@ def _convert(sound: Sound, start: int, size: int, recipe: Recipe, channel: int |
     if len(samples) < size:
         raise UnusableAudioError("truncated or damaged")
     peak = float(np.abs(samples).max())
-    if peak > MAX_PEAK:  # samples of 16-bit audio saved as floats, say: clipping would make square waves of them
-        raise UnusableAudioError(
-            "float samples far beyond [-1, 1], where nothing tells their scale",
-            f"the peak is {peak:g}; divide by full scale (32768 for 16 bits) where it was exported",
-        )
+    if peak > MAX_PEAK:  # clipping would make a square wave of it
+        raise UnusableAudioError(*out_of_range(peak))
     if channel is not None:
         samples = samples[:, channel : channel + 1]
     rate = recipe.resample or sound.samplerate
