@@ -10,7 +10,7 @@ from typing import Any
 
 from w2v_lightning.data.lhotse import is_lhotse_cut
 from w2v_lightning.errors import InputError
-from w2v_lightning.prepare import huggingface, splits, tables
+from w2v_lightning.prepare import huggingface, splits, tables, unread
 from w2v_lightning.prepare.archive import SUFFIXES as ARCHIVE_SUFFIXES
 from w2v_lightning.prepare.archive import read_archive, read_archives
 from w2v_lightning.prepare.columns import ColumnNames
@@ -37,6 +37,7 @@ class Source:
     files: tuple[Path, ...]  # files and folders whose changes make another source of it
     is_packed: bool = False  # its audio is inside other files
     is_table: bool = False  # it has one row per utterance, and its size is not that of its audio
+    may_hold_others: bool = False  # a folder that may hold corpora of other kinds
     names: ColumnNames = field(default_factory=ColumnNames)
     split: str = ""  # of utterances that the source gives none
 
@@ -46,6 +47,8 @@ class Source:
                 split = splits.as_name(item.split or self.split)
                 item = item if split == item.split else replace(item, split=split)
             yield item
+        if self.may_hold_others:
+            unread.report_others(self.path, self.kind)
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return path, kind, size, named columns, and a digest of path, size and modification time of every file."""
@@ -110,10 +113,10 @@ def _recognise_folder(root: Path, names: ColumnNames) -> Source:
     for folder, files in walk(root):
         for layout in LAYOUTS:
             if layout.recognises(folder, files):
-                return Source(root, layout.kind, partial(layout.read_below, names=names), (root,))
+                return Source(root, layout.kind, partial(unread.read_layout, layout=layout, names=names), (root,))
         suffixes = {Path(name).suffix.lower() for name in files}
         if suffixes.intersection(AUDIO_SUFFIXES):
-            return Source(root, "folder", read_folder, (root,))
+            return Source(root, unread.FOLDER, read_folder, (root,), may_hold_others=True)
         if suffixes.intersection(huggingface.SUFFIXES):
             return _dataset(root, names)
         holds_archives |= folder == root and any(name.lower().endswith(ARCHIVE_SUFFIXES) for name in files)
@@ -125,7 +128,7 @@ def _recognise_folder(root: Path, names: ColumnNames) -> Source:
 def _dataset(path: Path, names: ColumnNames) -> Source:
     huggingface.require_pyarrow()
     reader = partial(huggingface.read_dataset, names=names)
-    return Source(path, "Hugging Face dataset", reader, (path,), is_packed=True)
+    return Source(path, unread.DATASET, reader, (path,), is_packed=True, may_hold_others=path.is_dir())
 
 
 def _recognise_json(path: Path, names: ColumnNames) -> Source:
