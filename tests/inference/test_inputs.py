@@ -67,3 +67,12 @@ def test_a_manifest_whose_audio_is_missing_is_named_before_anything_is_heard(tmp
     (tmp_path / "list.jsonl").write_text(json.dumps(row))
     with pytest.raises(InputError, match=r"list\.jsonl: 1 of its 1 audio files are missing: .*gone\.wav"):
         load_inputs([tmp_path / "list.jsonl"])
+
+
+@pytest.mark.parametrize("name", ["list.csv", "train.tsv", "0.parquet", "shard-0.tar"])
+def test_tables_and_archives_name_prepare(tmp_path, name):
+    (tmp_path / name).write_text("path,text\n")
+    with pytest.raises(
+        InputError, match=rf"{name}: is a table or an archive, not audio: make a manifest of it \(prepare"
+    ):
+        load_inputs([tmp_path / name])

@@ -1,5 +1,6 @@
 import re
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -222,3 +223,12 @@ def test_texts_are_handed_on_as_soon_as_all_before_them_are_there():
     assert next(texts) == "0"
     assert taken == [2, 0]
     assert list(texts) == ["1", "2", "3"]
+
+
+def test_another_duration_than_the_manifest_says_costs_no_text(manifest, alone, caplog):
+    stated = replace(manifest, durations_s_N=manifest.durations_s_N.copy())
+    stated.durations_s_N[[3, 5]] /= 3
+    outcomes = transcriber().attempt(stated, device_seconds=20, num_workers=0)
+    assert list(in_order(outcomes)) == alone
+    assert len(caplog.messages) == 2
+    assert all(message.endswith("It is transcribed as it is.") for message in caplog.messages)

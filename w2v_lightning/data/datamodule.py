@@ -15,9 +15,10 @@ from w2v_lightning.data.augment import Augmentation
 from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.calibration import DEFAULT_DEVICE_SECONDS, calibrate
 from w2v_lightning.data.demo import make_demo_corpus
+from w2v_lightning.data.durations import load_manifest
 from w2v_lightning.data.librispeech import load_split
 from w2v_lightning.data.loader import UtteranceDataset, batch_loader, train_loader
-from w2v_lightning.data.manifest import Manifest, check_files, find_manifest
+from w2v_lightning.data.manifest import Manifest, find_manifest
 from w2v_lightning.data.plan import SPREAD
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import EvaluationSampler, TrainSampler
@@ -302,9 +303,7 @@ class LibriSpeechDataModule(LightningDataModule):
         if self.root == DEMO:
             return load_split(make_demo_corpus(), split)
         if path := find_manifest(self.root, split):
-            manifest = Manifest.load(path)
-            check_files(manifest, path)
-            return manifest
+            return load_manifest(path)
         return load_split(Path(self.root).expanduser(), split, strict=self.strict, skip_unusable=self.skip_unusable)
 
     def _input_spec(self) -> InputSpec:

@@ -15,6 +15,7 @@ from w2v_lightning.data.augment import Augmentation, Augmenter
 from w2v_lightning.data.batch import Batch, InputSpec, pad
 from w2v_lightning.data.decode import as_float, load
 from w2v_lightning.data.draw import Draw, utterance_rng
+from w2v_lightning.data.durations import check_duration
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.masking import draw_masks
 from w2v_lightning.data.negatives import contrastive_indices
@@ -29,21 +30,6 @@ from w2v_lightning.text.vocabulary import count_repeats
 # lock: in Python 3.11, a worker forked at that moment never starts (gh-112275, fixed in the last releases of 3.11 and
 # in 3.12). This wait lets the threads finish first.
 SETTLE_S = 0.05
-
-
-# Difference between a manifest's duration and the decoded one that is accepted: durations rounded to 0.1 s are off by
-# 0.05 s, and decoders of MP3 disagree by up to two of its frames, 0.07 s, about the padding at both ends. No word is as
-# short as that.
-TOLERANCE_S = 0.1
-
-
-def _check_duration(ref: AudioRef, actual_s: float) -> None:
-    """Raise InputError if a file has another duration than its manifest says; segments are cut to theirs."""
-    if ref.start_s is None and abs(actual_s - ref.duration_s) > TOLERANCE_S + 0.001 * ref.duration_s:
-        raise InputError(
-            f"{ref}: {actual_s:.3f} s of audio, but its manifest says {ref.duration_s:.3f} s. Batches are planned from"
-            " these durations, so make the manifest again with `prepare`."
-        )
 
 
 def _must_settle_before_fork() -> bool:
@@ -127,7 +113,7 @@ class UtteranceDataset(Dataset):
                     f"{ref}: {len(waveform_T)} samples at {self.spec.sample_rate} Hz, the model needs"
                     f" {self.spec.min_samples}."
                 )
-            _check_duration(ref, len(waveform_T) / self.spec.sample_rate)
+            self._check_duration(ref, len(waveform_T) / self.spec.sample_rate)
         if self.augmenter:
             rngs = [self._rng(Draw.AUGMENTATION, slot.epoch, i) for i in slot.positions]
             waveforms = [
@@ -136,6 +122,9 @@ class UtteranceDataset(Dataset):
             ]
         is_uniform = len({waveform_T.dtype for waveform_T in waveforms}) == 1
         return waveforms if is_uniform else [as_float(waveform_T) for waveform_T in waveforms]
+
+    def _check_duration(self, ref: AudioRef, actual_s: float) -> None:
+        check_duration(ref, actual_s)
 
     def _min_samples(self, label_ids: np.ndarray) -> int:
         """Return the fewest samples that give the model enough frames for the labels."""

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from w2v_lightning.data import flac
-from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest, check_files
+from w2v_lightning.data.durations import load_manifest
+from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest
 from w2v_lightning.data.opening import opened
 from w2v_lightning.data.sound import truncation
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.folder import walk
 from w2v_lightning.prepare.utterance import AUDIO_SUFFIXES
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".tar", ".tar.gz", ".tgz")
 
 
 def load_inputs(sources: Sequence[str | Path], skip: Callable[[InputError], None] | None = None) -> Manifest:
@@ -33,20 +36,18 @@ def load_inputs(sources: Sequence[str | Path], skip: Callable[[InputError], None
     parts = []
     for is_manifest, group in groupby(map(str, sources), key=lambda source: source.endswith(MANIFEST_SUFFIXES)):
         if is_manifest:
-            parts += [_load_manifest(source) for source in group]
+            parts += [load_manifest(source) for source in group]
         else:
             parts.append(_manifest_of([path for source in group for path in _audio_files(source)], skip or _raise))
     return Manifest.join(parts)
 
 
-def _load_manifest(path: str) -> Manifest:
-    manifest = Manifest.load(path)
-    check_files(manifest, path)
-    return manifest
-
-
 def _audio_files(source: str) -> list[str]:
     if not os.path.isdir(source):
+        if source.lower().endswith(TABLE_SUFFIXES):
+            raise InputError(
+                f"{source}: is a table or an archive, not audio: make a manifest of it (prepare), or give audio files."
+            )
         return [source]
     try:
         names = [str(folder / name) for folder, names in walk(Path(source)) for name in names]

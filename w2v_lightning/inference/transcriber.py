@@ -10,7 +10,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar, cast
+from itertools import chain, starmap
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from w2v_lightning.data.loader import UtteranceDataset, batch_loader
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.samplers import Slot
 from w2v_lightning.errors import InputError
+from w2v_lightning.inference.readable import LoadedSlot, ReadableDataset
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.runtime.hardware import usable_cores
@@ -59,33 +61,6 @@ class BatchOutput:
 
 class TooLargeError(InputError):
     """A batch needs more memory than the device has."""
-
-
-class LoadedSlot(NamedTuple):
-    """The readable utterances of a slot as a batch, and the errors of the others."""
-
-    positions: np.ndarray  # positions of the readable utterances
-    batch: Batch | None  # None: none is readable
-    errors: dict[int, InputError]  # by position
-
-
-class ReadableDataset(UtteranceDataset):
-    """Dataset that leaves unreadable utterances out of a batch, instead of failing as a whole."""
-
-    def __getitem__(self, slot: Slot) -> LoadedSlot:  # type: ignore[override]  # the loader passes on any item
-        try:
-            return LoadedSlot(slot.positions, super().__getitem__(slot), {})
-        except InputError:  # read the utterances one by one to find those at fault
-            errors = {i: error for i in slot.positions.tolist() if (error := self._error(i))}
-        readable = np.array([i for i in slot.positions.tolist() if i not in errors])
-        return LoadedSlot(readable, super().__getitem__(Slot(readable)) if len(readable) else None, errors)
-
-    def _error(self, position: int) -> InputError | None:
-        try:
-            super().__getitem__(Slot(np.array([position])))
-        except InputError as error:
-            return error
-        return None
 
 
 class Transcriber:
@@ -239,9 +214,11 @@ class Transcriber:
 
     def _outcomes(self, loaded_slots: Iterable[LoadedSlot]) -> Iterator[tuple[int, str | InputError]]:
         previous: tuple[np.ndarray, BatchOutput] | None = None
-        for positions, batch, errors in loaded_slots:
+        for batches, errors, remarks in loaded_slots:
+            for remark in remarks:
+                log.warning("%s It is transcribed as it is.", remark)
             yield from errors.items()
-            for part, output in self._infer_in_parts(positions, batch) if batch else ():
+            for part, output in chain.from_iterable(starmap(self._infer_in_parts, batches)):
                 if isinstance(output, TooLargeError):
                     yield int(part[0]), output
                     continue
