@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from corpus import random_texts, write_split
 from tiny import TINY_CONFIG
@@ -10,6 +11,7 @@ from w2v_lightning.__main__ import main
 from w2v_lightning.bench import pipeline, transcribe
 from w2v_lightning.bench.pipeline import Pipelines, Variant, usable_feeds, variants
 from w2v_lightning.bench.transcript_parity import agreements, plain
+from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.inference.inputs import load_inputs
 from w2v_lightning.model import wav2vec2
@@ -66,6 +68,12 @@ def test_every_feed_gives_the_texts_of_the_same_utterances(corpus, folder, feed)
     assert len(set(alone.values())) > 3
     found = dict(pipelines.transcribe(manifest, Variant(feed, 1, "float32", is_sorted=True)))
     assert found == alone
+
+
+def test_audio_is_fed_at_the_sample_rate_of_the_model(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(16_000), 16_000)
+    assert [len(pipeline._Arrays([AudioRef(str(path))], rate)[0]) for rate in (16_000, 8_000)] == [16_000, 8_000]
 
 
 def test_files_are_fed_by_name_only_where_ffmpeg_can_read_them(corpus, monkeypatch):

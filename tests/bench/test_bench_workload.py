@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,9 @@ def manifest(number: int = 60) -> Manifest:
     return Manifest(names, names, durations_s_N, ["AB CD"] * number, names)
 
 
-def made(device_seconds, **options):
+def made(device_seconds, sample_rate=16_000, **options):
     settings = {"batch_seconds": 24.0, "num_steps": 3, "pin": False, **options}
-    return workloads(manifest(), SPEC, device_seconds=device_seconds, **settings)
+    return workloads(manifest(), replace(SPEC, sample_rate=sample_rate), device_seconds=device_seconds, **settings)
 
 
 def test_the_same_utterances_however_a_step_is_cut():
@@ -31,15 +33,16 @@ def test_the_same_utterances_however_a_step_is_cut():
     assert all(batch.waveforms_BT.numel() <= 7.0 * 16_000 for batch in cut.batches)
 
 
-def test_audio_is_counted_and_padding_is_not():
-    (load,) = made([24.0]).values()
+@pytest.mark.parametrize("sample_rate", [16_000, 8_000])
+def test_audio_is_counted_and_padding_is_not(sample_rate):
+    (load,) = made([24.0], sample_rate).values()
     durations = dict(zip(manifest().ids, manifest().durations_s_N, strict=True))
     audio_s = sum(durations[name] for batch in load.batches for name in batch.ids)
     computed_s = sum(len(batch) * max(durations[name] for name in batch.ids) for batch in load.batches)
     assert load.audio_s == pytest.approx(audio_s, abs=1e-3)
     assert load.padding == pytest.approx(1 - audio_s / computed_s, abs=0.016)  # and a batch may be a little longer
     assert load.padding > 0.005
-    assert sum(load.num_samples) == pytest.approx(audio_s * 16_000, abs=60)
+    assert sum(load.num_samples) == pytest.approx(audio_s * sample_rate, abs=60)
 
 
 def test_a_batch_is_what_a_loader_worker_makes():

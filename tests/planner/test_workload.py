@@ -121,3 +121,9 @@ def test_the_model_is_counted_without_its_weights():
     large = workload.model_of(CONFIG | {"model": {"pretrained": "facebook/wav2vec2-large-lv60"}}, 12.3)
     assert large.gradient_bytes == pytest.approx(4 * 311e6, rel=0.02)
     assert large.flops_per_audio_s > 2.5 * model.flops_per_audio_s
+
+
+def test_the_model_is_counted_at_its_sample_rate(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
+    model = workload.model_of(CONFIG | {"model": {"pretrained": str(tmp_path)}}, 12.3)
+    assert model.flops_per_audio_s == pytest.approx(workload.BASE.flops_per_audio_s / 2, rel=0.1)

@@ -1,9 +1,13 @@
 import json
+import tarfile
 
 import numpy as np
 import pytest
 import soundfile
 
+from w2v_lightning.data.decode import as_float, load
+from w2v_lightning.data.manifest import Manifest
+from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.command import main
 
@@ -85,3 +89,18 @@ def test_the_output_of_a_version_without_channels_is_accepted(prepared, tmp_path
     del content["options"]["channel"]
     stats.write_text(json.dumps(content))
     assert prepared()[0] == {"plain": None}
+
+
+@pytest.mark.parametrize("channel", ["each", "1"])
+def test_packed_audio_has_channels_too(tmp_path, corpus, channel):
+    archive = tmp_path / "corpus.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted(corpus.glob("inverted.*")):
+            tar.add(path, path.name)
+    main([str(archive), "--out", str(tmp_path / "out"), "--channel", channel])
+    manifest = Manifest.load(tmp_path / "out" / "manifest.jsonl")
+    assert manifest.ids == (["inverted-0", "inverted-1"] if channel == "each" else ["inverted"])
+    stereo_TC, _ = soundfile.read(corpus / "inverted.wav", dtype="float32")
+    waveforms = map(as_float, load([manifest.audio(i) for i in range(len(manifest))], AudioReader()))
+    for waveform_T, expected_T in zip(waveforms, stereo_TC.T if channel == "each" else stereo_TC.T[1:], strict=True):
+        np.testing.assert_array_equal(waveform_T, expected_T)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from w2v_lightning.command_line import Parser, parse, parser_of
-from w2v_lightning.data.batch import SAMPLE_RATE, Batch, InputSpec, SpecAugment, pad
+from w2v_lightning.data.batch import Batch, InputSpec, SpecAugment, pad
 from w2v_lightning.data.loader import UtteranceDataset, batch_loader
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
@@ -159,22 +159,23 @@ class _PlainDataset(Dataset):
     def __len__(self) -> int:
         return len(self.manifest)
 
-    def __getitem__(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         (data,) = self.reader.read([self.manifest.audio(i)])
-        waveform_T, _ = soundfile.read(io.BytesIO(data), dtype="float32")
-        return (waveform_T - waveform_T.mean()) / np.sqrt(waveform_T.var() + 1e-7)
+        waveform_T, sample_rate = soundfile.read(io.BytesIO(data), dtype="float32")
+        return (waveform_T - waveform_T.mean()) / np.sqrt(waveform_T.var() + 1e-7), sample_rate
 
 
-def _pad_all(waveforms: list[np.ndarray]) -> tuple[Tensor, int]:
-    return pad(waveforms), sum(map(len, waveforms))
+def _pad_all(items: list[tuple[np.ndarray, int]]) -> tuple[Tensor, list[float]]:
+    """Return padded waveforms, and their durations in seconds, from (waveform, sample rate) of each."""
+    return pad([waveform_T for waveform_T, _ in items]), [len(waveform_T) / rate for waveform_T, rate in items]
 
 
-def _size_s(batch: Batch | tuple[Tensor, int]) -> tuple[float, float]:
+def _size_s(batch: Batch | tuple[Tensor, list[float]]) -> tuple[float, float]:
     """Seconds of audio, and seconds that a model would compute on, padding included."""
     if isinstance(batch, Batch):
         return batch.audio_seconds, batch.waveforms_BT.numel() / batch.sample_rate
-    waveforms_BT, num_samples = batch
-    return num_samples / SAMPLE_RATE, waveforms_BT.numel() / SAMPLE_RATE
+    _, durations_s = batch
+    return sum(durations_s), max(durations_s) * len(durations_s)
 
 
 def _cpu_s() -> float:

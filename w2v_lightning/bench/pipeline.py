@@ -20,7 +20,6 @@ import transformers
 from torch.utils.data import DataLoader, Dataset
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.batch import SAMPLE_RATE
 from w2v_lightning.data.decode import resample
 from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
@@ -94,10 +93,11 @@ class Pipelines:
 
     def _run(self, refs: list[AudioRef], variant: Variant) -> Iterator[dict[str, str]]:
         pipeline = self._pipeline(variant.dtype)
+        sample_rate = pipeline.feature_extractor.sampling_rate
         if variant.feed == "loader":
-            arrays = DataLoader(_Arrays(refs), batch_size=None, num_workers=self.num_workers)
+            arrays = DataLoader(_Arrays(refs, sample_rate), batch_size=None, num_workers=self.num_workers)
             return pipeline((waveform_T.numpy() for waveform_T in arrays), batch_size=variant.batch_size, num_workers=0)
-        dataset = _Names(refs) if variant.feed == "files" else _Arrays(refs)
+        dataset = _Names(refs) if variant.feed == "files" else _Arrays(refs, sample_rate)
         return pipeline(dataset, batch_size=variant.batch_size, num_workers=1)
 
     def _pipeline(self, dtype: str) -> transformers.Pipeline:
@@ -120,10 +120,11 @@ class _Names(Dataset):
 
 
 class _Arrays(Dataset):
-    """float32 waveforms, decoded by soundfile."""
+    """float32 waveforms at the sample rate (Hz) of the model, decoded by soundfile."""
 
-    def __init__(self, refs: list[AudioRef]):
+    def __init__(self, refs: list[AudioRef], sample_rate: int):
         self.refs = refs
+        self.sample_rate = sample_rate
         self.reader = AudioReader()
 
     def __len__(self) -> int:
@@ -131,6 +132,6 @@ class _Arrays(Dataset):
 
     def __getitem__(self, i: int) -> np.ndarray:
         (data,) = self.reader.read([self.refs[i]])
-        samples, sample_rate = soundfile.read(io.BytesIO(data), dtype="float32")
+        samples, file_rate = soundfile.read(io.BytesIO(data), dtype="float32")
         waveform_T = samples if samples.ndim == 1 else samples.mean(axis=1)
-        return waveform_T if sample_rate == SAMPLE_RATE else resample(waveform_T, sample_rate)
+        return waveform_T if file_rate == self.sample_rate else resample(waveform_T, file_rate, self.sample_rate)

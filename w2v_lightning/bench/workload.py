@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from w2v_lightning.data.batch import SAMPLE_RATE, Batch, InputSpec
+from w2v_lightning.data.batch import Batch, InputSpec
 from w2v_lightning.data.checks import usable
 from w2v_lightning.data.loader import UtteranceDataset
 from w2v_lightning.data.manifest import Manifest
@@ -44,12 +44,12 @@ class Workload:
     @cached_property
     def audio_s(self) -> float:
         """Seconds of audio in one pass over all steps, without padding."""
-        return sum(self.num_samples) / SAMPLE_RATE
+        return sum(self.num_samples) / self.batches[0].sample_rate
 
     @cached_property
     def padding(self) -> float:
         """Share of the samples that a model computes on that is padding."""
-        return 1 - self.audio_s * SAMPLE_RATE / sum(batch.waveforms_BT.numel() for batch in self.batches)
+        return 1 - sum(self.num_samples) / sum(batch.waveforms_BT.numel() for batch in self.batches)
 
     @cached_property
     def num_samples(self) -> list[int]:

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +23,6 @@ from w2v_lightning.perf_model.specs import short_name
 from w2v_lightning.planner import memory
 from w2v_lightning.reporting.units import percent
 
-SAMPLE_RATE = 16_000
 # Largest relative difference of steps that have the same fill and padding, and of models that need the same memory.
 ALIKE = 0.1
 
@@ -273,6 +273,13 @@ class Model:
     gradient_buckets: int
 
 
+def _sample_rate(pretrained: str | None) -> int:
+    """Return the sample rate (Hz) of a model in a folder; models on the Hub, which are not fetched, have 16 kHz."""
+    from w2v_lightning.model.wav2vec2 import stored_sample_rate
+
+    return stored_sample_rate(pretrained if pretrained and Path(pretrained).is_dir() else None)
+
+
 BASE = Model(flops_per_audio_s=32.5e9, gradient_bytes=360_783_488, gradient_buckets=15)  # with a frozen feature encoder
 
 
@@ -300,7 +307,7 @@ def model_of(config: Mapping[str, Any], utterance_s: float) -> Model:
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     flops = training_flops(
         module.model.config,
-        [round(utterance_s * SAMPLE_RATE)],
+        [round(utterance_s * _sample_rate(model.get("pretrained")))],
         trains_feature_encoder=any("feature_extractor" in name for name in trained),
     )
     buckets = bucket_bytes(module.parameters())

@@ -24,10 +24,8 @@ def by_channel(items: Iterable[Item], channel: str) -> Iterator[Item]:
             yield item
         elif channel == "each":
             yield from _each(item)
-        elif isinstance(item.audio, AudioRef):
-            yield replace(item, audio=replace(item.audio, channel=int(channel)))
-        else:  # prepare_audio takes the channel of packed audio from the recipe
-            yield item
+        else:
+            yield _with_channel(item, int(channel))
 
 
 def _is_chosen(utterance: Utterance) -> bool:
@@ -38,12 +36,15 @@ def _each(utterance: Utterance) -> Iterator[Item]:
     num_channels = num_channels_of(utterance.audio)
     if num_channels < 2:
         yield utterance
-    elif isinstance(utterance.audio, bytes):
-        reason = "several channels of packed audio: unpack it, or choose one with --channel"
-        yield Rejected(utterance.source, utterance.id, reason)
     else:
         for i in range(num_channels):
-            yield replace(utterance, id=f"{utterance.id}-{i}", audio=replace(utterance.audio, channel=i))
+            yield replace(_with_channel(utterance, i), id=f"{utterance.id}-{i}")
+
+
+def _with_channel(utterance: Utterance, channel: int) -> Utterance:
+    if isinstance(utterance.audio, bytes):
+        return replace(utterance, packed_channel=channel)
+    return replace(utterance, audio=replace(utterance.audio, channel=channel))
 
 
 def num_channels_of(audio: AudioRef | bytes) -> int:

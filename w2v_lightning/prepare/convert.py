@@ -61,14 +61,19 @@ class _Segment:
     duration_s: float
 
 
-def prepare_audio(audio: AudioRef | bytes, recipe: Recipe) -> Audio:
+def prepare_audio(audio: AudioRef | bytes, recipe: Recipe, packed_channel: int | None = None) -> Audio:
     """Check the audio of an utterance, and return it with its bytes if they go into a shard or were converted.
+
+    Args:
+        audio: a location with the channel that is chosen, or bytes.
+        recipe: options that determine the output.
+        packed_channel: channel that is chosen of audio in bytes; None: all.
 
     Raises:
         UnusableAudioError: the audio is missing, empty, damaged, or outside the limits of duration.
     """
     segment = _segment_of(audio)
-    channel = _channel_of(audio, recipe)
+    channel = packed_channel if isinstance(audio, bytes) else audio.channel
     try:
         data, path = (audio, "") if isinstance(audio, bytes) else (packed_bytes(audio), audio.url)
         source = path if data is None else io.BytesIO(data)
@@ -120,13 +125,6 @@ def _segment_of(audio: AudioRef | bytes) -> _Segment | None:
     if isinstance(audio, bytes) or audio.start_s is None:
         return None
     return _Segment(audio.start_s, audio.duration_s)
-
-
-def _channel_of(audio: AudioRef | bytes, recipe: Recipe) -> int | None:
-    """Return the channel that is chosen; packed audio has no place for it but the recipe."""
-    if isinstance(audio, AudioRef):
-        return audio.channel
-    return int(recipe.channel) if recipe.channel.isdecimal() else None
 
 
 def _extent(sound: Sound, segment: _Segment | None) -> tuple[int, int]:

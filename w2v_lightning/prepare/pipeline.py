@@ -78,7 +78,7 @@ def _prepare(item: Item, out: Path, recipe: Recipe) -> Prepared | Rejected:
         return item
     try:
         _check_text(item)
-        audio = prepare_audio(item.audio, recipe)
+        audio = prepare_audio(item.audio, recipe, item.packed_channel)
     except UnusableAudioError as error:
         where = "" if isinstance(item.audio, bytes) else f"{item.audio}: "
         return Rejected(item.source, item.id, str(error), error.detail and f"{where}{error.detail}")

@@ -20,6 +20,7 @@ class Utterance:
     source: str  # path of the file or folder that lists it
     speaker: str = ""
     split: str = ""
+    packed_channel: int | None = None  # of audio in bytes, counted from 0; other audio has it in its location
 
 
 @dataclass(frozen=True)
