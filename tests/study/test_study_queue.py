@@ -1,6 +1,7 @@
 """Which cell runs next, what is tried again, and what a command finds when the one before it was killed."""
 
 import json
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -216,6 +217,24 @@ def test_a_state_that_cannot_be_read(make, tmp_path, text):
     (tmp_path / "out" / queue.STATE).write_text(text)
     with pytest.raises(InputError, match=r"state\.json cannot be read.*w2v_lightning list"):
         queue.load(make(1), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("handle", "found"),
+    [
+        ({"run": "r"}, r"lacks 'region'"),
+        ({"region": "eu-west-1", "job": "j"}, r"lacks 'run'"),
+        ({"began": "2026-01-31T12:00:00+00:00"}, r"lacks 'run'"),
+        ({"run": 7, "region": "eu-west-1"}, r"has an invalid value: '?run'? must be a string, found 7"),
+    ],
+)
+def test_a_handle_that_lacks_a_key_is_named(make, tmp_path, handle, found):
+    study = make(1)
+    (tmp_path / "out").mkdir()
+    cells = {study.cells[0].run: {"cell": json.loads(json.dumps(asdict(study.cells[0]))), "handle": handle}}
+    (tmp_path / "out" / queue.STATE).write_text(json.dumps({"format": 1, "config": None, "cells": cells}))
+    with pytest.raises(InputError, match=rf"state\.json: ml\.g4dn\.2xlarge-x1-r1 {found}; .*w2v_lightning list"):
+        queue.load(study, tmp_path / "out")
 
 
 def test_a_half_written_run_is_named(make, tmp_path):

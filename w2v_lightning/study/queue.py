@@ -10,18 +10,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypedDict
+from typing import Annotated, Any, NotRequired, Protocol, TypedDict
 
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model import runs
 from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.runtime.files import atomic_text_file
-from w2v_lightning.runtime.schema import Mismatch, Moment, Rule, check, read_json
+from w2v_lightning.runtime.schema import Mismatch, Moment, Rule, check, check_content, read_json
 from w2v_lightning.study.cells import Cell, Study
 from w2v_lightning.study.collect import FINISHED
 
 STATE = "state.json"
 FORMAT = 1
+STATE_REMEDY = (
+    "it lists the runs that were started: find running jobs with `python -m w2v_lightning list`, stop them, and remove"
+    " the file."
+)
 FIRST_WAIT_S, LONGEST_WAIT_S = 300.0, 3600.0  # after a refusal; doubled after each further one
 PATIENCE_S = 24 * 3600.0  # from the first refusal until the cell is given up
 MAX_LOSSES = 3  # restarts of a cell by one command
@@ -148,6 +152,10 @@ def load(study: Study, folder: Path, retry_failed: bool = False) -> Queue:
         InputError: the folder has runs with other settings, or a file in it cannot be read.
     """
     state, config = _state(folder), _fingerprint(study.config)
+    for name, started in state["cells"].items():
+        if started["handle"] is not None:
+            handle_type = LocalHandle if study.where == "local" else SageMakerHandle
+            check_content(started["handle"], handle_type, f"{folder / STATE}: {name}", STATE_REMEDY)
     if state["config"] not in (None, config) and (state["cells"] or any(folder.glob(f"*/{runs.FILE}"))):
         raise InputError(f"{folder} has runs of another version of {', '.join(study.config)}: {_remedy(folder)}.")
     entries = []
@@ -168,20 +176,25 @@ def load(study: Study, folder: Path, retry_failed: bool = False) -> Queue:
     return Queue(folder, entries, quota(study), config)
 
 
-class _Handle(TypedDict, total=False):
-    """Keys of a handle that runners read."""
+class LocalHandle(TypedDict):
+    """Handle of study/local.py."""
 
     began: Moment
+
+
+class SageMakerHandle(TypedDict):
+    """Handle of sagemaker/study_runner.py; it has no job until that was submitted."""
+
     run: str
-    job: str | None
     region: str
+    job: NotRequired[str | None]
 
 
 class _Started(TypedDict):
     """Cell that was started."""
 
     cell: dict[str, Any]
-    handle: _Handle | None
+    handle: dict[str, Any] | None
 
 
 class State(TypedDict):
@@ -196,15 +209,11 @@ def _state(folder: Path) -> dict[str, Any]:
     path = folder / STATE
     if not path.exists():
         return {"config": None, "cells": {}}
-    remedy = (
-        "it lists the runs that were started: find running jobs with `python -m w2v_lightning list`, stop them, and"
-        " remove the file."
-    )
-    state = read_json(path, remedy)
+    state: dict[str, Any] = read_json(path, STATE_REMEDY)
     try:
         check(state, State)
     except Mismatch as error:
-        raise InputError(f"{path} cannot be read ({error}); {remedy}") from None
+        raise InputError(f"{path} cannot be read ({error}); {STATE_REMEDY}") from None
     return state
 
 
