@@ -5,10 +5,12 @@ import re
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tiny import TINY_CONFIG, data, trainer, write_corpus
 from transformers import AutoProcessor, Wav2Vec2ForCTC
 
+from w2v_lightning.__main__ import main
 from w2v_lightning.errors import InputError
 from w2v_lightning.inference.transcriber import Transcriber
 from w2v_lightning.model import wav2vec2
@@ -116,3 +118,29 @@ def test_the_adapter_alone_is_trained_and_exported_as_transformers_loads_it(fold
         again, vocabulary, _ = wav2vec2.from_pretrained(str(tmp_path / "export"), {}, target_lang=lang)
         assert vocabulary == module.vocabulary
         torch.testing.assert_close(logits(again, waveforms_BT), ours)
+
+
+@pytest.mark.parametrize(("language", "options"), [("pol", []), ("deu", ["--model.vocabulary", "build"])])
+def test_the_command_line_trains_a_language(folder, tmp_path, capsys, language, options):
+    config = {
+        "model": {"pretrained": str(folder), "target_lang": language, "adapter_only": True},
+        "data": {
+            **{"root": str(write_corpus(tmp_path / "corpus")), "train_splits": ["train"], "val_splits": ["dev"]},
+            **{"batch_seconds": 20, "device_seconds": 20, "num_workers": 0},
+        },
+        "trainer": {"max_steps": 1, "default_root_dir": str(tmp_path / "runs"), "accelerator": "cpu"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(tmp_path / "config.yaml"), *options]) == 0
+    (exported,) = (tmp_path / "runs").rglob("model")
+    assert [path.name for path in exported.glob("adapter.*")] == [f"adapter.{language}.safetensors"]
+    assert list(json.loads((exported / "vocab.json").read_text())) == [language]
+    capsys.readouterr()
+    audio = str(next((tmp_path / "corpus").rglob("*.flac")))
+    texts = []
+    for chosen in ([], ["--target-lang", language]):
+        assert main(["transcribe", audio, "--model", str(exported), *chosen]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert main(["transcribe", audio, "--model", str(exported), "--target-lang", "eng"]) == 2
+    assert f"Its languages are {language}" in capsys.readouterr().err

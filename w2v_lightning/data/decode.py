@@ -9,6 +9,7 @@ import torch
 
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.batch import SAMPLE_RATE
+from w2v_lightning.data.decoded import DecodedFiles
 from w2v_lightning.data.flac import decode_16_bit
 from w2v_lightning.data.opening import opened
 from w2v_lightning.data.reader import AudioReader
@@ -17,9 +18,9 @@ from w2v_lightning.data.sound import cancels, float_fault, mono, truncation
 from w2v_lightning.errors import InputError
 
 
-def read_audio(ref: AudioRef, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+def read_audio(ref: AudioRef, sample_rate: int = SAMPLE_RATE, kept: DecodedFiles | None = None) -> np.ndarray:
     """Read the audio of a local file, only the segment if `ref` has one, as float32; see `decode`."""
-    return _decode_file(ref.url.removeprefix("file://"), ref, sample_rate)
+    return _decode_file(ref.url.removeprefix("file://"), ref, sample_rate, kept)
 
 
 def decode(data: bytes, ref: AudioRef, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -44,13 +45,15 @@ def load(refs: Sequence[AudioRef], reader: AudioReader, sample_rate: int = SAMPL
     is_local_segment = [ref.start_s is not None and not ref.num_bytes and not is_remote(ref.url) for ref in refs]
     bodies = iter(reader.read([ref for ref, is_local in zip(refs, is_local_segment, strict=True) if not is_local]))
     return [
-        read_audio(ref, sample_rate) if is_local else decode(next(bodies), ref, sample_rate)
+        read_audio(ref, sample_rate, reader.kept) if is_local else decode(next(bodies), ref, sample_rate)
         for ref, is_local in zip(refs, is_local_segment, strict=True)
     ]
 
 
-def _decode_file(file: str | io.BytesIO, ref: AudioRef, sample_rate: int) -> np.ndarray:
-    with opened(file, str(ref)) as sound:
+def _decode_file(
+    file: str | io.BytesIO, ref: AudioRef, sample_rate: int, kept: DecodedFiles | None = None
+) -> np.ndarray:
+    with opened(file, str(ref), kept) as sound:
         file_rate = sound.samplerate
         if ref.start_s is None and (shortage := truncation(sound, file, may_be_unclosed=True)):
             raise InputError(

@@ -6,12 +6,14 @@ Every error of a decoder, of any type, becomes an InputError that names the file
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from w2v_lightning.data import ffmpeg, flac, magic, mp3, riff
+from w2v_lightning.data.decoded import Decoded, DecodedFiles
 from w2v_lightning.data.sound import Sound, truncation
 from w2v_lightning.errors import InputError
 
@@ -23,18 +25,21 @@ BEGIN_OF_STREAM = (b"OggS\x00\x02", b"OggS\x00\x06")
 
 
 @contextmanager
-def opened(source: str | Path | io.BytesIO, name: str) -> Iterator[Sound]:
+def opened(source: str | Path | io.BytesIO, name: str, kept: DecodedFiles | None = None) -> Iterator[Sound]:
     """Open audio of any supported format; `sound.frames` is the number of frames that decoding gives.
 
     Args:
         source: path or content of a file.
         name: what to call it in errors.
+        kept: files to take the samples from, and to keep them in; for segments, of which a file may have many.
 
     Raises:
         InputError: the file cannot be read; also for any error of a decoder within the `with` block.
     """
     try:
-        with _open(str(source) if isinstance(source, Path) else source, name) as sound:
+        file = str(source) if isinstance(source, Path) else source
+        open_file = partial(_open, file, name)
+        with kept.open(file, open_file) if kept and isinstance(file, str) else open_file() as sound:
             yield sound
     except (InputError, MemoryError):
         raise
@@ -49,7 +54,7 @@ def _open(source: str | io.BytesIO, name: str) -> Sound:
     head = _head(source)
     if mp3.is_mp3(head):
         samples_TC, rate, shortage = mp3.decode(_content(source))
-        return _in_memory(samples_TC, rate, ".mp3", shortage)
+        return Decoded.of(samples_TC, rate, ".mp3", shortage).open()
     if head[12:16] == b"fmt " and head[20:22] == MP3_IN_WAV:
         return _mp3_in_wav(_content(source))
     if magic.media(head) not in (*READ_BY_LIBSNDFILE, "") or magic.other(head):  # mpg123 would try, and complain
@@ -75,12 +80,12 @@ def _repaired(sound: Sound, source: str | io.BytesIO) -> Sound | None:
         return Sound(io.BytesIO(wav))
     if sound.subtype == "MPEG_LAYER_III":  # it follows bytes of something else
         samples_TC, rate, shortage = mp3.decode(_content(source))
-        return _in_memory(samples_TC, rate, ".mp3", shortage)
+        return Decoded.of(samples_TC, rate, ".mp3", shortage).open()
     if sound.format == "FLAC" and sound.frames == UNKNOWN_LENGTH:
-        return _in_memory(*flac.decode_unknown_length(_content(source)), ".flac")
+        return Decoded.of(*flac.decode_unknown_length(_content(source)), ".flac").open()
     if not sound.seekable():
         samples_TC = sound.read(sound.frames, dtype="float32", always_2d=True)
-        return _in_memory(samples_TC, sound.samplerate, sound.suffix, truncation(sound, source))
+        return Decoded.of(samples_TC, sound.samplerate, sound.suffix, truncation(sound, source)).open()
     return None
 
 
@@ -92,22 +97,7 @@ def _mp3_in_wav(content: bytes) -> Sound:
     actual_s = len(samples_TC) / rate
     header_s = actual_s * (1 + chunks.missing_bytes / max(1, len(chunks.samples)))
     shortage = f"its header says {header_s:.3f} s of audio, {actual_s:.3f} s are there" if chunks.missing_bytes else ""
-    return _in_memory(samples_TC, rate, ".wav", shortage)
-
-
-def _in_memory(samples_TC: np.ndarray, rate: int, suffix: str, shortage: str = "") -> Sound:
-    """Return samples, float32, as an open sound."""
-    content = io.BytesIO(np.ascontiguousarray(samples_TC, dtype="<f4").tobytes())
-    layout = {
-        "samplerate": rate,
-        "channels": samples_TC.shape[1],
-        "format": "RAW",
-        "subtype": "FLOAT",
-        "endian": "LITTLE",
-    }
-    sound = Sound(content, **layout)
-    sound.suffix, sound.shortage = suffix, shortage
-    return sound
+    return Decoded.of(samples_TC, rate, ".wav", shortage).open()
 
 
 def _chained(data: bytes) -> list[bytes]:
@@ -131,7 +121,7 @@ def _joined(parts: list[bytes], first: Sound) -> Sound:
                 raise ValueError("a chain of OGG streams with different sample rates or channels: export them as one")
             samples.append(sound.read(dtype="float32", always_2d=True))
             shortage = shortage or truncation(sound, io.BytesIO(part), may_be_unclosed=True)
-    return _in_memory(np.concatenate(samples), first.samplerate, ".ogg", shortage)
+    return Decoded.of(np.concatenate(samples), first.samplerate, ".ogg", shortage).open()
 
 
 def _through_ffmpeg(source: str | io.BytesIO, head: bytes, name: str) -> Sound:
@@ -140,12 +130,18 @@ def _through_ffmpeg(source: str | io.BytesIO, head: bytes, name: str) -> Sound:
             raise ValueError(
                 f"it is {kind}, which needs ffmpeg. Install ffmpeg, or convert the file: {ffmpeg.command_line(name)}"
             )
-        return Sound(ffmpeg.as_wav(source))
+        return _reopenable(ffmpeg.as_wav(source))
     if not head and isinstance(source, str):
         raise ValueError("it is an empty file: download or export it again")
     if kind := magic.other(head):
         raise ValueError(f"it is {kind}")
     return Sound(source)  # raises libsndfile's error again
+
+
+def _reopenable(wav: io.BytesIO) -> Sound:
+    sound = Sound(wav)
+    sound.reopen = lambda: Sound(io.BytesIO(wav.getvalue()))
+    return sound
 
 
 def _head(source: str | io.BytesIO) -> bytes:

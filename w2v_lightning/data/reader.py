@@ -12,6 +12,7 @@ import soundfile
 from w2v_lightning.data import flac
 from w2v_lightning.data.audio_ref import AudioRef
 from w2v_lightning.data.cache import RangeCache
+from w2v_lightning.data.decoded import DecodedFiles
 from w2v_lightning.data.remote import RemoteFiles, is_remote
 from w2v_lightning.errors import InputError
 
@@ -43,6 +44,7 @@ class AudioReader:
         self.cache_gib = cache_gib
         self.verify = verify
         self._cache = RangeCache(Path(cache_dir).expanduser(), int(cache_gib * 2**30)) if cache_dir else None
+        self.kept = DecodedFiles()  # for segments of a local recording
         self._local = _LocalFiles()
         self._remote = RemoteFiles()
 

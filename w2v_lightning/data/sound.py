@@ -3,7 +3,7 @@
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,9 +39,11 @@ class Sound(soundfile.SoundFile):
     Attributes:
         suffix: of the format of the content, which the file's name may contradict.
         shortage: how it is truncated, if decoding told.
+        reopen: function that opens it again from memory, if it was decoded as a whole.
     """
 
     shortage = ""
+    reopen: "Callable[[], Sound] | None" = None
 
     def __init__(self, file: str | io.BytesIO, **raw: Any) -> None:
         super().__init__(file, **raw)

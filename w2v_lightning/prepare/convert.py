@@ -9,6 +9,7 @@ import numpy as np
 import soundfile
 
 from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.decoded import DecodedFiles
 from w2v_lightning.data.opening import opened
 from w2v_lightning.data.sound import (
     TOLERANCE_S,
@@ -61,13 +62,16 @@ class _Segment:
     duration_s: float
 
 
-def prepare_audio(audio: AudioRef | bytes, recipe: Recipe, packed_channel: int | None = None) -> Audio:
+def prepare_audio(
+    audio: AudioRef | bytes, recipe: Recipe, packed_channel: int | None = None, kept: DecodedFiles | None = None
+) -> Audio:
     """Check the audio of an utterance, and return it with its bytes if they go into a shard or were converted.
 
     Args:
         audio: a location with the channel that is chosen, or bytes.
         recipe: options that determine the output.
         packed_channel: channel that is chosen of audio in bytes; None: all.
+        kept: recordings that were decoded for earlier segments.
 
     Raises:
         UnusableAudioError: the audio is missing, empty, damaged, or outside the limits of duration.
@@ -77,7 +81,7 @@ def prepare_audio(audio: AudioRef | bytes, recipe: Recipe, packed_channel: int |
     try:
         data, path = (audio, "") if isinstance(audio, bytes) else (packed_bytes(audio), audio.url)
         source = path if data is None else io.BytesIO(data)
-        with opened(source, path) as sound:
+        with opened(source, path, kept if segment else None) as sound:
             if segment is None and (shortage := truncation(sound, source)):
                 raise UnusableAudioError("truncated or damaged", shortage)
             start, size = _extent(sound, segment)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from w2v_lightning.data.audio_ref import AudioRef
+from w2v_lightning.data.decoded import DecodedFiles
 from w2v_lightning.prepare.channels import by_channel
 from w2v_lightning.prepare.convert import Audio, UnusableAudioError, prepare_audio
 from w2v_lightning.prepare.hashes import HashSet
@@ -22,6 +23,7 @@ from w2v_lightning.prepare.sources import Source
 from w2v_lightning.prepare.utterance import Item, Rejected, Utterance
 
 AHEAD_PER_WORKER = 4
+MAX_KEPT = 2  # decoded recordings: threads may be at the end of one and at the beginning of the next
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -41,9 +43,10 @@ def outcomes(
 ) -> Iterator[Prepared | Rejected]:
     """Yield every utterance that is not `done`, in the order of the sources."""
     items = _pending(unique(by_channel(chain.from_iterable(sources), recipe.channel)), done, progress)
+    prepare = partial(_prepare, out=out, recipe=recipe, kept=DecodedFiles(MAX_KEPT))
     pool = ThreadPoolExecutor(workers)  # threads are enough: libsndfile and file reads release the interpreter lock
     try:
-        yield from in_order(pool, partial(_prepare, out=out, recipe=recipe), items, AHEAD_PER_WORKER * workers)
+        yield from in_order(pool, prepare, items, AHEAD_PER_WORKER * workers)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -73,12 +76,12 @@ def _pending(items: Iterable[Item], done: HashSet, progress: Progress) -> Iterat
             yield item
 
 
-def _prepare(item: Item, out: Path, recipe: Recipe) -> Prepared | Rejected:
+def _prepare(item: Item, out: Path, recipe: Recipe, kept: DecodedFiles) -> Prepared | Rejected:
     if isinstance(item, Rejected):
         return item
     try:
         _check_text(item)
-        audio = prepare_audio(item.audio, recipe, item.packed_channel)
+        audio = prepare_audio(item.audio, recipe, item.packed_channel, kept)
     except UnusableAudioError as error:
         where = "" if isinstance(item.audio, bytes) else f"{item.audio}: "
         return Rejected(item.source, item.id, str(error), error.detail and f"{where}{error.detail}")
