@@ -94,3 +94,10 @@ def test_segments_in_json(folder):
 def test_damaged_json_is_refused(folder, content, message):
     with pytest.raises(InputError, match=message):
         items_of(write_text(folder / "t.json", content))
+
+
+def test_an_array_in_utf_16(folder):
+    path = folder / "t.json"
+    path.write_text(json.dumps([{"path": "wavs/a.wav", "text": "schön"}], ensure_ascii=False), encoding="utf-16")
+    (utterance,), _ = items_of(path)
+    assert utterance.text == "schön"

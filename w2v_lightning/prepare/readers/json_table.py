@@ -1,6 +1,5 @@
 """Tables in JSON: an object per line, or one array of objects, with column names as in a CSV file."""
 
-import gzip
 import json
 import zlib
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.audio_paths import AudioPaths
 from w2v_lightning.prepare.columns import ColumnNames
 from w2v_lightning.prepare.segments import in_seconds
-from w2v_lightning.prepare.tables import columns_of, item_of_table
+from w2v_lightning.prepare.tables import columns_of, item_of_table, open_text
 from w2v_lightning.prepare.utterance import Item
 from w2v_lightning.runtime.schema import shown
 
@@ -20,9 +19,9 @@ from w2v_lightning.runtime.schema import shown
 def is_array(path: Path) -> bool:
     """Return whether a JSON file holds an array, not lines."""
     try:
-        with _open(path) as file:
-            return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    except (OSError, EOFError, zlib.error):
+        with open_text(path) as file:
+            return file.read(64).lstrip()[:1] == "["
+    except (OSError, EOFError, UnicodeError, zlib.error):
         return False
 
 
@@ -60,15 +59,11 @@ def _cell(value: Any, column: str, where: str) -> str:
 def _objects_of_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number of the element, from 1 on, object)."""
     try:
-        with _open(path) as file:
-            elements = json.loads(file.read().decode("utf-8-sig"))
+        with open_text(path) as file:
+            elements = json.load(file)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise InputError(f"{path}: invalid JSON ({error}).") from None
     for number, element in enumerate(elements, 1):
         if not isinstance(element, dict):
             raise InputError(f"{path}: element {number} must be a JSON object, found {shown(element)}.")
         yield number, element
-
-
-def _open(path: Path) -> Any:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
