@@ -111,7 +111,7 @@ def test_what_is_done_is_not_looked_at_again(corpus, prepare, monkeypatch):
     original = convert.prepare_audio
     monkeypatch.setattr(
         "w2v_lightning.prepare.pipeline.prepare_audio",
-        lambda ref, options: looked_at.append(Path(ref.url)) or original(ref, options),
+        lambda ref, *options: looked_at.append(Path(ref.url)) or original(ref, *options),
     )
     prepare(corpus, *OPTIONS)
     assert done

@@ -15,7 +15,7 @@ from w2v_lightning.data.sound import Sound
 
 @dataclass(frozen=True)
 class Decoded:
-    """All samples of a file, float32, little-endian, channels interleaved."""
+    """Samples of a whole file: float32, little-endian, channels interleaved."""
 
     content: bytes
     sample_rate: int  # Hz

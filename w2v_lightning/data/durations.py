@@ -88,12 +88,14 @@ def _measured(manifest: Manifest, positions: Sequence[int]) -> list[tuple[int, f
 def _duration_s(ref: AudioRef) -> float:
     """Return the duration of a local file, or of a file within it; 0 if it cannot be read."""
     try:
-        source: str | io.BytesIO = ref.url.removeprefix("file://")
-        if ref.num_bytes:
-            with open(source, "rb") as file:
-                file.seek(ref.byte_offset)
-                source = io.BytesIO(file.read(ref.num_bytes))
-        with opened(source, str(ref)) as sound:
+        path = ref.url.removeprefix("file://")
+        with opened(_bytes_of(path, ref) if ref.num_bytes else path, str(ref)) as sound:
             return float(sound.frames / sound.samplerate)
     except (InputError, OSError):
         return 0.0
+
+
+def _bytes_of(path: str, ref: AudioRef) -> io.BytesIO:
+    with open(path, "rb") as file:
+        file.seek(ref.byte_offset)
+        return io.BytesIO(file.read(ref.num_bytes))

@@ -31,7 +31,7 @@ def opened(source: str | Path | io.BytesIO, name: str, kept: DecodedFiles | None
     Args:
         source: path or content of a file.
         name: what to call it in errors.
-        kept: files to take the samples from, and to keep them in; for segments, of which a file may have many.
+        kept: files to take the samples from, and to keep them in; for the many segments of a recording.
 
     Raises:
         InputError: the file cannot be read; also for any error of a decoder within the `with` block.

@@ -27,7 +27,7 @@ CANCELLED = 1e-3  # power of the mean of all channels relative to theirs: 30 dB 
 
 
 class Fault(NamedTuple):
-    """What makes samples unusable: the same words for all files, and what it is in this one."""
+    """Reason why samples are unusable, in the same words for all files, and what it is in this one."""
 
     reason: str
     detail: str

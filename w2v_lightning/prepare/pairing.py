@@ -87,7 +87,8 @@ class Pairing:
                 self._matched.add(f"{self._directory}/{stem}")
                 self._matched.add(f"{self._directory}/{stem}{suffix}")
             transcript["text"] = timit.without_samples(transcript["text"], audio)
-            yield Utterance(audio=audio, source=self._source, **transcript)
+            speaker, split = (transcript.get(key, "") for key in ("speaker", "split"))
+            yield Utterance(transcript["id"], transcript["text"], audio, self._source, speaker, split)
 
     def _is_known(self, stem: str, suffix: str) -> bool:
         """Return whether an audio file has a transcript from a file with another suffix."""

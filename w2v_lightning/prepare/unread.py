@@ -1,4 +1,4 @@
-"""What a folder holds that is not read: audio that nothing lists, and corpora of another kind. Printed once.
+"""Contents of a folder that are not read: audio that no row lists, and corpora of another kind. Printed once.
 
 Unlisted audio is often left out on purpose, as in Common Voice, so it does not count as rejected.
 """
