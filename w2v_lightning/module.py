@@ -4,8 +4,8 @@ Shapes: B utterances, T samples, F frames, V tokens, U labels.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,36 +24,13 @@ from w2v_lightning.model.ctc import ctc_loss
 from w2v_lightning.model.encoder import with_zero_gradients
 from w2v_lightning.model.lora import Lora, add_lora, merged
 from w2v_lightning.model.speed import Speed
-from w2v_lightning.optim import Decay, num_updates_of, tri_stage
+from w2v_lightning.optim import Decay, num_updates_of
 from w2v_lightning.text.rules import TextRules
-from w2v_lightning.text.vocabulary import BUILT_VOCABULARIES, Vocabulary
+from w2v_lightning.text.vocabulary import Vocabulary
 from w2v_lightning.training.base_module import PlannedModule
-from w2v_lightning.training.options import TrainingOptions
+from w2v_lightning.training.fine_tuning_options import FineTuningOptions, build, rules_of, vocabulary_of, with_rules
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FineTuningOptions(TrainingOptions):
-    """Options of Wav2Vec2CTC, which documents them."""
-
-    lora: Lora | Mapping[str, Any] | None
-    hold: float
-    final_lr_scale: float
-    decay: Decay
-    layer_lr_decay: float
-    freeze_updates: int
-    loss_average: Literal["utterance", "label"]
-    final_dropout: float
-    hf_compat: bool
-    target_lang: str | None
-
-    def schedule(self, num_updates: int) -> Callable[[int], float]:
-        """Return the learning rate factor of each update; see `tri_stage`."""
-        return tri_stage(num_updates, self.warmup, self.hold, self.final_lr_scale, self.decay)
-
-    def _named_changes(self) -> dict[str, Any]:
-        return {**super()._named_changes(), "final_dropout": self.final_dropout}
 
 
 class Wav2Vec2CTC(PlannedModule):
@@ -154,16 +131,16 @@ class Wav2Vec2CTC(PlannedModule):
             warn_of_start_probability(
                 f"model.mask_{name}_prob", changes[f"mask_{key}_prob"], changes[f"mask_{key}_length"]
             )
-        self.model, own, self.normalise = _build(pretrained, changes, _vocabulary(vocabulary), target_lang)
-        self.vocabulary = _with_rules(own, text)
-        self.sample_rate = wav2vec2.stored_sample_rate(pretrained)
+        self.model, own, waveforms = build(pretrained, changes, vocabulary_of(vocabulary), target_lang)
+        self.normalise, self.sample_rate = waveforms
+        self.vocabulary = with_rules(own, text)
         if not self.model.config.apply_spec_augment and max(mask_time_prob, mask_channel_prob) > 0:
             log.info("Nothing is masked in training: the model's config has apply_spec_augment=false.")
         self.model.train()  # transformers loads in evaluation mode and Lightning keeps it: there would be no dropout
         if vocabulary is not None:  # saved as plain values, so that a checkpoint needs neither manifest nor folder
             self.hparams["vocabulary"] = self.vocabulary.values()
         if text is not None:
-            self.hparams["text"] = asdict(_rules(text))
+            self.hparams["text"] = asdict(rules_of(text))
         wav2vec2.freeze(self.model, feature_encoder=freeze_feature_encoder)
         if adapter_only:
             adapters.train_adapter_only(self.model)
@@ -337,50 +314,3 @@ class Wav2Vec2CTC(PlannedModule):
         """Write a Hugging Face folder that `AutoModelForCTC` and `AutoProcessor` load."""
         model, lang = merged(self.model), self.options.target_lang
         wav2vec2.save_pretrained(Path(folder), model, self.vocabulary, self.normalise, self.sample_rate, lang)
-
-
-def _vocabulary(given: Vocabulary | Mapping[str, Any] | str | None) -> Vocabulary | None:
-    """Return the vocabulary that the option names; None: the model's own. Checkpoints hold a mapping."""
-    if isinstance(given, Mapping):
-        rules = given.get("rules")  # absent in checkpoints of earlier versions
-        return Vocabulary(**{**given, "tokens": tuple(given["tokens"]), "rules": rules and _rules(rules)})
-    if not isinstance(given, str):
-        return given
-    if given in BUILT_VOCABULARIES:
-        raise InputError(
-            f"model.vocabulary={given} works only on the command line, which has the training transcripts; in a script"
-            " pass w2v_lightning.text.vocabulary.Vocabulary.build(texts)."
-        )
-    return Vocabulary.load(given)
-
-
-def _rules(given: TextRules | Mapping[str, Any]) -> TextRules:
-    """Return the rules; checkpoints hold a mapping."""
-    return TextRules(**given) if isinstance(given, Mapping) else given
-
-
-def _with_rules(vocabulary: Vocabulary, text: TextRules | Mapping[str, Any] | None) -> Vocabulary:
-    """Return the vocabulary with the rules that are given, and log where they contradict its own."""
-    if text is not None:
-        rules = _rules(text)
-        if vocabulary.rules and (differences := rules.differences(vocabulary.rules)):
-            log.warning(
-                "data.text contradicts the rules that the model was trained with: %s. Scores cannot be compared with"
-                " earlier ones; leave data.text out to keep the model's own rules.",
-                differences,
-            )
-        vocabulary = vocabulary.with_rules(rules)
-    if vocabulary.remark:
-        log.info(vocabulary.remark)
-    return vocabulary
-
-
-def _build(
-    pretrained: str | None, config: Mapping[str, Any], vocabulary: Vocabulary | None, target_lang: str | None
-) -> tuple[Wav2Vec2ForCTC, Vocabulary, bool]:
-    if pretrained is not None:
-        return wav2vec2.from_pretrained(pretrained, config, vocabulary, target_lang)
-    if target_lang:
-        raise InputError("model.target_lang needs a model with language adapters in model.pretrained, found null.")
-    vocabulary = vocabulary or Vocabulary()
-    return wav2vec2.from_scratch(config, vocabulary), vocabulary, True

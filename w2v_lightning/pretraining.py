@@ -22,6 +22,7 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.model import pretraining, wav2vec2
 from w2v_lightning.model.sharding import total_norm
 from w2v_lightning.model.speed import Speed
+from w2v_lightning.model.stored import WaveformFormat
 from w2v_lightning.optim import num_updates_of, polynomial_decay
 from w2v_lightning.text.vocabulary import Vocabulary
 from w2v_lightning.training.base_module import PlannedModule
@@ -161,10 +162,10 @@ class Wav2Vec2Pretraining(PlannedModule):
         changes = self.options.model_config()
         warn_of_start_probability("model.mask_time_prob", mask_time_prob, mask_time_length)
         if pretrained is None:
-            self.model, self.normalise = pretraining.from_scratch(changes), normalise
+            self.model, waveforms = pretraining.from_scratch(changes), WaveformFormat(normalise)
         else:
-            self.model, self.normalise = pretraining.from_pretrained(pretrained, changes)
-        self.sample_rate = wav2vec2.stored_sample_rate(pretrained)
+            self.model, waveforms = pretraining.from_pretrained(pretrained, changes)
+        self.normalise, self.sample_rate = waveforms
         self.model.train()  # transformers loads in evaluation mode and Lightning keeps it: there would be no noise
         codebooks = self.model.config.num_codevector_groups, self.model.config.num_codevectors_per_group
         # Sums (`Outcome.sums`) on this rank, over the global step so far and over each split of the current scoring.

@@ -14,6 +14,7 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.inference.inputs import load_inputs
 from w2v_lightning.inference.transcriber import Transcriber
 from w2v_lightning.model import pretraining, wav2vec2
+from w2v_lightning.model.stored import waveform_format
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.text.vocabulary import Vocabulary
 
@@ -56,13 +57,13 @@ def test_fit_reads_and_exports_the_rate(folder, tmp_path):
     assert batch.num_samples_B.tolist() == [round(durations_s[i] * RATE) for i in batch.ids]
     module.save_pretrained(tmp_path / "export")
     assert AutoProcessor.from_pretrained(tmp_path / "export").feature_extractor.sampling_rate == RATE
-    assert wav2vec2.stored_sample_rate(str(tmp_path / "export")) == RATE
+    assert waveform_format(str(tmp_path / "export")).sample_rate == RATE
 
 
 def test_pretraining_exports_the_rate(tmp_path):
     model = pretraining.from_scratch({**TINY_CONFIG, "codevector_dim": 8, "proj_codevector_dim": 8})
     pretraining.save_pretrained(tmp_path / "m", model, True, RATE)
-    assert wav2vec2.stored_sample_rate(str(tmp_path / "m")) == RATE
+    assert waveform_format(str(tmp_path / "m")).sample_rate == RATE
 
 
 def test_too_short_is_counted_at_the_rate_of_the_model(folder, tmp_path):
@@ -82,7 +83,7 @@ def test_a_rate_that_is_none_is_refused(folder, rate):
             (content.get("feature_extractor", content))["sampling_rate"] = rate
             path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"sampling_rate in preprocessor_config\.json is"):
-        wav2vec2.stored_sample_rate(str(folder))
+        waveform_format(str(folder))
 
 
 def test_a_vocabulary_file_without_tokenizer_files_is_enough(folder):

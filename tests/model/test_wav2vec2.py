@@ -67,8 +67,8 @@ def test_folder_comes_back_as_it_was_saved(model, tmp_path, normalise):
     vocabulary = Vocabulary((*"<|>", "[PAD]", *"abc"), blank="[PAD]")
     model = wav2vec2.from_scratch(TINY_CONFIG, vocabulary)
     wav2vec2.save_pretrained(tmp_path / "m", model, vocabulary, normalise)
-    loaded, loaded_vocabulary, loaded_normalise = wav2vec2.from_pretrained(str(tmp_path / "m"), {})
-    assert (loaded_vocabulary, loaded_normalise) == (vocabulary, normalise)
+    loaded, loaded_vocabulary, waveforms = wav2vec2.from_pretrained(str(tmp_path / "m"), {})
+    assert (loaded_vocabulary, waveforms) == (vocabulary, (normalise, 16_000))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     assert AutoProcessor.from_pretrained(tmp_path / "m").tokenizer.pad_token_id == 3
 
@@ -115,9 +115,9 @@ def test_a_link_to_a_folder_stays_one(model, folder):
 def test_a_pretrained_encoder_gets_a_new_head_and_keeps_its_weights(tmp_path):
     encoder = Wav2Vec2ForPreTraining(Wav2Vec2Config(**TINY_CONFIG, codevector_dim=8, proj_codevector_dim=8))
     encoder.save_pretrained(tmp_path / "encoder")
-    model, vocabulary, normalise = wav2vec2.from_pretrained(str(tmp_path / "encoder"), {"mask_time_prob": 0.3})
+    model, vocabulary, waveforms = wav2vec2.from_pretrained(str(tmp_path / "encoder"), {"mask_time_prob": 0.3})
     assert vocabulary == Vocabulary()
-    assert normalise
+    assert waveforms == (True, 16_000)
     assert model.config.mask_time_prob == 0.3
     assert model.lm_head.out_features == len(vocabulary)
     theirs, ours = encoder.wav2vec2.state_dict(), model.wav2vec2.state_dict()

@@ -25,6 +25,7 @@ from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.remote import is_remote
 from w2v_lightning.errors import InputError
+from w2v_lightning.model.stored import waveform_format
 
 FEEDS = ("files", "arrays", "loader")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -93,7 +94,7 @@ class Pipelines:
 
     def _run(self, refs: list[AudioRef], variant: Variant) -> Iterator[dict[str, str]]:
         pipeline = self._pipeline(variant.dtype)
-        sample_rate = pipeline.feature_extractor.sampling_rate
+        sample_rate = waveform_format(str(self.folder)).sample_rate
         if variant.feed == "loader":
             arrays = DataLoader(_Arrays(refs, sample_rate), batch_size=None, num_workers=self.num_workers)
             return pipeline((waveform_T.numpy() for waveform_T in arrays), batch_size=variant.batch_size, num_workers=0)

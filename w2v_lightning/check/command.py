@@ -101,8 +101,8 @@ def _input_spec(model: str | None) -> InputSpec:
         return InputSpec()
     from w2v_lightning.model import wav2vec2  # imports transformers, which takes seconds
 
-    network, vocabulary, normalise = wav2vec2.from_pretrained(model, {})
-    return wav2vec2.input_spec(network.config, vocabulary, normalise, wav2vec2.stored_sample_rate(model))
+    network, vocabulary, waveforms = wav2vec2.from_pretrained(model, {})
+    return wav2vec2.input_spec(network.config, vocabulary, *waveforms)
 
 
 def _with_progress(measurements: Iterator[Measurement], total: int) -> Iterator[Measurement]:

@@ -115,10 +115,10 @@ class Transcriber:
             InputError: the device or precision is not available, or the model cannot be read or has no CTC head.
         """
         wav2vec2.check_head("--model", model, "fine-tune it first (fit), and give the folder that fit exports")
-        loaded = wav2vec2.from_pretrained(model, {}, target_lang=target_lang)
-        if remark := loaded[1].remark:
-            log.warning(remark)
-        return cls(*loaded, device, precision, speed, wav2vec2.stored_sample_rate(model))
+        network, vocabulary, waveforms = wav2vec2.from_pretrained(model, {}, target_lang=target_lang)
+        if vocabulary.remark:
+            log.warning(vocabulary.remark)
+        return cls(network, vocabulary, waveforms.normalise, device, precision, speed, waveforms.sample_rate)
 
     def transcribe(
         self, manifest: Manifest, device_seconds: float | None = None, num_workers: int | None = None

@@ -22,10 +22,13 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2GumbelVectorQ
 
 from w2v_lightning.data.batch import SAMPLE_RATE, Batch
 from w2v_lightning.errors import InputError
-from w2v_lightning.model import settings, wav2vec2
+from w2v_lightning.model import settings, stored
 from w2v_lightning.model.encoder import contextualise, projected
 from w2v_lightning.model.features import conv_features
+from w2v_lightning.model.loading import loading_errors_named
+from w2v_lightning.model.saving import complete_or_absent, feature_extractor
 from w2v_lightning.model.speed import Speed, to_device
+from w2v_lightning.model.stored import WaveformFormat
 
 
 def from_scratch(config: Mapping[str, Any]) -> Wav2Vec2ForPreTraining:
@@ -36,31 +39,31 @@ def from_scratch(config: Mapping[str, Any]) -> Wav2Vec2ForPreTraining:
     return model
 
 
-def from_pretrained(name_or_folder: str, config: Mapping[str, Any]) -> tuple[Wav2Vec2ForPreTraining, bool]:
-    """Load a pre-trained model from the Hugging Face Hub or a local folder; return it and whether it normalises input.
+def from_pretrained(name_or_folder: str, config: Mapping[str, Any]) -> tuple[Wav2Vec2ForPreTraining, WaveformFormat]:
+    """Load a pre-trained model from the Hugging Face Hub or a local folder; return it and its input.
 
     Raises:
         InputError: the model does not exist, is not a wav2vec2 model, or lacks the codebooks of pre-training.
     """
     settings.check_changes(config)
-    stored = wav2vec2.stored_config(name_or_folder)
-    with wav2vec2.loading_errors_named(name_or_folder):
+    own = stored.model_config(name_or_folder)
+    with loading_errors_named(name_or_folder):
         loaded: Any = Wav2Vec2ForPreTraining.from_pretrained(  # returns a pair because of output_loading_info
             name_or_folder,
-            config=Wav2Vec2Config.from_dict({**stored.to_dict(), **config}),
+            config=Wav2Vec2Config.from_dict({**own.to_dict(), **config}),
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
     model, loading = loaded
-    settings.check_shapes(name_or_folder, stored, config, loading["mismatched_keys"])
+    settings.check_shapes(name_or_folder, own, config, loading["mismatched_keys"])
     if missing := sorted(loading["missing_keys"]):
         raise InputError(
             f"model.pretrained: {name_or_folder} lacks {len(missing)} weights of a model in pre-training, such as"
             f" {missing[0]}; set it to null to start from random weights."
         )
     _check_masks(model.config)
-    return model, wav2vec2.stored_normalise(name_or_folder)
+    return model, stored.waveform_format(name_or_folder)
 
 
 def _check_masks(config: Wav2Vec2Config) -> None:
@@ -215,6 +218,6 @@ def save_pretrained(
     folder: Path, model: Wav2Vec2ForPreTraining, normalise: bool, sample_rate: int = SAMPLE_RATE
 ) -> None:
     """Write a Hugging Face folder that Wav2Vec2ForPreTraining loads; the folder appears complete or not at all."""
-    with wav2vec2.complete_or_absent(folder) as temporary:
+    with complete_or_absent(folder) as temporary:
         model.save_pretrained(temporary)
-        wav2vec2.feature_extractor(normalise, sample_rate).save_pretrained(temporary)
+        feature_extractor(normalise, sample_rate).save_pretrained(temporary)

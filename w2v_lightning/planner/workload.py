@@ -275,9 +275,10 @@ class Model:
 
 def _sample_rate(pretrained: str | None) -> int:
     """Return the sample rate (Hz) of a model in a folder; models on the Hub, which are not fetched, have 16 kHz."""
-    from w2v_lightning.model.wav2vec2 import stored_sample_rate
+    from w2v_lightning.model.stored import WaveformFormat, waveform_format
 
-    return stored_sample_rate(pretrained if pretrained and Path(pretrained).is_dir() else None)
+    is_folder = pretrained is not None and Path(pretrained).is_dir()
+    return (waveform_format(str(pretrained)) if is_folder else WaveformFormat()).sample_rate
 
 
 BASE = Model(flops_per_audio_s=32.5e9, gradient_bytes=360_783_488, gradient_buckets=15)  # with a frozen feature encoder
