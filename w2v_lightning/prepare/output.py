@@ -29,7 +29,7 @@ def assemble(out: Path, request: dict[str, Any], reasons: Counter[str]) -> dict[
     rejected = {"rejected.jsonl": folder / "rejected.jsonl"} if reasons else {}
     if next(read_headers(folder), None) is None:
         publish(out, rejected)
-        problem = _counted(reasons) or "they are empty"
+        problem = f"{_counted(reasons)} (listed in {out / 'rejected.jsonl'})" if reasons else "they are empty"
         sources = listed([source["path"] for source in request["sources"]])
         raise InputError(f"No utterance in the sources is usable: {problem}. Sources: {sources}.")
     percentage, parts = request["options"]["validation"], folder
@@ -135,4 +135,4 @@ def _stats(
 
 def _counted(reasons: dict[str, int]) -> str:
     most_common = sorted(reasons.items(), key=lambda item: -item[1])
-    return ", ".join(f"{count:,} x {reason}" for reason, count in most_common)
+    return ", ".join(f"{count:,} x {reason.rstrip('.')}" for reason, count in most_common)
