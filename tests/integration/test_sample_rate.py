@@ -8,7 +8,7 @@ import soundfile
 import torch
 from tiny import TINY_CONFIG, data, trainer, write_corpus
 from torchaudio.functional import resample
-from transformers import AutoModelForCTC, AutoProcessor
+from transformers import AutoModelForCTC, AutoProcessor, Wav2Vec2FeatureExtractor
 
 from w2v_lightning.errors import InputError
 from w2v_lightning.inference.inputs import load_inputs
@@ -90,3 +90,12 @@ def test_a_vocabulary_file_without_tokenizer_files_is_enough(folder):
     for name in ("tokenizer_config.json", "special_tokens_map.json", "processor_config.json"):
         (folder / name).unlink(missing_ok=True)
     assert wav2vec2.from_pretrained(str(folder), {})[1] == Vocabulary()
+
+
+def test_the_settings_of_the_waveforms_are_read_once(folder, monkeypatch):
+    reads, read = [], Wav2Vec2FeatureExtractor.from_pretrained
+    monkeypatch.setattr(Wav2Vec2FeatureExtractor, "from_pretrained", lambda name: reads.append(name) or read(name))
+    module = Wav2Vec2CTC(str(folder))
+    assert (module.normalise, module.sample_rate) == (True, RATE)
+    assert Transcriber.from_pretrained(str(folder), "cpu").spec.sample_rate == RATE
+    assert reads == [str(folder)] * 2

@@ -43,7 +43,7 @@ def _place(utterance: Utterance) -> str:
     """Return what tells this audio from all other audio: its place, or a digest of its bytes."""
     audio = utterance.audio
     if isinstance(audio, bytes):
-        return f"{hashlib.blake2b(audio, digest_size=16).hexdigest()} {utterance.packed_channel}"
+        return hashlib.blake2b(audio, digest_size=16).hexdigest()
     segment = None if audio.start_s is None else (audio.start_s, audio.duration_s)
     return repr((os.path.normpath(audio.url), audio.byte_offset, segment, audio.channel))
 
