@@ -22,6 +22,7 @@ from w2v_lightning.evaluation.wer import ErrorCounts, error_rates
 from w2v_lightning.model import adapters, wav2vec2
 from w2v_lightning.model.ctc import ctc_loss
 from w2v_lightning.model.encoder import with_zero_gradients
+from w2v_lightning.model.graphs import Graphs
 from w2v_lightning.model.lora import Lora, add_lora, merged
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.optim import Decay, num_updates_of
@@ -150,6 +151,7 @@ class Wav2Vec2CTC(PlannedModule):
             self.hparams["lora"] = asdict(lora)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.graphs = Graphs(self.model.wav2vec2, speed)
         self.counts: list[ErrorCounts] = []  # of each validation or test split, on this rank
         self._eval_loss = torch.zeros(2, dtype=torch.float64)  # sum of losses and number of utterances, on this rank
         self.pairs: list[Pair] = []  # utterances of the last validation or test, on this rank
@@ -180,6 +182,7 @@ class Wav2Vec2CTC(PlannedModule):
             hf_compat=self.options.hf_compat,
             is_frozen=self._encoder_is_frozen,
             speed=self.speed,
+            graphs=self.graphs if self.training else None,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -100,7 +100,7 @@ def test_each_optimisation_is_switched_off_alone(bench, monkeypatch):
     built = []
     monkeypatch.setattr(step, "our_stepper", lambda m, machine: (built.append(m.speed), our_stepper(m, machine))[1])
     found = bench("--ablate", "--compare", "", "--off", "compile", "--steps", "1", "--repetitions", "1").found
-    names = [name for name in vars(Speed()) if name != "compile"]
+    names = [name for name in vars(Speed()) if name not in ("compile", "graphs")]  # graphs are off anyway
     assert [s["side"] for s in found["sides"]][1:] == [side for n in names for side in ("ours", f"ours without {n}")]
     assert built == [speed_without(["compile"])] + [speed_without(["compile", name]) for name in names]
     assert found["agreement"] is None

@@ -61,7 +61,7 @@ class StepOptions:
             LibriSpeech's train-clean-100.
         off: optimisations to switch off, separated by commas: NAME, or NAME=VALUE for another implementation, such as
             attention=packed; names: feature_encoder, positional_convolution, attention, feed_forward, ctc, compile,
-            fused_optimizer.
+            fused_optimizer, graphs.
         ablate: optimisations to measure switched off one at a time, written as for off; without a value: all.
         in_fit: measurement of our side inside `Trainer.fit` too, with the usual callbacks.
         json: file to write all figures to.

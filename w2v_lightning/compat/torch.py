@@ -1,8 +1,8 @@
 """Private names of torch."""
 
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +26,16 @@ WeightNorm = _WeightNorm  # the parametrisation of wav2vec2's positional convolu
 def multiply_(tensors: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply all tensors in place, by one kernel launch for many of them."""
     torch._foreach_mul_(list(tensors), factor)
+
+
+def zero_(tensors: Sequence[Tensor]) -> None:
+    """Fill all tensors with zeros, by few kernel launches."""
+    torch._foreach_zero_(list(tensors))
+
+
+def add_(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Add to each tensor in place the other one of its number, by few kernel launches."""
+    torch._foreach_add_(list(tensors), list(others))
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -86,3 +96,22 @@ def recompile_limit(limit: int) -> AbstractContextManager[None]:
     """Raise the number of graphs that torch.compile keeps for one function."""
     name = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # torch 2.5
     return torch._dynamo.config.patch({name: limit})
+
+
+@contextmanager
+def allocating_in(pool: Any, device: torch.device) -> Iterator[None]:
+    """Let this thread allocate from the pool of a CUDA graph that still exists, without recording; as torch._inductor.
+
+    torch.cuda.use_mem_pool would need a MemPool, which ends the process if it is collected before the graphs. torch 2.5
+    cannot do this, and allocates as usual.
+    """
+    if not hasattr(torch._C, "_cuda_beginAllocateCurrentThreadToPool"):
+        yield
+        return
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch._C._cuda_beginAllocateCurrentThreadToPool(index, pool)
+    try:
+        yield
+    finally:
+        torch._C._cuda_endAllocateToPool(index, pool)
+        torch._C._cuda_releasePool(index, pool)

@@ -82,28 +82,50 @@ def contextualise(
         dropped_layers: layers that are skipped in this pass.
         speed: choice of the implementation.
     """
-    encoder = wav2vec2.encoder
-    is_pre_norm = wav2vec2.config.do_stable_layer_norm
     num_frames = hidden_BFC.shape[1]
     if num_frames_B is None:
         num_frames_B = torch.full((len(hidden_BFC),), num_frames)
-    counts_B, mask_B11F = to_device(num_frames_B, hidden_BFC.device), None
+    counts_B, is_real_BF = to_device(num_frames_B, hidden_BFC.device), None
     if bool((num_frames_B < num_frames).any()):
-        is_real_BF = torch.arange(num_frames, device=hidden_BFC.device) < counts_B[:, None]
-        # The positional convolution must see zeros after an utterance, as for an utterance alone.
-        hidden_BFC = hidden_BFC.masked_fill(~is_real_BF[..., None], 0.0)
-        mask_B11F = is_real_BF[:, None, None]
-    with record_function("positional convolution"):
-        positions_BFC = positional(encoder.pos_conv_embed.conv, hidden_BFC, speed.positional_convolution)
-    add = speed.compiled(_with_positions, hidden_BFC.device)
-    hidden_BFC = add(encoder, hidden_BFC, positions_BFC)
-    if speed.packs(hidden_BFC.device, hidden_BFC.dtype, encoder):
+        is_real_BF = real_frames(counts_B, num_frames)
+    hidden_BFC = with_positions(wav2vec2, hidden_BFC, is_real_BF, speed)
+    if speed.packs(hidden_BFC.device, hidden_BFC.dtype, wav2vec2.encoder):
         packing = Packing.from_counts(num_frames_B, counts_B, num_frames)
-        hidden_NC = _layers(encoder, packing.pack(hidden_BFC), packing.bounds, dropped_layers, speed)
+        hidden_NC = _layers(wav2vec2.encoder, packing.pack(hidden_BFC), packing.bounds, dropped_layers, speed)
         hidden_BFC = packing.unpack(hidden_NC)
     else:
-        hidden_BFC = _layers(encoder, hidden_BFC, Bounds(mask_B11F), dropped_layers, speed)
-    return layer_norm(encoder.layer_norm, hidden_BFC) if is_pre_norm else hidden_BFC
+        mask_B11F = None if is_real_BF is None else is_real_BF[:, None, None]
+        hidden_BFC = _layers(wav2vec2.encoder, hidden_BFC, Bounds(mask_B11F), dropped_layers, speed)
+    return after_layers(wav2vec2, hidden_BFC)
+
+
+def real_frames(num_frames_B: Tensor, num_frames: int) -> Tensor:
+    """Return which of the padded `num_frames` are frames of the utterance; bool (B, F)."""
+    return torch.arange(num_frames, device=num_frames_B.device) < num_frames_B[:, None]
+
+
+def with_positions(wav2vec2: Wav2Vec2Model, hidden_BFC: Tensor, is_real_BF: Tensor | None, speed: Speed) -> Tensor:
+    """Return the input (B, F, C) of the first layer: projected features and the positional convolution of them.
+
+    Args:
+        wav2vec2: transformers' model without head.
+        hidden_BFC: first output of `projected`.
+        is_real_BF: bool, False in the padding; None: there is none.
+        speed: choice of the implementation.
+    """
+    encoder = wav2vec2.encoder
+    if is_real_BF is not None:
+        # The positional convolution must see zeros after an utterance, as for an utterance alone.
+        hidden_BFC = hidden_BFC.masked_fill(~is_real_BF[..., None], 0.0)
+    with record_function("positional convolution"):
+        positions_BFC = positional(encoder.pos_conv_embed.conv, hidden_BFC, speed.positional_convolution)
+    return speed.compiled(_with_positions, hidden_BFC.device)(encoder, hidden_BFC, positions_BFC)
+
+
+def after_layers(wav2vec2: Wav2Vec2Model, hidden_BFC: Tensor) -> Tensor:
+    """Return the transformer's output for that of its last layer: the large models normalise it."""
+    is_pre_norm = wav2vec2.config.do_stable_layer_norm
+    return layer_norm(wav2vec2.encoder.layer_norm, hidden_BFC) if is_pre_norm else hidden_BFC
 
 
 def _with_positions(encoder: Encoder, hidden_BFC: Tensor, positions_BFC: Tensor) -> Tensor:

@@ -138,7 +138,8 @@ def _first_group_norm_layer(
         from w2v_lightning.model.kernels import first_convolution  # needs Triton
 
         length = row_length(windows_BFK.shape[:2].numel(), windows_BFK.device)
-        return first_convolution(waveforms_BT, weight_BKC, shift_BC, layer.conv.stride[0], _dtype(waveforms_BT), length)
+        dtype = output_dtype(waveforms_BT)
+        return first_convolution(waveforms_BT, weight_BKC, shift_BC, layer.conv.stride[0], dtype, length)
     return layer.activation(_product(windows_BFK, weight_BKC, shift_BC)).flatten(0, 1)
 
 
@@ -202,7 +203,7 @@ def _num_windows(conv: nn.Conv1d, num_samples: Number) -> Number:
     return (num_samples - conv.kernel_size[0]) // conv.stride[0] + 1
 
 
-def _dtype(values: Tensor) -> torch.dtype:
+def output_dtype(values: Tensor) -> torch.dtype:
     """Return the output type of a convolution of `values`."""
     device_type = values.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else values.dtype
@@ -228,7 +229,7 @@ def _product(windows_XK: Tensor, weight_KC: Tensor, bias_C: Tensor) -> Tensor:
     """
     windows_XK = functional.pad(windows_XK, (0, 1), value=1.0)
     weight_KC = torch.cat([weight_KC, bias_C[..., None, :]], dim=-2)
-    dtype = _dtype(windows_XK)
+    dtype = output_dtype(windows_XK)
     if dtype.itemsize == 2:
         (windows_XK, rest_XK), (weight_KC, rest_KC) = _split(windows_XK, dtype), _split(weight_KC, dtype)
         windows_XK = torch.cat([windows_XK, rest_XK, windows_XK], dim=-1)

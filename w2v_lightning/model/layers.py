@@ -4,6 +4,7 @@ Shapes: B utterances, F frames, C channels, N frames of all utterances together,
 and value. X stands for (N,) or (B, F).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -135,6 +136,7 @@ class Packing(NamedTuple):
     bounds: Bounds
     positions_N: Tensor | None  # index of each packed frame in the flattened padded batch; None without padding
     shape: tuple[int, int]  # B, F of the padded batch
+    has_spare: bool = False  # positions_N may be B x F, which is the position of no frame
 
     @classmethod
     def from_counts(cls, num_frames_B: Tensor, counts_B: Tensor, longest: int) -> "Packing":
@@ -159,13 +161,40 @@ class Packing(NamedTuple):
             positions_N = torch.arange(num_packed, device=counts_B.device) + padding_before_N
         return cls(bounds, positions_N, (len(num_frames_B), longest))
 
+    @classmethod
+    def of_size(cls, counts_B: Tensor, longest: int, size: int, max_spare: int) -> "Packing":
+        """Create the packing of utterances that are padded to `longest` frames in `size` rows, without reading counts.
+
+        The rows that are left over are utterances of their own, repeat the first frame, and their output is dropped.
+
+        Args:
+            counts_B: frames of each utterance, on the device.
+            longest: number of frames of the padded batch.
+            size: number of rows, at least the sum of `counts_B`.
+            max_spare: how many of the rows can be left over.
+        """
+        ends_B = counts_B.cumsum(0)
+        rows_N = torch.arange(size, device=counts_B.device)
+        padding_before_B = torch.arange(len(counts_B), device=counts_B.device) * longest - (ends_B - counts_B)
+        utterance_N = torch.searchsorted(ends_B, rows_N, right=True).clamp(max=len(counts_B) - 1)
+        positions_N = rows_N + padding_before_B.index_select(0, utterance_N)
+        positions_N = torch.where(rows_N < ends_B[-1], positions_N, len(counts_B) * longest)
+        num_spare = math.ceil(max_spare / longest)  # an utterance must not be longer than `longest`
+        spare_ends = ends_B[-1] + longest * torch.arange(1, num_spare + 1, device=counts_B.device)
+        starts_B = torch.cat([ends_B.new_zeros(1), ends_B, spare_ends.clamp(max=size)])
+        return cls(Bounds(starts_B=starts_B.int(), longest=longest), positions_N, (len(counts_B), longest), True)
+
     def pack(self, hidden_BFC: Tensor) -> Tensor:
         hidden_NC = hidden_BFC.flatten(0, 1)
-        return hidden_NC if self.positions_N is None else hidden_NC.index_select(0, self.positions_N)
+        if self.positions_N is None:
+            return hidden_NC
+        positions_N = self.positions_N % len(hidden_NC) if self.has_spare else self.positions_N
+        return hidden_NC.index_select(0, positions_N)
 
     def unpack(self, hidden_NC: Tensor) -> Tensor:
         """Return the padded batch, with zeros in the padding."""
         if self.positions_N is not None:
-            padded_NC = hidden_NC.new_zeros(self.shape[0] * self.shape[1], hidden_NC.shape[1])
-            hidden_NC = padded_NC.index_copy(0, self.positions_N, hidden_NC)
+            num_padded = self.shape[0] * self.shape[1]
+            padded_NC = hidden_NC.new_zeros(num_padded + self.has_spare, hidden_NC.shape[1])
+            hidden_NC = padded_NC.index_copy(0, self.positions_N, hidden_NC)[:num_padded]
         return hidden_NC.unflatten(0, self.shape)

@@ -57,6 +57,8 @@ class Speed:
             wait for, on a GPU; "torch" is torch's own.
         compile: compilation of the transformer layers by torch.compile; auto: on a GPU, in training.
         fused_optimizer: AdamW in one kernel; auto: on a GPU.
+        graphs: CUDA graphs in training, which launch hundreds of kernels at once (model/graphs.py); false unless asked
+            for; auto: for micro-batches so short that launching takes longer than computing.
     """
 
     feature_encoder: Literal["auto", "fused", "channels_last", "transformers"] = "auto"
@@ -66,6 +68,7 @@ class Speed:
     ctc: Literal["auto", "fused", "torch"] = "auto"
     compile: Switch = "auto"
     fused_optimizer: Switch = "auto"
+    graphs: Switch = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -180,5 +183,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy `tensor` to `device` without waiting for it."""
+    """Copy `tensor` to `device` without waiting for it; one that is there already is returned itself."""
+    if tensor.device == device:
+        return tensor
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

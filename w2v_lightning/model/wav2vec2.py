@@ -14,6 +14,7 @@ from w2v_lightning.data.batch import SAMPLE_RATE, InputSpec
 from w2v_lightning.model import settings
 from w2v_lightning.model.encoder import contextualise, projected
 from w2v_lightning.model.features import conv_features
+from w2v_lightning.model.graphs import Graphs, Inputs
 from w2v_lightning.model.loading import check_head, from_pretrained, from_scratch
 from w2v_lightning.model.saving import save_pretrained
 from w2v_lightning.model.speed import Speed
@@ -56,6 +57,7 @@ def ctc_logits(
     hf_compat: bool = False,
     is_frozen: bool = False,
     speed: Speed = Speed(),
+    graphs: Graphs | None = None,
 ) -> Tensor:
     """Return the logits (B, F, V) of `model` with the given masks; those of an utterance do not depend on the others.
 
@@ -72,18 +74,25 @@ def ctc_logits(
             group norm see the padding.
         is_frozen: True if only the head gets gradients.
         speed: choice of the implementation.
+        graphs: recordings of the encoder, to compute a training step with where they can.
     """
     num_frames_B: Tensor | None
-    wav2vec2, config = model.wav2vec2, model.config
+    wav2vec2, config, hidden_BFC = model.wav2vec2, model.config, None
     with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
-        num_frames_B = _frames(config).num_frames(num_samples_B)
+        frames = _frames(config)
+        num_frames_B = frames.num_frames(num_samples_B)
         sees_padding = hf_compat and config.feat_extract_norm == "group"
-        if sees_padding:
-            num_samples_B, num_frames_B = torch.full_like(num_samples_B, waveforms_BT.shape[1]), None
-        with record_function("feature encoder"):
-            features_BFC = conv_features(wav2vec2, waveforms_BT, num_samples_B, speed)
-        hidden_BFC, _ = projected(wav2vec2, features_BFC, time_mask_BF, channel_mask_BC, speed)
-        hidden_BFC = contextualise(wav2vec2, hidden_BFC, num_frames_B, dropped_layers, speed)
+        if graphs is not None and not sees_padding:
+            num_frames = frames.num_frames(waveforms_BT.shape[1])
+            inputs = Inputs(waveforms_BT, num_samples_B, num_frames_B, num_frames, time_mask_BF, channel_mask_BC)
+            hidden_BFC = graphs.hidden(inputs, dropped_layers)
+        if hidden_BFC is None:
+            if sees_padding:
+                num_samples_B, num_frames_B = torch.full_like(num_samples_B, waveforms_BT.shape[1]), None
+            with record_function("feature encoder"):
+                features_BFC = conv_features(wav2vec2, waveforms_BT, num_samples_B, speed)
+            hidden_BFC, _ = projected(wav2vec2, features_BFC, time_mask_BF, channel_mask_BC, speed)
+            hidden_BFC = contextualise(wav2vec2, hidden_BFC, num_frames_B, dropped_layers, speed)
     return model.lm_head(model.dropout(hidden_BFC))
 
 

@@ -58,8 +58,9 @@ class Throughput(Callback):
 
     The file also holds what explains the speed and allows to predict it on another machine: `workload` and `host`
     (run_context.py), `all_reduce` at the start of training (all_reduce.py), `startup_s` from the start of the process
-    to its first step, `validation`, and `windows`: the sums of each logged window since the process started
-    (the first ones include compilation). Neighbouring windows are added up so that at most 256 are left.
+    to its first step, `validation`, `graphs` (use of CUDA graphs, model/graphs.py), and `windows`: the sums of each
+    logged window since the process started (the first ones include compilation). Neighbouring windows are added up so
+    that at most 256 are left.
 
     The plan gives every rank the same share of audio, so the log extrapolates from this rank's; the file has the sum
     over all ranks.
@@ -79,6 +80,7 @@ class Throughput(Callback):
         self.communication: dict[str, Any] | None = None  # set at the end of the run
         self._traffic: Traffic | None = None  # counters at the start of training
         self._device = torch.device("cpu")
+        self._graphs: Any = None
         self._folder: Path | None = None
         self._waited_s = 0.0  # the loader's total wait when the last micro-batch arrived
         self._peak_flops_per_s: float | None = None
@@ -115,6 +117,7 @@ class Throughput(Callback):
         if self._sampler:
             self._sampler.start()
         self._world_size = trainer.world_size
+        self._graphs = getattr(pl_module, "graphs", None)
         self._model_config = getattr(getattr(pl_module, "model", None), "config", None)
         self._trains_feature_encoder = any(
             p.requires_grad for name, p in pl_module.named_parameters() if "feature_extractor" in name
@@ -260,6 +263,7 @@ class Throughput(Callback):
             "communication": self.communication,
             **self._network_rates(),
             "validation": asdict(self.run.validations),
+            "graphs": asdict(self._graphs.statistics) if self._graphs else None,
             "windows": [_sums(window, device) for window in self.windows],
             "audio_hours": tally.audio_s / 3600,
             "utterances": tally.utterances,
