@@ -35,6 +35,11 @@ NAMES = [
         "_CheckpointConnector.dump_checkpoint",
         ["self", "weights_only"],
     ),
+    (
+        "lightning.pytorch.trainer.connectors.checkpoint_connector",
+        "_CheckpointConnector._restore_modules_and_callbacks",
+        ["self", "checkpoint_path", "weights_only"],
+    ),
     ("torch", "_foreach_mul_", None),
     ("torch", "nn.Module.__init__", None),
     ("torch.autograd", "Variable._execution_engine.queue_callback", None),

@@ -34,9 +34,12 @@ from w2v_lightning.callbacks.progress import RunProgress
 from w2v_lightning.callbacks.summary import RunSummary
 from w2v_lightning.checkpoints import options as checkpoint_options
 from w2v_lightning.checkpoints.best import BestCheckpoint
+from w2v_lightning.checkpoints.changes import RunOptions, by_name
 from w2v_lightning.checkpoints.recent import drain
+from w2v_lightning.checkpoints.restoring import naming
 from w2v_lightning.checkpoints.writer import BackgroundCheckpointIO
 from w2v_lightning.command_line import PROGRAM, PlainErrors, dashed, one_line
+from w2v_lightning.compat.lightning import guard_restoring
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.errors import InputError, did_you_mean
 from w2v_lightning.module import Wav2Vec2CTC
@@ -196,6 +199,16 @@ class CLI(LightningCLI):
         """Return the parser of fit, validate, test or predict."""
         return self._subcommand_parsers[command]
 
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's options from the checkpoint to score; `fit` keeps its own, and reports what has changed.
+
+        Lightning reads the file without a check of its content, and overwrites the options of `fit`, too.
+        """
+        command = str(self.config.get("subcommand"))
+        path = self.config.get(f"{command}.ckpt_path")
+        if command != "fit" and path and (hyper_parameters := checkpoint_options.hyper_parameters(str(path))):
+            self.config = self.parser.parse_object({command: {"model": hyper_parameters}}, self.config)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for part in ("data", "model"):
             parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=int)
@@ -225,7 +238,8 @@ class CLI(LightningCLI):
         """Run the command `fit`: resume, train with recovery from too little memory, write what is pending."""
         check_monitors(self.trainer, model, datamodule.val_splits)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning, outside of its class
-            is_left, options["ckpt_path"] = checkpoint_options.begin(self.trainer, model, self._options)
+            run = self._run_options(model)
+            is_left, options["ckpt_path"] = checkpoint_options.begin(self.trainer, model, self._options, run)
             if not is_left:
                 return
         with preemptible(self.trainer):
@@ -243,6 +257,16 @@ class CLI(LightningCLI):
     def _options(self) -> Namespace:
         """Options of the command, defaults included."""
         return self.config.get(str(self.subcommand), self.config)
+
+    @property
+    def _resolved(self) -> str:
+        """Options of the command as YAML, defaults included."""
+        return self._parser(self.subcommand).dump(self._options, skip_none=False)
+
+    def _run_options(self, model: PlannedModule) -> RunOptions:
+        parser = self.command_parser("fit")
+        defaults = yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False, skip_validation=True))
+        return RunOptions(by_name(yaml.safe_load(self._resolved), model.hparams), by_name(defaults, defaults["model"]))
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
@@ -308,6 +332,7 @@ class CLI(LightningCLI):
             type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
         ):  # the default: the config names no plugin of its own
             trainer.strategy.checkpoint_io = BackgroundCheckpointIO()
+        guard_restoring(trainer, naming)
         return trainer
 
     def _checkpointing(self, best: list) -> list:
@@ -315,8 +340,7 @@ class CLI(LightningCLI):
         for callback in best:
             if isinstance(callback, BestCheckpoint):
                 callback.dirpath = checkpoint_options.run_folder(self._options)
-        resolved = self._parser(self.subcommand).dump(self._options, skip_none=False)
-        return best + checkpoint_options.callbacks(self._options, resolved)
+        return best + checkpoint_options.callbacks(self._options, self._resolved)
 
 
 class _BuiltError(Exception):

@@ -1,7 +1,6 @@
 """Average of the best checkpoints, and exponential moving average."""
 
 import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,7 @@ class Bomb:
 def test_a_checkpoint_that_carries_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = save(tmp_path / "good.ckpt", weight=torch.zeros(1))
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(InputError, match=r"bomb\.ckpt cannot be loaded as a checkpoint: it holds .*mkdir"):
         average_weights([good, save(tmp_path / "bomb.ckpt", weight=Bomb())])
     assert not (tmp_path / "exploded").exists()
 
@@ -156,6 +155,17 @@ def test_a_run_with_a_moving_average_goes_on_exactly(run):
         for weights, expected in zip(getattr(after, name), getattr(scripted, name)[2:], strict=True):
             assert torch.equal(weights, expected)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_damaged_one_of_the_best_ends_no_run_that_is_trained(run, caplog):
+    class Damage(Callback):
+        def on_train_end(self, trainer, pl_module):
+            path = Path(trainer.checkpoint_callback.best_model_path)
+            path.write_bytes(path.read_bytes()[:-500])
+
+    _, trainer, _ = run(Damage(), AverageBest(), save_top_k=3)
+    assert not Path(trainer.log_dir, "model-average").exists()
+    assert "No average of the 3 best checkpoints is written: " in caplog.text
 
 
 class Interruption(Callback):

@@ -19,6 +19,7 @@ from w2v_lightning.checkpoints import files, history
 from w2v_lightning.runtime import signals
 
 STEPS = 6
+AVERAGE = "w2v_lightning.callbacks.averaging.MovingAverage"
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +319,129 @@ def test_another_experiment_in_the_same_folder_is_refused_by_name(config, interr
     assert fit(config, interrupted, "--data.batch_seconds", "10") == 2
     assert "made with other data: data.batch_seconds (was 14.0, is 10.0)" in capsys.readouterr().err
     assert sorted((interrupted / "checkpoints").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--trainer.gradient_clip_val", "5"], "trainer.gradient_clip_val was null, is 5"),
+        (["--data.augmentation.speeds", "[0.9, 1.1]"], 'data.augmentation was null, is {"speeds": [0.9, 1.1], '),
+        (["--trainer.callbacks", AVERAGE], 'trainer.callbacks.MovingAverage was absent, is {"decay": 0.999}'),
+    ],
+)
+def test_another_training_is_refused_and_from_a_path_announced(config, interrupted, options, expected, capsys, caplog):
+    newest = interrupted / "checkpoints" / "step-00000005.ckpt"
+    assert fit(config, interrupted, *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{newest} belongs to another run: {expected}" in error
+    assert f"or resume from the checkpoint regardless with resume={newest}." in error
+    assert fit(config, interrupted, *options, "--resume", newest) == 0
+    assert f"Options have changed since checkpoint {newest}: {expected}" in caplog.text
+
+
+def test_a_dropped_average_is_refused_and_from_a_path_the_weights_train_on(config, whole, tmp_path, capsys, caplog):
+    interrupt(5, config, tmp_path, "--trainer.callbacks", AVERAGE)
+    assert fit(config, tmp_path) == 2
+    assert 'trainer.callbacks.MovingAverage was {"decay": 0.999}, is absent' in capsys.readouterr().err
+    assert fit(config, tmp_path, "--resume", tmp_path / "checkpoints" / "step-00000005.ckpt") == 0
+    expected, result = weights(whole), weights(tmp_path)  # an average does not change the training
+    assert all(torch.equal(expected[name], result[name]) for name in expected)
+    assert "resuming from the weights themselves, and the average ends here" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["--resume", "--ckpt_path"])
+def test_options_of_the_command_and_not_of_the_checkpoint_are_used_and_announced(
+    config, interrupted, tmp_path, option, caplog
+):
+    path = interrupted / "checkpoints" / "step-00000004.ckpt"
+    assert fit(config, tmp_path / "other", option, path, "--model.learning_rate", "0.01") == 0
+    assert f"Options have changed since checkpoint {path}: model.learning_rate was 0.001, is 0.01." in caplog.messages
+    last = tmp_path / "other" / "checkpoints" / f"step-{STEPS:08}.ckpt"
+    assert files.peek(str(last))["hyper_parameters"]["learning_rate"] == 0.01
+    assert any("The learning rate at step 4 is 0.00" in message for message in caplog.messages)
+
+
+def test_a_later_end_is_announced_once_with_the_learning_rate(config, whole, tmp_path, caplog):
+    root = shutil.copytree(whole, tmp_path / "whole")
+    command = (config, root, "--trainer.max_steps", 12)
+    interrupt(8, *command)
+    newest = root / "checkpoints" / f"step-{STEPS:08}.ckpt"
+    assert f"Options have changed since checkpoint {newest}: trainer.max_steps was 6, is 12." in caplog.messages
+    (schedule,) = [message for message in caplog.messages if message.startswith("The learning rate at step 6")]
+    assert "is 0.000652 instead of 5e-05 in the checkpoint" in schedule  # the first step of the decay, and the last
+    caplog.clear()
+    assert fit(*command) == 0
+    assert not any("have changed" in message for message in caplog.messages)
+
+
+def save_without(key):
+    def damage(path):
+        checkpoint = files.load(str(path))
+        del checkpoint[key]
+        files.save(checkpoint, str(path))
+
+    return damage
+
+
+def save_with(key, value):
+    def damage(path):
+        files.save({**files.load(str(path)), key: value}, str(path))
+
+    return damage
+
+
+MALFORMED = {
+    "no weights": (save_without("state_dict"), "it lacks 'state_dict'"),
+    "other weights": (save_with("state_dict", {"a": torch.zeros(1)}), "it lacks the weights model.wav2vec2"),
+    "other callbacks": (save_with("callbacks", [1]), "its content is wrong: callbacks must be a mapping, found [1]"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_signed_checkpoint_of_another_content_is_named_and_the_one_before_is_taken(
+    config, interrupted, kind, caplog, capsys
+):
+    damage, expected = MALFORMED[kind]
+    newest = interrupted / "checkpoints" / "step-00000005.ckpt"
+    damage(newest)
+    kept = shutil.copy(newest, interrupted / "kept.ckpt")
+    assert fit(config, interrupted) == 0
+    assert first_steps(interrupted) == [0, 4]
+    assert any(f"Skipping checkpoint {newest}: {expected}" in message for message in caplog.messages)
+    capsys.readouterr()
+    assert fit(config, interrupted, "--resume", kept, "--trainer.max_steps", "9") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert str(kept) in error
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "no weights", "other callbacks", "other weights"])
+def test_scoring_a_checkpoint_that_is_damaged_ends_in_one_line(config, interrupted, command, damage, capsys, tmp_path):
+    options = yaml.safe_load(config.read_text())
+    path = interrupted / "checkpoints" / "step-00000005.ckpt"
+    (MALFORMED[damage][0] if damage in MALFORMED else DAMAGES[damage])(path)
+    settings = {"model": options["model"], "data": {**options["data"], "test_splits": ["dev"]}}
+    scoring = tmp_path / "scoring.yaml"
+    settings["trainer"] = {"accelerator": "cpu", "default_root_dir": str(tmp_path)}
+    scoring.write_text(yaml.safe_dump(settings))
+    assert main([command, "--config", str(scoring), "--ckpt_path", str(path)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert str(path) in error
+    assert "\x1b" not in error
+
+
+def test_a_state_that_does_not_fit_the_run_ends_in_one_line(config, interrupted, capsys):
+    """Refuse what no schema shows: the state of an optimiser with another number of groups."""
+    path = interrupted / "checkpoints" / "step-00000005.ckpt"
+    checkpoint = files.load(str(path))
+    first, second = checkpoint["optimizer_states"][0]["param_groups"]
+    checkpoint["optimizer_states"][0]["param_groups"] = [{**first, "params": [*first["params"], *second["params"]]}]
+    files.save(checkpoint, str(path))
+    assert fit(config, interrupted) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {path} does not fit this run: ValueError: loaded state dict has a different ")
 
 
 def test_another_machine_is_no_other_experiment(config, interrupted):

@@ -14,6 +14,7 @@ import sample_job
 import tiny
 import torch
 import yaml
+from smallest_checkpoint import smallest_checkpoint
 
 from w2v_lightning import cli
 from w2v_lightning.callbacks.preemption import Preempted
@@ -145,7 +146,7 @@ BEGINNINGS = [  # options of the config, and the option `resume` at every start 
 )
 def test_a_run_that_has_ended_goes_on_from_its_end_for_the_sake_of_its_model(tmp_path, has_ended, max_steps, goes_on):
     path = str(tmp_path / "step-00000008.ckpt")
-    files.save({"global_step": 8, "optimizer_states": [], "hyper_parameters": {}}, path)
+    files.save(smallest_checkpoint(8), path)
     limits = {"max_steps": "8", "max_epochs": "None", "max_time": "None"}
     segment = {"started": "2026", "end": "finished" if has_ended else "Preempted", "limits": limits}
     (tmp_path / "run_history.json").write_text(json.dumps([segment]))

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from w2v_lightning.callbacks.export import save_pretrained
+from w2v_lightning.checkpoints import files
 from w2v_lightning.checkpoints.best import best_checkpoint
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.sharding import is_finite
@@ -82,7 +82,11 @@ class AverageBest(Callback):
         scores = best.best_k_models
         paths = sorted(scores, key=lambda path: float(scores[path]), reverse=best.mode == "max")
         averaged = copy.deepcopy(whole).cpu()
-        averaged.load_state_dict(average_weights(paths))
+        try:
+            averaged.load_state_dict(average_weights(paths))
+        except (InputError, OSError) as error:  # a disk fault must not end a run that has trained to its end
+            log.warning("No average of the %d best checkpoints is written: %s", len(paths), error)
+            return
         if not is_finite(averaged):
             log.warning("No average of the %d best checkpoints is written: weights are NaN or infinite.", len(paths))
             return
@@ -97,7 +101,7 @@ def average_weights(paths: Sequence[str | Path]) -> dict[str, Tensor]:
     in a checkpoint is run.
 
     Raises:
-        pickle.UnpicklingError: a checkpoint holds more than tensors and plain values.
+        InputError: a checkpoint is missing or damaged, or holds more than tensors and plain values.
     """
     mean = _weights(paths[0])
     dtypes = {name: tensor.dtype for name, tensor in mean.items() if tensor.is_floating_point()}
@@ -110,4 +114,4 @@ def average_weights(paths: Sequence[str | Path]) -> dict[str, Tensor]:
 
 
 def _weights(path: str | Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    return files.load(str(path))["state_dict"]

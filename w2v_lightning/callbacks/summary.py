@@ -1,7 +1,7 @@
 """Final summary of a run: scores, sample transcriptions, output files, next command."""
 
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,12 +12,20 @@ from rich.table import Table
 from w2v_lightning.callbacks.export import ExportBest
 from w2v_lightning.checkpoints.best import best_checkpoint
 from w2v_lightning.evaluation.error_report import Pair, mark_differences
+from w2v_lightning.runtime.schema import conforms
 from w2v_lightning.telemetry.throughput import Throughput
 from w2v_lightning.training.run_folder import output_folder
 
 NUM_PAIRS = 5
 RATES = {"wer": "WER", "cer": "CER", "accuracy": "accuracy"}  # names of the metrics that modules log as val_...
 AnyCallback = TypeVar("AnyCallback", bound=Callback)
+
+
+class Scores(TypedDict):
+    """State of RunSummary in a checkpoint."""
+
+    before: dict[str, float]
+    scores: dict[int, dict[str, float]]
 
 
 class RunSummary(Callback):
@@ -36,7 +44,8 @@ class RunSummary(Callback):
         return {"before": self.before, "scores": self.scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.before, self.scores = state_dict["before"], state_dict["scores"]
+        if conforms(state_dict, Scores) and all(isinstance(step, int) for step in state_dict["scores"]):
+            self.before, self.scores = state_dict["before"], state_dict["scores"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = trainer.callback_metrics

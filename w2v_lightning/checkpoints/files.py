@@ -8,7 +8,6 @@ file, and everything that reads torch checkpoints can read it.
 import hashlib
 import io
 import os
-import pickle
 import re
 import secrets
 import tarfile
@@ -166,9 +165,18 @@ def _load(source: str | BinaryIO, path: str, **options: Any) -> dict[str, Any]:
         raise InputError(f"{path} cannot be loaded as a checkpoint: it is in torch's legacy .tar format.")
     try:
         return torch.load(source, **options)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it is empty."
-        raise InputError(f"{path} cannot be loaded as a checkpoint: {reason} Resume from another one.") from error
+    except Exception as error:  # of any type: damaged bytes are run as the instructions of pickle
+        raise InputError(f"{path} cannot be loaded as a checkpoint: {_reason(error)}. Name another one.") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"it cannot be read ({error.strerror or error})"
+    if name := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it holds {name[1]}, and weights_only loads tensors and plain values alone: the rest could run code"
+    if "legacy .tar format" in str(error):
+        return "it is in torch's legacy .tar format"
+    return "it is truncated, damaged, or not a checkpoint of torch"
 
 
 def _save_local(checkpoint: dict[str, Any], path: Path) -> None:

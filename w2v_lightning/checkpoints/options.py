@@ -2,13 +2,16 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from w2v_lightning.checkpoints import content, files
+from w2v_lightning.checkpoints.changes import RunOptions
 from w2v_lightning.checkpoints.history import FROM_NEWEST, RunHistory, finished_segment, limits_of
 from w2v_lightning.checkpoints.recent import Interval, RecentCheckpoints
-from w2v_lightning.checkpoints.resume import choose
+from w2v_lightning.checkpoints.resume import announce, choose
 from w2v_lightning.errors import InputError
 from w2v_lightning.runtime import signals
 
@@ -58,8 +61,27 @@ def check_ckpt_path(subcommand: str, options: Namespace) -> None:
         raise InputError(f"--ckpt_path is {options.ckpt_path}: {subcommand} needs a path or URL, such as {best}.")
 
 
-def begin(trainer: Trainer, module: LightningModule, options: Namespace) -> tuple[bool, str | None]:
+def hyper_parameters(path: str) -> dict[str, Any]:
+    """Return the options of the module in a local checkpoint, as LightningCLI reads them; {} for a URL or no file.
+
+    Raises:
+        InputError: the checkpoint is damaged, or lacks what every command reads.
+    """
+    if not Path(path).is_file():
+        return {}
+    if problem := content.find_problem(path, content.Weights):
+        raise InputError(f"--ckpt_path {path}: {problem}. Name another checkpoint.")
+    saved = files.peek(path).get("hyper_parameters", {})
+    return {name: value for name, value in saved.items() if name not in ("_instantiator", "_class_path")}
+
+
+def begin(trainer: Trainer, module: LightningModule, options: Namespace, run: RunOptions) -> tuple[bool, str | None]:
     """Decide where `fit` starts, and tell the callbacks and the user.
+
+    Args:
+        trainer, module: those of the run.
+        options: options of the command line.
+        run: the same as plain values, to compare with those of a checkpoint.
 
     Returns:
         Whether there is anything left to train, and the checkpoint to resume from (None: start at step 0).
@@ -68,7 +90,7 @@ def begin(trainer: Trainer, module: LightningModule, options: Namespace) -> tupl
         InputError: `resume` and `ckpt_path` disagree, or the checkpoint cannot be used; see `choose`.
     """
     resume, folder = _requested_resume(options), run_folder(options)
-    chosen = choose(resume, folder, module.hparams)
+    chosen = choose(resume, folder, run, module.state_dict())
     signals.sigterm.set_resume_hint(_resume_hint(resume))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's callback connector
         if isinstance(callback, RecentCheckpoints):
@@ -82,6 +104,7 @@ def begin(trainer: Trainer, module: LightningModule, options: Namespace) -> tupl
     elif chosen:
         origin = "" if resume in (*FROM_NEWEST, chosen) else f", which was trained from {resume}"
         log.info("Resuming from %s%s", chosen, origin)
+        announce(chosen, run)
     return last is None, chosen
 
 

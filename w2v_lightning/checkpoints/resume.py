@@ -4,25 +4,28 @@ Each process chooses from the content of the run's folder, before any process wr
 `RecentCheckpoints` verifies this once the processes can communicate.
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
-from w2v_lightning.checkpoints import files
+from w2v_lightning.checkpoints import content, files
+from w2v_lightning.checkpoints.changes import Change, Effect, RunOptions
 from w2v_lightning.checkpoints.history import FROM_NEWEST, initial_resume
 from w2v_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# Options of the module that depend on the machine, not on the experiment.
-MAY_DIFFER = {"gradient_checkpointing"}
+NOTHING = RunOptions()  # to compare
+WEIGHTS_ALONE = "it was saved with checkpoint.save_weights_only, so it cannot be resumed"
 
 
-def choose(resume: str, folder: str, options: Mapping[str, Any]) -> str | None:
+def choose(
+    resume: str, folder: str, options: RunOptions = NOTHING, weights: Mapping[str, Tensor] | None = None
+) -> str | None:
     """Choose the checkpoint to resume from; None: start at step 0.
 
     Damaged checkpoints that are skipped on the way to the newest complete one are named in a warning.
@@ -32,67 +35,79 @@ def choose(resume: str, folder: str, options: Mapping[str, Any]) -> str | None:
             error if there is none; "never"; or the path of a checkpoint, where the run starts: once it has, the newest
             checkpoint trained from it.
         folder: folder of the run's checkpoints, or its URL.
-        options: the module's hyper-parameters. With "auto" and "must", a checkpoint of others is refused; with a path,
-            it does not count as trained from that one.
+        options: the run's. With "auto" and "must", a checkpoint of another experiment is
+            refused; with a path, it does not count as trained from that one.
+        weights: the module's `state_dict`, to recognise a checkpoint that lacks some of them; None: not checked.
 
     Raises:
         InputError: there is no checkpoint although `resume` is "must", or it is damaged or belongs to another run.
     """
     if resume == "never":
         return None
-    path = _newest_complete(folder)
+    path = _newest_complete(folder, options, weights or {})
     if resume not in FROM_NEWEST:
         return path if path is not None and _was_started_from(resume, path, options) else _verified(resume)
     if path is None and resume == "must":
         raise InputError(f"resume=must: {folder} holds no complete checkpoint; resume=auto would start at step 0.")
-    if path is not None and (changes := _changes(files.peek(path), options)):
+    if path is not None and (refused := _refused(files.peek(path), options)):
         raise InputError(
-            f"{path} belongs to another run: {'; '.join(changes)}. Give this run its own folder"
+            f"{path} belongs to another run: {_listed(refused)}. Give this run its own folder"
             " (trainer.default_root_dir), start over with resume=never, or resume from the checkpoint regardless with"
             f" resume={path}."
         )
     return path
 
 
-def _was_started_from(resume: str, path: str, options: Mapping[str, Any]) -> bool:
+def announce(path: str, options: RunOptions) -> None:
+    """Report the options that differ from those that the checkpoint was trained with."""
+    if changed := options.changes_since(files.peek(path)):
+        rank_zero_only(log.warning)("Options have changed since checkpoint %s: %s.", path, _listed(changed))
+
+
+def _refused(checkpoint: Mapping[str, Any], options: RunOptions) -> list[Change]:
+    return [change for change in options.changes_since(checkpoint) if change.effect is Effect.REFUSED]
+
+
+def _listed(changed: list[Change]) -> str:
+    return "; ".join(map(str, changed))
+
+
+def _was_started_from(resume: str, path: str, options: RunOptions) -> bool:
     """True if the same command has already trained up to `path`: starting from `resume` again would only repeat it."""
     checkpoint = files.peek(path)
-    return initial_resume(checkpoint.get("run", {}).get("segments", [])) == resume and not _changes(checkpoint, options)
+    return initial_resume(checkpoint.get("run", {}).get("segments", [])) == resume and not _refused(checkpoint, options)
 
 
 def _verified(path: str) -> str:
-    problem = files.find_damage(path)
-    if problem == files.NO_CHECKSUM:
-        files.peek(path)  # a checkpoint of another program counts as complete if it can be loaded
-    elif problem:
+    if problem := content.find_problem(path):
         raise InputError(
             f"--resume or --ckpt_path {path}: {problem}. Omit the option to use the run's newest complete checkpoint."
         )
     return path
 
 
-def _newest_complete(folder: str) -> str | None:
+def _newest_complete(folder: str, options: RunOptions, weights: Mapping[str, Tensor]) -> str | None:
     """Find the complete checkpoint with the highest step; one of unknown step is tried before all others."""
     steps = {path: files.global_step(path) for path in files.list_checkpoints(folder)}
     sort_keys = {path: (math.inf if step is None else step, path) for path, step in steps.items()}
     for path in sorted(steps, key=sort_keys.__getitem__, reverse=True):
-        if problem := files.find_damage(path):
-            rank_zero_only(log.warning)("Skipping checkpoint %s: %s.", path, problem)
-        elif "optimizer_states" in files.peek(path):  # absent with checkpoint.save_weights_only: cannot be resumed
+        problem = files.find_damage(path) or _fault(path, options, weights)
+        if problem is None:
             return path
+        if problem is not WEIGHTS_ALONE:
+            rank_zero_only(log.warning)("Skipping checkpoint %s: %s.", path, problem)
     return None
 
 
-def _changes(checkpoint: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
-    """Describe the hyper-parameters of a checkpoint that differ from `options`."""
-    saved = checkpoint.get("hyper_parameters", {})
-    return [
-        f"model.{name} was {saved[name]}, is {value}"
-        for name, value in options.items()
-        if name in saved and name not in MAY_DIFFER and _comparable(saved[name]) != _comparable(value)
-    ]
-
-
-def _comparable(value: Any) -> str:
-    """Serialise a value for comparison: a tuple equals a list."""
-    return json.dumps(value, default=str, sort_keys=True)
+def _fault(path: str, options: RunOptions, weights: Mapping[str, Tensor]) -> str | None:
+    """Describe why a checkpoint whose bytes are right cannot be resumed; None if it can."""
+    try:
+        checkpoint = files.peek(path)
+    except InputError as error:
+        return str(error)
+    if isinstance(checkpoint, dict) and "optimizer_states" not in checkpoint and "state_dict" in checkpoint:
+        return WEIGHTS_ALONE
+    if fault := content.find_fault(checkpoint):
+        return fault
+    # Weights of another shape are expected of another experiment, which is refused by the names of its options.
+    return None if _refused(checkpoint, options) else content.find_misfit(checkpoint, weights)

@@ -1,12 +1,14 @@
 """Private names of Lightning."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.fabric.utilities import distributed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from lightning.pytorch.trainer.call import _interrupt
-from lightning.pytorch.trainer.connectors import data_connector
+from lightning.pytorch.trainer.connectors import checkpoint_connector, data_connector
 
 # Launchers are told apart: they start processes in different ways, and end with different exit statuses.
 MultiProcessingLauncher = _MultiProcessingLauncher
@@ -32,6 +34,27 @@ def disable_sigterm_handling(trainer: Trainer) -> None:
     """Switch off Lightning's reaction to SIGTERM, which broadcasts before every micro-batch and in a signal handler."""
     trainer._signal_connector._sigterm_notifier_fn = _nothing  # type: ignore[method-assign,assignment]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+
+
+class GuardedConnector(checkpoint_connector._CheckpointConnector):
+    """Part of the trainer that restores checkpoints, each within `guard(path)`."""
+
+    def __init__(self, trainer: Trainer, guard: Callable[[str], AbstractContextManager[None]]) -> None:
+        super().__init__(trainer)
+        self.guard = guard
+
+    def _restore_modules_and_callbacks(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
+        with self.guard(str(checkpoint_path)):
+            super()._restore_modules_and_callbacks(checkpoint_path, weights_only)
+
+    def restore_training_state(self) -> None:
+        with self.guard(str(self._ckpt_path)):
+            super().restore_training_state()
+
+
+def guard_restoring(trainer: Trainer, guard: Callable[[str], AbstractContextManager[None]]) -> None:
+    """Let the trainer restore checkpoints within `guard(path)`."""
+    trainer._checkpoint_connector = GuardedConnector(trainer, guard)
 
 
 def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:

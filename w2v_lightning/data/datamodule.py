@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from w2v_lightning.data import checks, position
+from w2v_lightning.data import agreement, checks, position
 from w2v_lightning.data.augment import Augmentation
 from w2v_lightning.data.batch import InputSpec
 from w2v_lightning.data.calibration import DEFAULT_DEVICE_SECONDS, calibrate
@@ -180,7 +180,7 @@ class LibriSpeechDataModule(LightningDataModule):
             spread=self.duration_spread,
         )
         if self.trainer is not None:
-            self._set_accumulation(self.trainer)
+            agreement.set_accumulation(self.trainer, self.train_sampler, self.device_seconds)
             checks.check_trainer(self.trainer, len(self.train_sampler))
         log.info(
             "Training on %d utterances, %.2f h: %d steps per epoch of at most %g s, each in %d x %d micro-batches"
@@ -188,16 +188,6 @@ class LibriSpeechDataModule(LightningDataModule):
             *(len(manifest), manifest.durations_s_N.sum() / 3600, self.train_sampler.num_steps, self.batch_seconds),
             *(self._world_size, self.train_sampler.num_micro_batches, self.device_seconds),
         )
-
-    def _set_accumulation(self, trainer: Trainer) -> None:
-        given, needed = trainer.accumulate_grad_batches, self.train_sampler.num_micro_batches
-        if given not in (1, needed):
-            raise InputError(
-                f"trainer.accumulate_grad_batches is {given}, but data.batch_seconds={self.batch_seconds:g} over"
-                f" {self._world_size} device(s) with data.device_seconds={self.device_seconds:g} makes it {needed}."
-                " Leave it out: it follows from these two."
-            )
-        trainer.accumulate_grad_batches = needed
 
     @property
     def min_device_seconds(self) -> float:

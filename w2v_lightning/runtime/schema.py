@@ -1,7 +1,8 @@
 """Schema: the types that the values of a JSON file must have, checked in one place.
 
 A schema is an ordinary annotation: scalars, `list`, `dict`, unions, `Literal`, TypedDicts, whose keys may be
-`NotRequired`, and dataclasses, which have no other keys than their fields. `Annotated[T, Rule(...)]` narrows a type.
+`NotRequired`, dataclasses, which have no other keys than their fields, and other classes, which are tested by
+`isinstance`. `Annotated[T, Rule(...)]` narrows a type.
 JSON's values are unbounded; here, an `int` fits in 64 bits, a `float` is finite, and a `str` can be encoded as UTF-8.
 """
 
@@ -111,6 +112,15 @@ def check(value: Any, schema: Any) -> None:
     checker(schema)(value)
 
 
+def conforms(value: Any, schema: Any) -> bool:
+    """Return True if decoded JSON is of the type `schema`."""
+    try:
+        check(value, schema)
+    except Mismatch:
+        return False
+    return True
+
+
 @cache
 def checker(schema: Any) -> Check:
     """Return the function that checks values against `schema`; faster than `check` for many values."""
@@ -127,6 +137,8 @@ def checker(schema: Any) -> Check:
         return _container(dict, dict.items, checker(arguments[1]))
     if is_typeddict(schema) or is_dataclass(schema):
         return _object(schema)
+    if isinstance(schema, type) and schema is not Any:  # Any is a class from Python 3.11 on
+        return _Instance(schema)
     assert schema is Any, schema
     return lambda value: None
 
@@ -209,12 +221,23 @@ def _union(checks: list[Check]) -> Check:
     return check
 
 
+@dataclass(frozen=True)
+class _Instance:
+    """Values of a class that JSON does not have, such as a tensor."""
+
+    kind: type
+
+    def __call__(self, value: Any) -> None:
+        if not isinstance(value, self.kind):
+            raise Mismatch(f"a {self.kind.__name__}", value)
+
+
 _NAMES: dict[type, str] = {list: "a list", dict: "a JSON object"}
 
 
 def _container(kind: type, pairs: Callable[[Any], Iterable[tuple[str | int, Any]]], check_item: Check) -> Check:
     def check(value: Any) -> None:
-        if type(value) is not kind:
+        if not isinstance(value, kind):
             raise Mismatch(_NAMES[kind], value)
         for key, item in pairs(value):
             try:
@@ -233,7 +256,7 @@ def _object(schema: Any) -> Check:
     names = frozenset(hints) if is_dataclass(schema) else None
 
     def check(value: Any) -> None:
-        if type(value) is not dict:
+        if not isinstance(value, dict):
             raise Mismatch(_NAMES[dict], value)
         if names is not None and (unknown := value.keys() - names):
             raise Mismatch(f"an object without the key {min(unknown)!r}", value)

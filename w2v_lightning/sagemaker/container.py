@@ -116,7 +116,7 @@ def resume_option(config: Mapping[str, Any], folder: Path) -> str:
     has_ended = finished_segment(str(folder), limits_of(config["trainer"]))
     given = config.get("ckpt_path") or config.get("resume")
     start = "auto" if given is None or given in ("last", "must", "never") else str(given)
-    return (choose("auto", str(folder), {}) if has_ended else None) or start
+    return (choose("auto", str(folder)) if has_ended else None) or start
 
 
 if __name__ == "__main__":

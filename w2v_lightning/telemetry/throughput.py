@@ -28,6 +28,7 @@ from w2v_lightning.model.flops import training_flops
 from w2v_lightning.runtime.files import atomic_text_file
 from w2v_lightning.runtime.hardware import device_name, matrix_flops_per_s, versions
 from w2v_lightning.runtime.precision import products_dtype
+from w2v_lightning.runtime.schema import conforms
 from w2v_lightning.telemetry import all_reduce
 from w2v_lightning.telemetry.communication import ExposedTime, Traffic
 from w2v_lightning.telemetry.gpu import GpuSampler, GpuUse
@@ -103,7 +104,7 @@ class Throughput(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         types = {field.name: cast("type[Any]", field.type) for field in fields(Measurements)}
-        if set(state_dict) == set(types):  # skips states of older versions
+        if set(state_dict) == set(types) and conforms(state_dict, Measurements):  # skips states of older versions
             self.run = Measurements(**{name: types[name](**state_dict[name]) for name in types})
 
     # ---- windows ------------------------------------------------------------------------------------------------

@@ -7,15 +7,19 @@ from typing import Any, Self
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from transformers import Wav2Vec2ForCTC, Wav2Vec2ForPreTraining
 
 from w2v_lightning.compat.torch import allow_clipping
-from w2v_lightning.data.batch import Batch
+from w2v_lightning.data import agreement
+from w2v_lightning.data.batch import Batch, InputSpec
 from w2v_lightning.data.draw import draw_dropped_layers, dropout_seed
 from w2v_lightning.model.sharding import shard
 from w2v_lightning.model.speed import Speed
 from w2v_lightning.optim import parameter_groups
+from w2v_lightning.runtime.precision import check_precision
+from w2v_lightning.training import resuming
 from w2v_lightning.training.monitors import check_monitors
 from w2v_lightning.training.options import TrainingOptions
 
@@ -51,7 +55,18 @@ class PlannedModule(LightningModule):
         """
         return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
 
+    @property
+    def input_spec(self) -> InputSpec:
+        """Description of the input for the data module."""
+        raise NotImplementedError
+
     def setup(self, stage: str) -> None:
+        """Check what only the trainer knows.
+
+        Raises:
+            InputError: its precision is not supported, or a callback monitors a metric that nothing logs.
+        """
+        check_precision(self.trainer.precision)
         if stage == "fit":
             check_monitors(self.trainer, self, getattr(self._datamodule, "val_splits", ()))
 
@@ -61,13 +76,21 @@ class PlannedModule(LightningModule):
             shard(self, self.model.wav2vec2.encoder.layers, self.device_mesh["data_parallel"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the data module adapt Lightning's counts of batches to this number of devices."""
+        """Take the trained weights, and let the data module adapt Lightning's counts of batches to this machine."""
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            resuming.use_live_weights(self._trainer, checkpoint)
         if self._trainer is not None and hasattr(self._datamodule, "align_progress"):
             self._datamodule.align_progress(checkpoint)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copy without waiting, because the loader pins batches; Lightning would wait for each."""
         return batch.to(device, non_blocking=True)
+
+    def on_train_start(self) -> None:
+        loader = self.trainer.train_dataloader
+        agreement.check_input(loader, self.input_spec)
+        agreement.check_training_loader(self.trainer, loader)
+        resuming.keep_schedule(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout, and anything else that a step may draw, from (seed, global step, rank, micro-batch).
@@ -80,9 +103,11 @@ class PlannedModule(LightningModule):
         np.random.seed(seed % 2**32)
 
     def on_validation_epoch_start(self) -> None:
+        agreement.check_input(self._val_loaders, self.input_spec)
         self._start_scoring(len(self._val_loaders))
 
     def on_test_epoch_start(self) -> None:
+        agreement.check_input(self._test_loaders, self.input_spec)
         self._start_scoring(len(self._test_loaders))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -122,6 +147,7 @@ class PlannedModule(LightningModule):
         )
         # Lightning does not clip for an optimiser that could unscale gradients itself, as a fused one can.
         allow_clipping(optimizer)
+        resuming.keep_options(optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
