@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from w2v_lightning.catalog.images import ACCOUNTS, IMAGES, SMDDP_TORCH, image_uri, obstacle, obstacle_to_smddp
-from w2v_lightning.catalog.instances import INSTANCES, instance, nccl_environment
+from w2v_lightning.catalog.instances import EXCLUDED, INSTANCES, instance, nccl_environment
 from w2v_lightning.errors import InputError
 
 
@@ -39,6 +39,28 @@ def test_the_table_says_what_ec2_says(ec2, name):
     burst = network["NetworkPerformance"].startswith("Up to")  # the sustained bandwidth is lower
     named = math.prod(map(int, re.findall(r"\d+", network["NetworkPerformance"])))  # also "4x 100 Gigabit"
     assert ours.gbit_per_s == (network["NetworkCards"][0]["BaselineBandwidthInGbps"] if burst else named)
+
+
+def test_every_gpu_instance_type_that_sagemaker_trains_on_has_a_decision():
+    session = pytest.importorskip("botocore.session", reason="pip install 'w2v-lightning[aws]'").get_session()
+    enum = session.get_service_model("sagemaker").shape_for("TrainingInstanceType").enum
+    on_gpus = {name for name in enum if re.match(r"ml\.[gp]\d", name)}
+    excluded = {name for name in on_gpus if name.split(".")[1] in EXCLUDED}
+    assert len(on_gpus) > 50
+    assert on_gpus - excluded == set(INSTANCES)
+    assert {name.split(".")[1] for name in excluded} == set(EXCLUDED)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("ml.p2.xlarge", "K80"), ("ml.p6e-gb200.36xlarge", "Arm")])
+def test_an_excluded_type_is_refused_with_the_reason(name, reason):
+    with pytest.raises(InputError, match=f"{name} cannot be used: .*{reason}"):
+        instance(name)
+
+
+def test_a_gpu_is_named_with_and_without_its_memory():
+    machine = instance("ml.p4de.24xlarge")
+    assert (machine.gpu, machine.gpu_name, machine.gpu_gib) == ("A100 80 GB", "A100", 80)
+    assert instance("ml.g7e.2xlarge").gpu_name == "RTX PRO Server 6000"
 
 
 def test_generations_that_compute_in_bfloat16():
@@ -96,10 +118,11 @@ def test_where_there_is_no_image_the_way_out_is_named(torch, region):
 
 
 @pytest.mark.parametrize("torch", IMAGES)
-def test_images_of_cuda_13_are_for_turing_and_later(torch):
+def test_images_of_cuda_13_are_for_turing_and_later_and_of_cuda_12_for_hopper_and_earlier(torch):
     image = image_uri(torch, "us-east-1")
     useless = {machine.gpu_name for machine in INSTANCES.values() if obstacle(image, machine)}
-    assert useless == (set() if torch == SMDDP_TORCH else {"V100"})
+    blackwell = {"B200", "B300", "RTX PRO 4500", "RTX PRO Server 6000"}
+    assert useless == (blackwell if torch == SMDDP_TORCH else {"V100"})  # of 2.5, it has CUDA 12.4
 
 
 @pytest.mark.parametrize("image", ["mine:latest", "mine:2.8.0-cu129", "host:5000/mine", "cu130/mine:2.9-cu126-sm70"])

@@ -3,7 +3,7 @@
 import re
 
 from w2v_lightning.catalog.instances import Instance
-from w2v_lightning.errors import InputError
+from w2v_lightning.errors import InputError, did_you_mean
 
 # Repository and tag by torch release. From 2.12 on, the images contain torchaudio 2.11, which is of another release.
 IMAGES = {
@@ -72,6 +72,16 @@ def image_uri(torch: str, region: str) -> str:
     return f"{ACCOUNTS[region]}.dkr.ecr.{region}.{domain}/{repository}:{tag}"
 
 
+def check_region(region: str) -> None:
+    """Check that AWS trains in a region.
+
+    Raises:
+        InputError: the region is unknown.
+    """
+    if region not in ACCOUNTS:
+        raise InputError(f"--region: {region!r} is not a region that AWS trains in{did_you_mean(region, [*ACCOUNTS])}")
+
+
 def obstacle_to_smddp(image: str) -> str | None:
     """Return why an image of AWS does not contain SMDDP, or None: another image may contain it with any torch."""
     release = re.search(r":(\d+)\.(\d+)\b", image)
@@ -85,13 +95,20 @@ def obstacle(image: str, machine: Instance) -> str | None:
     """Return why an image cannot use an instance's GPUs, or None.
 
     The CUDA release is read from the image's tag; None if the tag does not name it. CUDA 13 has no compiler and no
-    libraries for GPUs before compute capability 7.5 (see its release notes): torch detects a V100, and the first kernel
-    fails.
+    libraries for GPUs before compute capability 7.5, and CUDA before 12.8 has none for Blackwell (10.0 and later; see
+    the release notes of both): torch detects such a GPU, and the first kernel fails.
     """
     cuda = re.search(r":.*\bcu(\d+)(\d)\b", image)
-    if cuda is None or int(cuda[1]) < 13 or machine.capability >= (7, 5):
+    if cuda is None:
+        return None
+    release, capability = (int(cuda[1]), int(cuda[2])), machine.capability
+    if release >= (13, 0) and capability < (7, 5):
+        needed = "7.5 or later is needed"
+    elif release < (12, 8) and capability >= (10, 0):
+        needed = "CUDA 12.8 or later is needed"
+    else:
         return None
     return (
-        f"CUDA {cuda[1]}.{cuda[2]} in the training image does not support {machine.gpu_name.split()[0]} GPUs"
-        f" (compute capability {machine.capability[0]}.{machine.capability[1]}; 7.5 or later is needed)"
+        f"CUDA {release[0]}.{release[1]} in the training image does not support {machine.gpu_name} GPUs (compute"
+        f" capability {capability[0]}.{capability[1]}; {needed})"
     )

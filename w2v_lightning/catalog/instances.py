@@ -1,6 +1,7 @@
 """SageMaker training instance types with GPUs, and the NCCL environment for each."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ class Instance:
     Args:
         name: instance type, such as "ml.g4dn.12xlarge".
         gpus: number of GPUs.
-        gpu_name: name of the GPU without its memory size, such as "T4".
+        gpu: name of the GPU in GPUS, such as "T4" or "A100 80 GB".
         gpu_gib: memory of each GPU, in GiB.
         capability: CUDA compute capability of each GPU.
         vcpus: number of virtual CPUs.
@@ -26,13 +27,18 @@ class Instance:
 
     name: str
     gpus: int
-    gpu_name: str
+    gpu: str
     gpu_gib: int
     capability: tuple[int, int]
     vcpus: int
     gib: int
     gbit_per_s: float
     has_efa: bool
+
+    @property
+    def gpu_name(self) -> str:
+        """Name of the GPU without its memory size, such as "A100"."""
+        return re.sub(r" \d+ GB$", "", self.gpu)
 
     @property
     def precision(self) -> str:
@@ -62,11 +68,18 @@ GPUS = {
     "L40S": (48, (8, 9)),
     "A100": (40, (8, 0)),
     "A100 80 GB": (80, (8, 0)),
+    "A100 PCIe": (80, (8, 0)),
     "H100": (80, (9, 0)),
+    "H100 PCIe": (80, (9, 0)),
     "H200": (141, (9, 0)),
+    "B200": (179, (10, 0)),
+    "B300": (268, (10, 3)),
+    "RTX PRO 4500": (32, (12, 0)),
+    "RTX PRO Server 6000": (96, (12, 0)),
 }
 
-# Columns: type, GPUs, vCPUs, GiB, Gbit/s, EFA. Source: EC2's describe-instance-types; for p3, AWS's product page.
+# Columns: type, GPUs and their name, vCPUs, GiB, Gbit/s, EFA. Source: EC2's describe-instance-types; for p3, AWS's
+# product page.
 TABLE = """
 g4dn.xlarge    1 T4            4   16    5   -
 g4dn.2xlarge   1 T4            8   32   10   -
@@ -98,25 +111,45 @@ g6e.12xlarge   4 L40S         48  384  100 EFA
 g6e.16xlarge   1 L40S         64  512   35 EFA
 g6e.24xlarge   4 L40S         96  768  200 EFA
 g6e.48xlarge   8 L40S        192 1536  400 EFA
+g7.2xlarge     1 RTX PRO 4500   8  32   40   -
+g7.4xlarge     1 RTX PRO 4500  16  64   80   -
+g7.8xlarge     1 RTX PRO 4500  32 128  100 EFA
+g7.12xlarge    2 RTX PRO 4500  48 192  175 EFA
+g7.24xlarge    4 RTX PRO 4500  96 384  350 EFA
+g7.48xlarge    8 RTX PRO 4500 192 768  700 EFA
+g7e.2xlarge    1 RTX PRO Server 6000   8   64   50   -
+g7e.4xlarge    1 RTX PRO Server 6000  16  128   50   -
+g7e.8xlarge    1 RTX PRO Server 6000  32  256  100 EFA
+g7e.12xlarge   2 RTX PRO Server 6000  48  512  400 EFA
+g7e.24xlarge   4 RTX PRO Server 6000  96 1024  800 EFA
+g7e.48xlarge   8 RTX PRO Server 6000 192 2048 1600 EFA
 p3.2xlarge     1 V100          8   61  2.5   -
 p3.8xlarge     4 V100         32  244   10   -
 p3.16xlarge    8 V100         64  488   25   -
 p3dn.24xlarge  8 V100 32 GB   96  768  100 EFA
 p4d.24xlarge   8 A100         96 1152  400 EFA
 p4de.24xlarge  8 A100 80 GB   96 1152  400 EFA
+p5.4xlarge     1 H100         16  256  100 EFA
 p5.48xlarge    8 H100        192 2048 3200 EFA
 p5e.48xlarge   8 H200        192 2048 3200 EFA
 p5en.48xlarge  8 H200        192 2048 3200 EFA
+p6-b200.48xlarge 8 B200      192 2048 3200 EFA
+p6-b300.48xlarge 8 B300      192 4096 6400 EFA
 """
+# Families of GPU instances that SageMaker trains on and this package does not, each with the reason.
+EXCLUDED = {
+    "p2": "its K80 GPUs (compute capability 3.7) are too old for torch 2",
+    "p6e-gb200": "its hosts are Arm, and AWS's training images are for x86",
+}
 # Families with GPUDirect RDMA: the network adapter reads and writes GPU memory.
-GPU_DIRECT = ("p4d", "p4de", "p5", "p5e", "p5en")
+GPU_DIRECT = ("p4d", "p4de", "p5", "p5e", "p5en", "p6-b200", "p6-b300")
 
 
 def _parsed(line: str) -> Instance:
     name, gpus, *gpu, vcpus, gib, gbit_per_s, efa = line.split()
     gpu_gib, capability = GPUS[" ".join(gpu)]
     host = (int(vcpus), int(gib), float(gbit_per_s), efa == "EFA")
-    return Instance(f"ml.{name}", int(gpus), gpu[0], gpu_gib, capability, *host)
+    return Instance(f"ml.{name}", int(gpus), " ".join(gpu), gpu_gib, capability, *host)
 
 
 INSTANCES = {machine.name: machine for machine in map(_parsed, TABLE.strip().splitlines())}
@@ -126,9 +159,12 @@ def instance(name: str) -> Instance:
     """Return the hardware of an instance type.
 
     Raises:
-        InputError: the type is unknown; the message suggests similar names.
+        InputError: the type is excluded, or unknown; the message suggests similar names.
     """
     if name not in INSTANCES:
+        family = str(name).removeprefix("ml.").partition(".")[0]
+        if family in EXCLUDED:
+            raise InputError(f"--instance_type: {name} cannot be used: {EXCLUDED[family]}. Choose another type.")
         near = difflib.get_close_matches(str(name), INSTANCES, n=3, cutoff=0.5)
         advice = f"Did you mean {', '.join(near)}?" if near else f"Examples: {', '.join(list(INSTANCES)[:3])}."
         raise InputError(
