@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal, TypedDict
@@ -194,6 +195,14 @@ class Fitted:
         return Parameter(self.values[name], low, high, basis, self.priors[name].source)
 
     def _is_learned(self, name: str) -> bool:
+        return name in self._learned
+
+    @cached_property
+    def _learned(self) -> frozenset[str]:
+        """Names of the parameters that the runs have measured."""
+        return frozenset(filter(self._has_learned, self.values))
+
+    def _has_learned(self, name: str) -> bool:
         prior = self.priors[name]
         parent_sd = self.priors[prior.parent].log_sd if prior.parent else 0.0
         return float(np.log(self.samples[name]).std()) < MAX_SD_SHARE * math.hypot(prior.log_sd, parent_sd)
