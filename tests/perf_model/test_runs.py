@@ -78,6 +78,26 @@ def test_what_is_no_run_is_named(tmp_path, text, said):
             lambda found: found.update(price={"usd_per_hour": "1"}),
             ".*price.usd_per_hour must be a number of at least 0",
         ),
+        (
+            lambda found: found["throughput"]["windows"][3].update(seconds=-1.5),
+            r".*throughput.windows\[3\].seconds must be a number of at least 0, found -1.5",
+        ),
+        (
+            lambda found: found["throughput"].update(all_reduce={"latency_ms": -1, "gradients_ms": 2}),
+            ".*throughput.all_reduce.latency_ms must be a number of at least 0",
+        ),
+        (
+            lambda found: found["throughput"].update(communication={"exposed_ms_median": 1, "waiting_ms_median": -2}),
+            ".*throughput.communication.waiting_ms_median must be a number of at least 0",
+        ),
+        (
+            lambda found: found["throughput"].update(validation={"count": 1, "seconds": -3}),
+            ".*throughput.validation.seconds must be a number of at least 0",
+        ),
+        (
+            lambda found: found.update(wer=[{"step": 1, "elapsed_s": -4.0, "wer": 0.5}]),
+            r".*wer\[0\].elapsed_s must be a number of at least 0",
+        ),
     ],
 )
 def test_what_a_run_lacks_within_is_named(run, tmp_path, change, said):

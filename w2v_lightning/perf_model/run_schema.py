@@ -58,7 +58,7 @@ class Throughput(TypedDict, total=False):
 
     workload: Workload
     host: Host
-    windows: list[dict[str, float]]
+    windows: list[dict[str, Amount]]
     device: str
     precision: str
     backend: str | None
@@ -75,9 +75,9 @@ class Throughput(TypedDict, total=False):
     energy_wh_per_audio_hour: Amount | None
     data_wait_share: Amount | None
     padding_share: Amount | None
-    all_reduce: dict[str, float | None] | None
-    communication: dict[str, float | list[float] | None] | None
-    validation: dict[str, float | None]
+    all_reduce: dict[str, Amount | None] | None
+    communication: dict[str, Amount | list[Amount] | None] | None
+    validation: dict[str, Amount | None]
     versions: dict[str, str | None]
 
 
@@ -85,7 +85,7 @@ class Validation(TypedDict):
     """WER of one validation."""
 
     step: Amount
-    elapsed_s: float
+    elapsed_s: Amount
     wer: Amount
 
 
