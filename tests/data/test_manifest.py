@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from w2v_lightning.data.audio_ref import AudioRef
-from w2v_lightning.data.manifest import Manifest, cache_root
+from w2v_lightning.data.manifest import Manifest
 from w2v_lightning.errors import InputError
 from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.runtime.user_cache import cache_root
 
 GOOD = {"id": "a", "audio_filepath": "a.flac", "duration": 1.5, "text": "ONE", "speaker": "7"}
 

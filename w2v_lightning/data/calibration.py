@@ -16,11 +16,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from w2v_lightning.compat.torch import memory_fraction
-from w2v_lightning.data.manifest import cache_root
 from w2v_lightning.data.trial import NoiseDataset, Trial, is_out_of_memory
 from w2v_lightning.errors import InputError
 from w2v_lightning.runtime.files import atomic_text_file
 from w2v_lightning.runtime.hardware import device_name, versions
+from w2v_lightning.runtime.user_cache import cache_root
 
 log = logging.getLogger(__name__)
 

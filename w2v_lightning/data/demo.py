@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from w2v_lightning.data.manifest import cache_root
 from w2v_lightning.errors import InputError
+from w2v_lightning.runtime.user_cache import cache_root
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest, cache_root
+from w2v_lightning.data.manifest import MANIFEST_SUFFIXES, Manifest
 from w2v_lightning.data.opening import opened
 from w2v_lightning.data.sound import can_read, truncation
 from w2v_lightning.errors import InputError, listed
+from w2v_lightning.runtime.user_cache import cache_root
 
 log = logging.getLogger(__name__)
 

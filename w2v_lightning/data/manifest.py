@@ -202,13 +202,6 @@ def _size_or_none(path: str) -> int | None:
         return None
 
 
-def cache_root() -> Path:
-    """Folder of cached manifests and the demo corpus: $W2V_LIGHTNING_CACHE, or else in the user's cache folder."""
-    if folder := os.environ.get("W2V_LIGHTNING_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "w2v_lightning"
-
-
 def _resolve(audio_path: str, folder: str) -> str:
     return audio_path if "://" in audio_path or audio_path.startswith("/") else f"{folder}/{audio_path}"
 

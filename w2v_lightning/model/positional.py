@@ -20,10 +20,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from w2v_lightning.compat.torch import WeightNorm
-from w2v_lightning.data.manifest import cache_root
 from w2v_lightning.errors import InputError
 from w2v_lightning.model.speed import has_triton
 from w2v_lightning.runtime.files import atomic_text_file
+from w2v_lightning.runtime.user_cache import cache_root
 
 MAX_TAPS = 129  # limit of blocks that have half the length of their transforms
 MAX_GROUP_CHANNELS = 128  # largest tile
