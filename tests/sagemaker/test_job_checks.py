@@ -165,6 +165,14 @@ def test_the_most_that_a_job_can_cost_is_held_against_the_budget():
     )
 
 
+def test_of_an_estimated_price_the_upper_end_is_held_against_the_budget():
+    job = replace(JOB, region="us-east-1", instance_type="ml.p5.4xlarge", count=1, is_spot=False, max_wait_hours=None)
+    price = checks.on_demand(job.instance_type, job.region)
+    with pytest.raises(InputError, match="ESTIMATED"):
+        dry_check(job, budget=6 * price.usd_per_hour)
+    dry_check(job, budget=6 * price.most_usd_per_hour + 0.01)
+
+
 @pytest.mark.parametrize(("max_hours", "budget"), [(12.2, 58.5), (500.0, 100.0), (1.0, 0.5)])
 def test_the_hours_that_a_budget_has_room_for_are_within_it(max_hours, budget):
     job = replace(JOB, region="us-east-1", is_spot=False, max_wait_hours=None, max_hours=max_hours)

@@ -36,7 +36,8 @@ def test_the_plan_says_what_carries_gradients_and_why():
 def test_the_plan_says_what_it_may_cost():
     assert re.search(r"\$17\.60 to \$29\.34 .*\$58\.68 at most, at \$4\.89 an hour as of", line(JOB, "cost"))
     assert re.search(r"cost +\$58\.68 at most", line(replace(JOB, is_spot=False), "cost"))
-    assert "unknown" in line(replace(JOB, region="af-south-1"), "cost")
+    assert re.search(r"\d at most, at ESTIMATED \$\d", line(replace(JOB, region="af-south-1"), "cost"))
+    assert "unknown" in line(replace(JOB, instance_type="ml.p5e.48xlarge"), "cost")
 
 
 def test_the_plan_says_how_much_an_interruption_may_cost():

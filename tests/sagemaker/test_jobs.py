@@ -316,9 +316,16 @@ def test_cost_of_a_job_that_still_trains_is_not_known(account, run):
     assert re.search(r"InProgress +- +- +- +0 +-\n", out)
 
 
+def test_an_estimated_price_is_flagged_beside_the_cost(account, run):
+    account.service.story = story("Training", "Completed", **TRAINED)[-1:]
+    status, out, _ = run("cost", account.submit(instance_type="ml.p5.48xlarge"))
+    assert status == 0
+    assert re.search(r"ml\.p5\.48xlarge in us-east-1: ESTIMATED \$63\.3 an hour \(90 %: ", out)
+
+
 def test_without_a_price_the_seconds_are_shown_and_the_remedy(account, run):
     account.service.story = story("Training", "Completed", **TRAINED)[-1:]
-    status, out, err = run("cost", account.submit(instance_type="ml.p5.48xlarge"))
+    status, out, err = run("cost", account.submit(instance_type="ml.p5e.48xlarge"))
     assert status == 2
     assert re.search(r"18 min 00 s +70% +0 +-\n", out)
-    assert "ml.p5.48xlarge in us-east-1: w2v_lightning/catalog/prices.csv has a price only for us-west-2" in err
+    assert "ml.p5e.48xlarge in us-east-1: neither SageMaker's nor EC2's price is known in any region" in err

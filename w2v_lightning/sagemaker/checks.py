@@ -197,7 +197,7 @@ def check_budget(job: Job, budget: float | None) -> None:
     if budget is None:
         return
     price = on_demand(job.instance_type, job.region)
-    bound = training_usd(job.max_hours * 3600, job.count, price.usd_per_hour)
+    bound = training_usd(job.max_hours * 3600, job.count, price.most_usd_per_hour)
     if bound > budget:
         affordable = math.floor(100 * job.max_hours * budget / bound) / 100
         raise InputError(

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from w2v_lightning.catalog.cost import saving, storage_usd, training_usd
-from w2v_lightning.catalog.prices import Price, on_demand
+from w2v_lightning.catalog.dated import Price
+from w2v_lightning.catalog.prices import on_demand
 from w2v_lightning.command_line import Parser, parse, parser_of
 from w2v_lightning.errors import InputError
 from w2v_lightning.reporting.units import duration

@@ -91,7 +91,7 @@ def _cost(job: Job) -> str:
         price = on_demand(job.instance_type, job.region)
     except InputError as error:
         return f"unknown: {error}"
-    most = training_usd(job.max_hours * 3600, job.count, price.usd_per_hour)
+    most = training_usd(job.max_hours * 3600, job.count, price.most_usd_per_hour)
     if not job.is_spot:
         return f"${most:.2f} at most, at {price.described()}"
     low, high = (most * (1 - saving) for saving in reversed(SPOT_SAVING_RANGE))

@@ -6,6 +6,7 @@ for the same instances replace them: the median over the region's zones, beside 
 
 import csv
 import json
+import math
 import re
 import statistics
 import sys
@@ -19,9 +20,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from w2v_lightning.catalog import prices
+from w2v_lightning.catalog import images, prices
+from w2v_lightning.catalog.dated import OLD_DAYS, Dated, EstimatedPrice, Price, SpotPrice
 from w2v_lightning.catalog.instances import INSTANCES
-from w2v_lightning.catalog.prices import Kind, Price, SpotPrice
+from w2v_lightning.catalog.prices import Kind
 from w2v_lightning.command_line import Parser, parse, parser_of
 from w2v_lightning.errors import InputError, listed
 from w2v_lightning.runtime.files import atomic_text_file
@@ -44,7 +46,7 @@ class PricesOptions:
 
     Args:
         refresh: update of prices.csv and spot_prices.csv with today's prices from AWS.
-        region: AWS region; may be repeated; default: all regions with known prices.
+        region: AWS region; may be repeated; default: all regions with known prices of SageMaker or EC2.
     """
 
     refresh: bool = False
@@ -55,11 +57,14 @@ class PricesOptions:
 def main(args: Sequence[str]) -> int:
     """List or update the prices; return the exit status, which is 1 if some answers of AWS were ambiguous."""
     options = parse(PricesOptions, "study prices", args)
-    regions = options.region or sorted({region for _, region in prices.on_demand_prices()})
+    regions = options.region or sorted({region for _, region in (*prices.on_demand_prices(), *prices.spot_prices())})
     problems = refresh(regions) if options.refresh else []
     if not options.refresh:
         console = Console()
         (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table(regions))
+        print(
+            f"\n~ estimated, because no list has it; ! perhaps older than {OLD_DAYS} days: --refresh gets newer ones."
+        )
     for problem in problems:
         print(f"Not changed: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -71,24 +76,35 @@ def parser() -> Parser:
 
 
 def table(regions: Sequence[str]) -> Table:
-    """Return a table of the prices in some regions, with their age.
+    """Return a table of the prices in some regions, listed or estimated, with their age in days.
 
     Raises:
-        InputError: a region has no known price.
+        InputError: a region is unknown.
     """
     rows = Table(box=None, pad_edge=False)
-    for title in ("instance type", "region", "USD/h", "age", "spot saving", "age"):
-        rows.add_column(title, no_wrap=True)
+    for title in ("instance type", "region", "USD/h", "days old", "spot saving", "days old"):
+        is_text = title in ("instance type", "region")
+        rows.add_column(title, no_wrap=True, justify="left" if is_text else "right")
     rows.add_column("source", overflow="fold")
     for region in regions:
-        kinds = [kind for kind in prices.on_demand_prices() if kind[1] == region]
-        if not kinds:
-            raise InputError(f"--region: no price is known for {region}; --refresh fetches it from AWS.")
-        for kind in kinds:
-            price, spot = prices.on_demand_prices()[kind], prices.spot_prices().get(kind)
-            spot_cells = (f"{spot.saving:.0%}", spot.age()) if spot else ("-", "-")
-            rows.add_row(*kind, f"{price.usd_per_hour:g}", price.age(), *spot_cells, price.source)
+        images.check_region(region)
+        for name in INSTANCES:
+            try:
+                price = prices.on_demand(name, region)
+            except InputError:
+                rows.add_row(name, region, "-", "-", "-", "-", "no price of SageMaker or EC2 is known in any region")
+                continue
+            spot = prices.spot_prices().get((name, region))
+            spot_cells = (f"{spot.saving:.0%}", _days_old(spot)) if spot else ("-", "-")
+            mark = "~" if isinstance(price, EstimatedPrice) else ""
+            rows.add_row(name, region, f"{mark}{price.usd_per_hour:.5g}", _days_old(price), *spot_cells, price.source)
     return rows
+
+
+def _days_old(figure: Dated) -> str:
+    """Return the age in days, with a mark if it is old."""
+    days = figure.age_days()
+    return ("?" if days == math.inf else f"{days:.0f}") + (" !" if figure.is_old() else "")
 
 
 def refresh(regions: Sequence[str]) -> list[str]:
@@ -105,13 +121,12 @@ def refresh(regions: Sequence[str]) -> list[str]:
             fetch(region, answers)
     for path, old, new in (
         (prices.FILE, prices.on_demand_prices(), answers.on_demand),
-        (prices.SPOT_FILE, prices.spot_prices(), answers.spot),
+        (prices.SPOT_FILE, prices.refreshed_spot_prices(), answers.spot),
     ):
         if new:
             write(path, {**old, **new})
         _print_changes(path, old, new, regions)
-    prices.on_demand_prices.cache_clear()
-    prices.spot_prices.cache_clear()
+    prices.forget()
     return answers.problems
 
 

@@ -130,7 +130,7 @@ class SageMaker:
             prices = {cell.hardware: on_demand(cell.hardware, region) for cell in cells}
         except InputError as error:
             return [f"Cost: unknown: {error}"]
-        most = sum(training_usd(seconds, cell.count, prices[cell.hardware].usd_per_hour) for cell in cells)
+        most = sum(training_usd(seconds, cell.count, prices[cell.hardware].most_usd_per_hour) for cell in cells)
         lines = [f"{name} in {region}: {price.described()}." for name, price in prices.items()]
         return [f"Cost: ${most:.2f} at most, if each job takes max_hours {self._study.max_hours:g} on demand.", *lines]
 
