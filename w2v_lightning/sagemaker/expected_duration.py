@@ -12,6 +12,7 @@ from w2v_lightning.catalog.instances import instance, precision_of
 from w2v_lightning.catalog.measurements import study_folder
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model import runs
+from w2v_lightning.perf_model.kept import kept_fit
 from w2v_lightning.perf_model.runs import Run
 from w2v_lightning.planner import planner, workload
 from w2v_lightning.planner.assumptions import assumptions
@@ -44,14 +45,12 @@ def expected_duration(job: Job) -> ExpectedDuration:
     Raises:
         InputError: there are no runs, the config does not give the number of steps, or no run has such instances.
     """
-    from w2v_lightning.perf_model.fitting import fit  # scipy
-
     folder, task_steps = study_folder(), _steps(job.config["trainer"])
     measured = runs.read_all(folder)
     precision = precision_of(job.config, instance(job.instance_type))
     candidate = Candidate(job.instance_type, job.count, job.is_spot, precision)
     assumed, rng = assumptions(measured, defaults()), np.random.default_rng(0)
-    prediction, drawn = planner.draw(candidate, _task(job, task_steps, measured), fit(measured), assumed, rng)
+    prediction, drawn = planner.draw(candidate, _task(job, task_steps, measured), kept_fit(measured), assumed, rng)
     hours = drawn.billed_s_N / 3600
     basis = f"{prediction.basis} from {runs.sources(measured, [folder])}"
     return ExpectedDuration(planner.mean(hours), planner.bound(hours), basis)
