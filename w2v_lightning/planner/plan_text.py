@@ -1,6 +1,7 @@
 """Terminal output of a plan: best candidate and why, time against cost, assumptions, and the command to submit it."""
 
 import math
+import re
 import shlex
 from collections import Counter
 from dataclasses import dataclass
@@ -10,12 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from w2v_lightning.catalog.cost import training_usd
+from w2v_lightning.catalog.dated import OLD_DAYS
 from w2v_lightning.catalog.defaults import MAX_HOURS
-from w2v_lightning.errors import listed
+from w2v_lightning.catalog.instances import Instance
 from w2v_lightning.perf_model.step_time import Terms
+from w2v_lightning.planner import launch_text
 from w2v_lightning.planner.assumptions import Assumptions
 from w2v_lightning.planner.candidates import Task
-from w2v_lightning.planner.planner import DRAWS, Estimate, Recommendation, pareto
+from w2v_lightning.planner.launch_text import CHECKPOINTS
+from w2v_lightning.planner.offers import BOX
+from w2v_lightning.planner.planner import DRAWS, Estimate, Recommendation, pareto, recommend
 from w2v_lightning.reporting.units import duration
 
 MARGIN = 1.25  # ratio of --max_hours to the 90 % bound: a run stopped at the limit has to be resubmitted
@@ -29,15 +34,15 @@ class Plan:
 
     Args:
         estimates: estimate of each candidate that can train the task.
-        left_out: reason for excluding each other candidate.
-        without_price: instance types without a price.
+        left_out: reason for excluding each other candidate, or type of machine.
+        machines: machines that were considered, by the name of their type.
         recommendation: best candidate, or why there is none.
         task: training to plan.
         length: length of the training, in words.
         assumed: assumptions that no run has measured.
         sources: description of the runs.
         notes: limits of what can be concluded from the runs.
-        region: AWS region.
+        region: AWS region; "" if no candidate is AWS's.
         deadline_h: limit on the time, in hours.
         budget_usd: limit on the cost, in dollars.
         config_files: config files of `fit`.
@@ -46,7 +51,7 @@ class Plan:
 
     estimates: list[Estimate]
     left_out: dict[str, str]
-    without_price: list[str]
+    machines: dict[str, Instance]
     recommendation: Recommendation
     task: Task
     length: str
@@ -68,6 +73,8 @@ def print_plan(plan: Plan, console: Console) -> None:
 
     best = plan.recommendation.best
     say(f"Best: {_summary(best)}" if best else f"No recommendation: {plan.recommendation.why}")
+    for line in beside(plan):
+        say(line)
     say()
     for name, lines in facts(plan).items():
         for i, line in enumerate(lines):
@@ -78,9 +85,62 @@ def print_plan(plan: Plan, console: Console) -> None:
     say()
     for line in notes(plan):
         say(line)
-    if best:
-        say("\nCommand to run it (add --role, --data and --output, or set their variables; see docs/sagemaker.md):\n")
-        say(f"  {shlex.join(submit_command(plan, best))}")
+    for line in launch_lines(plan, best) if best else []:
+        say(line)
+
+
+def launch_lines(plan: Plan, best: Estimate) -> list[str]:
+    """Return what runs the best candidate: a command, or a task of SkyPilot."""
+    candidate = best.candidate
+    if candidate.offer is None:
+        title = "Command to run it (add --role, --data and --output, or set their variables; see docs/sagemaker.md):"
+        return ["", title, "", f"  {shlex.join(submit_command(plan, best))}"]
+    if candidate.offer.place == BOX:
+        command = launch_text.torchrun_command(candidate, plan.config_files, plan.overrides)
+        return ["", "Command to run it on that machine:", "", f"  {shlex.join(command)}"]
+    verb = "sky jobs launch" if candidate.is_spot else "sky launch"
+    title = f"Task of SkyPilot (docs.skypilot.co). Save it as w2v.yaml in the checkout, then `{verb} w2v.yaml`."
+    if candidate.is_spot:
+        title += f" Name a bucket of yours in it: an interrupted run resumes from {CHECKPOINTS}."
+    task = launch_text.skypilot_task(candidate, plan.config_files, plan.overrides)
+    return ["", title, "", *launch_text.skypilot_text(task).splitlines()]
+
+
+def beside(plan: Plan) -> list[str]:
+    """Return what to know beside the recommendation: GPUs without a candidate, and estimated or old prices."""
+    gpus_by_reason: dict[str, list[str]] = {}
+    for gpu, reason in gpus_left_out(plan).items():
+        gpus_by_reason.setdefault(reason, []).append(gpu)
+    lines = [f"Not compared: {', '.join(gpus)}: {reason}." for reason, gpus in gpus_by_reason.items()]
+    listed = {estimate.candidate.machine.gpu for estimate in plan.estimates if not estimate.price.log_sd}
+    estimated = {estimate.candidate.machine.gpu for estimate in plan.estimates} - listed
+    if estimated:
+        lines.append(f"Prices estimated, because no list has them: {', '.join(sorted(estimated))}.")
+    best = plan.recommendation.best
+    if best and not best.price.is_of_region:
+        lines.append(f"WARNING: no list shows that {plan.region} has {best.candidate.instance_type}. {_sure(plan)}")
+    if best and best.is_old:
+        lines.append(f"WARNING: its price, or that of spot, may be over {OLD_DAYS} days old: see price and saving.")
+    return lines
+
+
+def _sure(plan: Plan) -> str:
+    """Return the recommendation among machines that a list shows in the region."""
+    known = [estimate for estimate in plan.estimates if estimate.price.is_of_region]
+    sure = recommend(known, plan.deadline_h, plan.budget_usd)
+    return f"Best of those that it has: {_summary(sure.best)}." if sure.best else f"Of those that it has, {sure.why}"
+
+
+def gpus_left_out(plan: Plan) -> dict[str, str]:
+    """Return the GPUs that no candidate has, each with the first reason."""
+    compared = {estimate.candidate.machine.gpu for estimate in plan.estimates}
+    reasons: dict[str, str] = {}
+    for name, reason in plan.left_out.items():
+        machine = plan.machines.get(re.sub(r"^\d+ x | \(\w+\)|, (spot|on demand)$", "", name))
+        gpu = machine.gpu if machine else name  # GPUs that are unknown here have no machine
+        if gpu not in compared:
+            reasons.setdefault(gpu, re.split(r"\. (?=[A-Z])", reason)[0].rstrip("."))
+    return reasons
 
 
 def facts(plan: Plan) -> dict[str, list[str]]:
@@ -92,7 +152,8 @@ def facts(plan: Plan) -> dict[str, list[str]]:
         lines["why"] = why(plan, best)
         lines["step"] = [f"{best.terms.step_s:.3g} s: {parts(best.terms)}"]
         lines["basis"] = [f"{best.basis}, from {plan.sources}", *best.reasons]
-        lines["price"] = [f"{best.price.described()}, {plan.region}"]
+        place = best.candidate.offer.region if best.candidate.offer else plan.region
+        lines["price"] = [f"{best.price.described()}{f', {place}' if place else ''}"]
         lines["saving"] = [best.saving] if best.saving else []
         lines["interrupted"] = [f"{best.interruptions:.2g} times on average"] if best.candidate.is_spot else []
         lines["assumed"] = plan.assumed.described(best.candidate.is_spot)
@@ -108,7 +169,7 @@ def _limits(plan: Plan) -> list[str]:
 def why(plan: Plan, best: Estimate) -> list[str]:
     """Return comparisons of the best candidate with the cheapest, the fastest and the other pricing."""
     within = " within the limits" if _limits(plan) else ""
-    lines = [f"the cheapest{within} of {len(plan.estimates)} candidates"]
+    lines = [f"the cheapest{within} of {len(plan.estimates)} candidates"] if len(plan.estimates) > 1 else []
     cheapest = min(plan.estimates, key=lambda estimate: (estimate.usd, estimate.hours))
     if cheapest is not best:
         lines.append(f"cheaper, but not within the limits: {_summary(cheapest)}")
@@ -152,15 +213,7 @@ def notes(plan: Plan) -> list[str]:
     ]
     oldest = max((estimate.price for estimate in plan.estimates), key=lambda price: price.age_days(), default=None)
     if oldest:
-        lines.append(
-            f"The oldest price used is of {oldest.date} ({oldest.age()});"
-            f" `python -m w2v_lightning study prices --refresh --region {plan.region}` gets newer ones from AWS."
-        )
-    if plan.without_price:
-        lines.append(
-            f"Excluded, because w2v_lightning/catalog/prices.csv has no price in {plan.region}:"
-            f" {listed(plan.without_price)}."
-        )
+        lines.append(f"The oldest price used is of {oldest.origin()}; --refresh gets newer ones.")
     reasons = Counter(plan.left_out.values()).most_common()
     for reason, count in reasons[:MAX_REASONS]:
         example = next(name for name, text in plan.left_out.items() if text == reason)
@@ -172,7 +225,7 @@ def notes(plan: Plan) -> list[str]:
 
 def submit_command(plan: Plan, best: Estimate) -> list[str]:
     """Return the command that submits the candidate; its --max_hours exceed the 90 % bound of the billed time."""
-    candidate, hourly_usd = best.candidate, training_usd(3600, best.candidate.count, best.price.usd_per_hour)
+    candidate, hourly_usd = best.candidate, training_usd(3600, best.candidate.count, best.price.most_usd_per_hour)
     max_hours = min(math.ceil(best.billed_hours_p90 * MARGIN * 10) / 10, MAX_HOURS)
     # `submit` counts spot at the on-demand price, so --budget could refuse a spot job that is within the budget.
     budget_usd = None if candidate.is_spot else plan.budget_usd

@@ -6,13 +6,15 @@ interruptions. Means are over these draws; nine of ten draws do not exceed the 9
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 
 from w2v_lightning.catalog.cost import SPOT_SAVING_RANGE, training_usd
+from w2v_lightning.catalog.dated import Price, SpotPrice
 from w2v_lightning.catalog.defaults import MAX_HOURS
-from w2v_lightning.catalog.prices import Price, SpotPrice, on_demand, spot_prices
+from w2v_lightning.catalog.prices import on_demand, spot_prices
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model.fitted import Prediction
 from w2v_lightning.perf_model.step_time import Setup, Terms
@@ -49,8 +51,9 @@ class Estimate:
         terms: parts of a step's time.
         basis: "measured" if these instances were studied, "predicted" if the time follows from others.
         reasons: parameters behind a prediction that no run has measured, with their sources.
-        price: on-demand price of an instance.
-        saving: source of spot's saving, in words; empty on demand.
+        price: on-demand price of a machine; outside SageMaker, the spot price if it is rented on spot.
+        saving: source of spot's saving, in words; empty on demand, and where the price is that of spot.
+        is_old: whether the price, or the price behind the saving, may be older than `dated.OLD_DAYS`.
     """
 
     candidate: Candidate
@@ -66,6 +69,7 @@ class Estimate:
     reasons: tuple[str, ...]
     price: Price
     saving: str
+    is_old: bool = False
 
 
 def estimates(
@@ -78,12 +82,21 @@ def estimates(
 ) -> tuple[list[Estimate], dict[str, str]]:
     """Return the estimates of all candidates that can train the task, and the reasons why others cannot."""
     possible, left_out = [], {}
+    remembered = _Remembered(fitted)
     for candidate in candidates:
         try:
-            possible.append(estimate(candidate, task, fitted, assumed, region, deadline_h))
+            possible.append(estimate(candidate, task, remembered, assumed, region, deadline_h))
         except InputError as error:
             left_out[str(candidate)] = str(error)
     return possible, left_out
+
+
+class _Remembered:
+    """Step-time model that predicts each setup once: machines on demand, on spot and at several places are the same."""
+
+    def __init__(self, fitted: StepTime) -> None:
+        self.draws = fitted.draws
+        self.predict = cache(fitted.predict)
 
 
 def estimate(
@@ -102,11 +115,13 @@ def estimate(
     rng = np.random.default_rng(0)
     prediction, drawn = draw(candidate, task, fitted, assumed, rng)
     hours, billed_s = drawn.wall_s_N / 3600, drawn.billed_s_N
-    if bound(billed_s) > MAX_HOURS * 3600:
+    if candidate.offer is None and bound(billed_s) > MAX_HOURS * 3600:
         raise InputError("takes longer than 28 days, the limit of a SageMaker training job")
-    price = on_demand(candidate.instance_type, region)
-    (low, high), saving = saving_of(candidate, region)
+    price = price_of(candidate, region)
+    (low, high), saving, is_old = saving_of(candidate, region)
     usd = training_usd(billed_s * (1 - rng.uniform(low, high, DRAWS)), candidate.count, price.usd_per_hour)
+    if price.log_sd:
+        usd = usd * np.exp(price.log_sd * rng.standard_normal(DRAWS))
     return Estimate(
         candidate=candidate,
         hours=mean(hours),
@@ -121,6 +136,7 @@ def estimate(
         reasons=prediction.reasons,
         price=price,
         saving=saving,
+        is_old=is_old or price.is_old(),
     )
 
 
@@ -173,15 +189,29 @@ def interruptions_of(candidate: Candidate, task: Task, assumed: Assumptions, ste
     )
 
 
-def saving_of(candidate: Candidate, region: str) -> tuple[tuple[float, float], str]:
-    """Return the range from which spot's saving is drawn, and its source in words."""
-    if not candidate.is_spot:
-        return (0.0, 0.0), ""
+def price_of(candidate: Candidate, region: str) -> Price:
+    """Return the price from which the cost is computed, listed or estimated.
+
+    Raises:
+        InputError: it is not known.
+    """
+    if candidate.offer is None:
+        return on_demand(candidate.instance_type, region)
+    price = candidate.offer.spot if candidate.is_spot else candidate.offer.price
+    if price is None:
+        raise InputError(f"{candidate.offer} has no price {'on spot' if candidate.is_spot else 'on demand'}.")
+    return price
+
+
+def saving_of(candidate: Candidate, region: str) -> tuple[tuple[float, float], str, bool]:
+    """Return the range from which the saving of SageMaker's spot is drawn, its source in words, and if that is old."""
+    if not candidate.is_spot or candidate.offer:
+        return (0.0, 0.0), "", False
     low, high = SPOT_SAVING_RANGE
     price = spot_prices().get((candidate.instance_type, region))
     if price is None:
-        return (low, high), f"{100 * low:.0f} to {percent(high)}: assumed, from job logs of other accounts"
-    return _around(price, high - low), f"around {price.described()}"
+        return (low, high), f"{100 * low:.0f} to {percent(high)}: assumed, from job logs of other accounts", False
+    return _around(price, high - low), f"around {price.described()}", price.is_old()
 
 
 def _around(price: SpotPrice, width: float) -> tuple[float, float]:

@@ -252,7 +252,7 @@ def device_seconds(machine: Instance, world_size: int, config: Mapping[str, Any]
         _workload(run)["device_seconds"]
         for run in runs
         if run.is_measured
-        and short_name(run.throughput["device"]) == short_name(machine.gpu_name)
+        and short_name(run.throughput["device"]) == short_name(machine.gpu)
         and abs(_workload(run)["parameters"] / parameters - 1) < ALIKE
     ]
     return statistics.median(same) if same else memory.held_seconds(machine, world_size, config)
