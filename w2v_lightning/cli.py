@@ -45,6 +45,7 @@ from w2v_lightning.errors import InputError, did_you_mean
 from w2v_lightning.module import Wav2Vec2CTC
 from w2v_lightning.pretraining import Wav2Vec2Pretraining
 from w2v_lightning.reporting.units import printable
+from w2v_lightning.runtime.messages import MessageHandler
 from w2v_lightning.runtime.precision import check_precision, choose_precision
 from w2v_lightning.strategies.group import leave_group
 from w2v_lightning.strategies.launcher import launched, obstacle_to_restarts
@@ -408,7 +409,7 @@ def _check_accelerator(accelerator: str) -> None:
 
 def _quiet_libraries() -> None:
     """Log our own messages at INFO on the first process, and of the libraries' only what a user can act on."""
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", handlers=[MessageHandler()])
     is_first = (
         launched("global_rank") or getattr(rank_zero_only, "rank", 0)
     ) == 0  # Lightning does not read mpirun's variables

@@ -1,30 +1,39 @@
 """Progress of a run on one line: optimiser steps, loss, WER, audio-seconds per second, time left."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from rich import get_console
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
 from torch import Tensor
 
 BAR_EVERY_S = 0.25
 PLAIN_LINE_EVERY_S = 10.0
+MAX_BAR_WIDTH = 20  # columns
 MIN_DATA_WAIT_SHARE = 0.1  # waiting for data is shown above this share of the time: more loader workers would help
 
 
 class RunProgress(ProgressBar):
     """Progress bar over the whole run. Lightning's bars restart in each epoch, and so cannot tell the time left.
 
-    It is a live rich bar on a terminal, and a plain line every 10 s in a log file.
+    It is a live rich bar on a terminal, and a plain line every 10 s in a log file. All that is printed to its console,
+    and all messages to standard error, appear above the bar.
+
+    Args:
+        console: console of the bar; default: the one that rich and Lightning share, as `RunSummary` does.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__()
-        self.console = console or Console()
+        self.console = console or get_console()
         self._enabled = True
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -49,10 +58,14 @@ class RunProgress(ProgressBar):
         done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         if done < total and not self._is_due():
             return  # not after every batch: reading a metric waits for the device
-        metrics = metrics_line(trainer.callback_metrics, self._seconds_left(done, total))
-        self._show("train", done, total, metrics)
-        if not self.console.is_terminal:
-            self.print(f"step {done}/{total}  {metrics}", highlight=False, soft_wrap=True)
+        metrics, seconds_left = trainer.callback_metrics, self._seconds_left(done, total)
+        if self._is_live:
+            self._show("train", done, total, bar_text(metrics, seconds_left))
+        else:
+            self.print(f"step {done}/{total}  {metrics_line(metrics, seconds_left)}", highlight=False, soft_wrap=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()  # the summary comes below it
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_evaluation(
@@ -92,16 +105,18 @@ class RunProgress(ProgressBar):
     # ---- the bar ------------------------------------------------------------------------------------------------
 
     def _show(self, name: str, completed: int, total: float, text: str = "") -> None:
-        if not self._enabled or not self.console.is_terminal:
+        if not self._enabled or not self._is_live:
             return
         if self._bar is None:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
+                BarColumn(min(MAX_BAR_WIDTH, self.console.width // 10)),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                _TruncatedText(),
             )
-            self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
+            self._bar = Progress(
+                *columns, console=self.console, refresh_per_second=4, redirect_stderr=sys.stderr.isatty()
+            )
             self._bar.start()
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(name, total=total, text=text)
@@ -124,6 +139,10 @@ class RunProgress(ProgressBar):
             self._bar.stop()
         self._bar, self._tasks = None, {}
 
+    @property
+    def _is_live(self) -> bool:
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
     def _seconds_left(self, done: int, total: int) -> float | None:
         """Estimate the time left (s) from the mean time per step so far, which includes validation and saving."""
         steps = done - self._start_step
@@ -131,14 +150,33 @@ class RunProgress(ProgressBar):
 
     def _is_due(self) -> bool:
         now = time.monotonic()
-        if now - self._last_shown < (BAR_EVERY_S if self.console.is_terminal else PLAIN_LINE_EVERY_S):
+        if now - self._last_shown < (BAR_EVERY_S if self._is_live else PLAIN_LINE_EVERY_S):
             return False
         self._last_shown = now
         return True
 
 
+class _TruncatedText(ProgressColumn):
+    """Column of a task's text on one line. It alone is shortened on a narrow terminal: the others do not wrap."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=False))
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
+
+
 def metrics_line(metrics: Mapping[str, Tensor], seconds_left: float | None) -> str:
     """Format `loss/char 1.234  WER 45.6 %  CER 12.3 %  812 audio-s/s  0:01:23 left` without values not yet known."""
+    return "  ".join([*_scores(metrics), *_speed(metrics), *_time_left(seconds_left)])
+
+
+def bar_text(metrics: Mapping[str, Tensor], seconds_left: float | None) -> str:
+    """Format the same with what must not be cut off first: `0:01:23 left  812 audio-s/s  loss/char 1.234 ...`."""
+    return "  ".join([*_time_left(seconds_left), *_speed(metrics), *_scores(metrics)])
+
+
+def _scores(metrics: Mapping[str, Tensor]) -> list[str]:
     parts = []
     if (loss := metrics.get("train_loss_per_char")) is not None:
         parts.append(f"loss/char {loss:.3f}")
@@ -147,11 +185,20 @@ def metrics_line(metrics: Mapping[str, Tensor], seconds_left: float | None) -> s
     for name in ("wer", "cer"):
         if (error_rate := metrics.get(f"val_{name}")) is not None:
             parts.append(f"{name.upper()} {100 * error_rate:.1f} %")
+    return parts
+
+
+def _speed(metrics: Mapping[str, Tensor]) -> list[str]:
+    parts = []
     if (speed := metrics.get("audio_s_per_s")) is not None:
         parts.append(f"{speed:,.0f} audio-s/s")
     if (share := metrics.get("throughput/data_wait_share", 0)) > MIN_DATA_WAIT_SHARE:
         parts.append(f"{100 * share:.0f} % waiting for data")
-    if seconds_left is not None:
-        minutes, seconds = divmod(int(seconds_left), 60)
-        parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
-    return "  ".join(parts)
+    return parts
+
+
+def _time_left(seconds_left: float | None) -> list[str]:
+    if seconds_left is None:
+        return []
+    minutes, seconds = divmod(int(seconds_left), 60)
+    return [f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"]

@@ -6,6 +6,7 @@ from typing import Any, TypedDict, TypeVar, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich import get_console
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +36,7 @@ class RunSummary(Callback):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or get_console()
         self.before: dict[str, float] = {}  # wer and cer before training
         self.scores: dict[int, dict[str, float]] = {}  # scores of each validation of the run, by global step
         self.pairs: dict[int, list[Pair]] = {}  # sample utterances of each validation since this process started

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich import box
+from rich import box, get_console
 from rich.console import Console
 from rich.table import Table
 from torch.autograd.profiler_util import FunctionEvent
@@ -40,7 +40,7 @@ class Profile(Callback):
     """
 
     def __init__(self, console: Console | None = None, folder: Path | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or get_console()
         self.folder = folder
         self._profiler: profile | None = None
         self._backward: record_function | None = None
