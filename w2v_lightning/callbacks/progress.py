@@ -172,7 +172,7 @@ def metrics_line(metrics: Mapping[str, Tensor], seconds_left: float | None) -> s
 
 
 def bar_text(metrics: Mapping[str, Tensor], seconds_left: float | None) -> str:
-    """Format the same with what must not be cut off first: `0:01:23 left  812 audio-s/s  loss/char 1.234 ...`."""
+    """Format the same with the most important first: `0:01:23 left  812 audio-s/s  loss/char 1.234 ...`."""
     return "  ".join([*_time_left(seconds_left), *_speed(metrics), *_scores(metrics)])
 
 

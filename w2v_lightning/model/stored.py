@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from transformers import AutoConfig, Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
+from w2v_lightning.compat import hub
 from w2v_lightning.compat.transformers import stored_file
 from w2v_lightning.data.batch import SAMPLE_RATE
 from w2v_lightning.errors import InputError
@@ -26,6 +27,7 @@ def model_config(name_or_folder: str) -> Wav2Vec2Config:
     Raises:
         InputError: the model does not exist, is not a wav2vec2 model, or has a setting that is not supported.
     """
+    hub.check_reachable(name_or_folder)
     try:
         stored = AutoConfig.from_pretrained(name_or_folder)
     except Exception as error:  # transformers and its validation raise many types of exception for a damaged config

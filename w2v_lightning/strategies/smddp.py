@@ -64,10 +64,12 @@ class SMDDPStrategy(PlannedDDPStrategy):
             compat.init_dist_connection(self.cluster_environment, "smddp", timeout=self._timeout)  # without device_id
         super().setup_distributed()  # keeps an existing process group
         if self.is_global_zero:
+            # SMDDP concerns only those who asked for it, or who train on SageMaker.
+            is_relevant = self._falls_back or self._uses_smddp or find_hosts() is not None
             log.log(
                 logging.WARNING if self._falls_back else logging.INFO,
-                "Gradients are exchanged over %s between %d processes: %s.",
-                *(self.process_group_backend, self.world_size, self.backend_reason),
+                "Gradients are exchanged over %s between %d processes%s.",
+                *(self.process_group_backend, self.world_size, f": {self.backend_reason}" if is_relevant else ""),
             )
 
 
