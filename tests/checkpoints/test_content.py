@@ -123,6 +123,12 @@ def test_what_only_fit_reads_does_not_keep_a_model_from_being_scored(checkpoint,
     assert content.find_fault(checkpoint, content.Weights) is None
 
 
+def test_an_optimiser_of_the_users_own_is_not_looked_into(checkpoint):
+    checkpoint["optimizer_states"] = [{"state": {0: {"momentum_buffer": None}}, "param_groups": [{"params": [0]}]}]
+    checkpoint["lr_schedulers"] = [{"step_size": 3}]
+    assert content.find_fault(checkpoint) is None
+
+
 def test_what_is_no_mapping_at_all():
     assert content.find_fault([1]) == "it holds a list instead of the state of a run"
 

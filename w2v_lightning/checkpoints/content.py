@@ -153,10 +153,19 @@ class TrainingState(Weights):
     averaging_state: NotRequired[dict[str, Tensor]]
 
 
+class OtherTrainingState(TrainingState):
+    """The same for a module with an optimiser of its own, of which nothing is known."""
+
+    optimizer_states: list[dict[str, Any]]  # type: ignore[misc]  # wider
+    lr_schedulers: list[dict[str, Any]]  # type: ignore[misc]
+
+
 def find_fault(checkpoint: Any, schema: type = TrainingState) -> str | None:
     """Describe what a loaded checkpoint lacks, or holds instead of what `schema` says; None if it is complete."""
     if not isinstance(checkpoint, dict):
         return f"it holds a {type(checkpoint).__name__} instead of the state of a run"
+    if schema is TrainingState and _has_other_optimizer(checkpoint):
+        schema = OtherTrainingState
     try:
         check(checkpoint, schema)
     except MissingKey as missing:
@@ -164,6 +173,17 @@ def find_fault(checkpoint: Any, schema: type = TrainingState) -> str | None:
     except Mismatch as mismatch:
         return " ".join(f"its content is wrong: {mismatch}".replace("a JSON object", "a mapping").split())
     return _training_fault(checkpoint) if schema is TrainingState else None
+
+
+def _has_other_optimizer(checkpoint: Mapping[str, Any]) -> bool:
+    """Return True if the states of the optimiser have nothing of AdamW's."""
+    optimizers = checkpoint.get("optimizer_states")
+    states = (
+        [each.get("state") for each in optimizers if isinstance(each, dict)] if isinstance(optimizers, list) else []
+    )
+    moments = [each for state in states if isinstance(state, dict) for each in state.values()]
+    names = {name for each in moments if isinstance(each, dict) for name in each}
+    return bool(names) and names.isdisjoint({"exp_avg", "exp_avg_sq"})
 
 
 def _training_fault(checkpoint: dict[str, Any]) -> str | None:
