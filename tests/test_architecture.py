@@ -25,7 +25,7 @@ LAYERS = [
     {"telemetry"},
     {"checkpoints"},
     {"callbacks", "inference", "check"},
-    {"bench"},
+    {"bench", "init"},
     {"cli"},
     {"config"},
     {"catalog"},

@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": (TRAINER, "transcribe the test splits to a file"),
     "prepare": ("w2v_lightning.prepare.command", "convert a corpus to a manifest, and to shards"),
     "check": ("w2v_lightning.check.command", "find what would hurt training in a manifest"),
+    "init": ("w2v_lightning.init.command", "write a config of fit for a prepared corpus"),
     "bench": ("w2v_lightning.bench.command", "measure the loader, training or transcription on this machine"),
     "transcribe": ("w2v_lightning.inference.command", "transcribe audio files"),
     **SAGEMAKER_COMMANDS,

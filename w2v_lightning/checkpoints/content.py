@@ -154,7 +154,7 @@ class TrainingState(Weights):
 
 
 class OtherTrainingState(TrainingState):
-    """The same for a module with an optimiser of its own, of which nothing is known."""
+    """The same for a module with another optimiser than AdamW, whose state is not checked."""
 
     optimizer_states: list[dict[str, Any]]  # type: ignore[misc]  # wider
     lr_schedulers: list[dict[str, Any]]  # type: ignore[misc]

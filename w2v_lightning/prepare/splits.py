@@ -7,6 +7,7 @@ from pathlib import Path
 SPLIT = re.compile(r"(train|training|dev|valid|validation|val|test|testing|eval)([-_.].*)?", re.IGNORECASE)
 WITHIN = re.compile(r"(?<![a-z])(train|training|dev|valid|validation|val|eval|test|testing)(?![a-z])", re.IGNORECASE)
 VALIDATION = re.compile(r"(?<![a-z])(dev|valid|validation|val)(?![a-z])", re.IGNORECASE)
+TEST = re.compile(r"(?<![a-z])(test|testing|eval)(?![a-z])", re.IGNORECASE)
 NUMBER = re.compile(r"[-_.](?:\d{5}-of-\d{5}|\d{4,})$")  # of one of several files
 RESERVED = ("manifest", "rejected")  # a split of that name would have the file of another output
 

@@ -5,7 +5,6 @@ A model would know the voices of a validation split that is drawn by utterance, 
 
 import hashlib
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any, NamedTuple
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.convert import Audio
 from w2v_lightning.prepare.parts import MAX_LINES, lines_of, read_headers, write_part
-from w2v_lightning.prepare.splits import VALIDATION
+from w2v_lightning.prepare.splits import TEST, VALIDATION
 from w2v_lightning.prepare.statistics import Statistics
 
 NAME = "validation"
-TEST = re.compile(r"(?<![a-z])(test|testing|eval)(?![a-z])", re.IGNORECASE)
 FIRST_KEYS = ("id", "audio_filepath", "duration", "text", "speaker")  # of a row; the split comes next
 REASONS = {"speakers": "", "recordings": " (no speakers to tell apart)", "utterances": " (of one recording)"}
 

@@ -1,0 +1,1 @@
+"""The command `init`: a config of `fit` that suits a prepared corpus."""
