@@ -246,12 +246,30 @@ def test_a_dry_run_checks_every_request_and_asks_nobody(tmp_path, no_network, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_needs_no_account(tmp_path, no_network, capsys, monkeypatch):
+    for name in (
+        "W2V_LIGHTNING_ROLE",
+        "W2V_LIGHTNING_DATA",
+        "W2V_LIGHTNING_OUTPUT",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    study = write_study(tmp_path, "speech", role=None, data=None, output=None)
+    assert main(["study", "run", str(study), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "Examples are used for what is not given yet: region us-east-1, role arn:aws:iam" in out
+    assert "requests of all 2 jobs are valid" in out
+    assert no_network == []
+    assert main(["study", "run", str(study), "--to", str(tmp_path / "out")]) == 2
+    assert "--region is missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"role": "me"}, "--role"),
         ({"data": "/here"}, "--data"),
-        ({"output": None}, "--output"),
         ({"options": {"trainer.devices": 3}}, "trainer.devices is '3'"),
         ({"options": {"data.batch_secods": 3}}, "data.batch_seconds"),
         ({"options": {"checkpoint_every": "never"}}, "checkpoint_every is never"),

@@ -19,13 +19,18 @@ RETRIES = {"mode": "standard", "total_max_attempts": 8}
 SDK_CONFIG = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 
 
+def configured_region() -> str | None:
+    """Return the region of AWS_REGION, AWS_DEFAULT_REGION or the AWS profile; None if none of them names one."""
+    return os.environ.get("AWS_REGION") or _boto3().Session().region_name
+
+
 def region_of(given: str | None = None) -> str:
     """Return the region: the given one, or that of AWS_REGION, AWS_DEFAULT_REGION or the AWS profile.
 
     Raises:
         InputError: none of them names a region.
     """
-    region = given or os.environ.get("AWS_REGION") or _boto3().Session().region_name
+    region = given or configured_region()
     if not region:
         raise InputError("--region is missing, and neither AWS_REGION nor the AWS profile names a region: give one.")
     return region

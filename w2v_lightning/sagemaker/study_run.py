@@ -47,7 +47,7 @@ def main(args: Sequence[str]) -> int:
     options = parse(RunOptions, "study run", args, positional=["study"])
     study = load(options.study, options.where)
     folder = (options.to or Path("runs", study.name)).resolve()
-    with _runner(study) as runner:
+    with _runner(study, options.dry_run) as runner:
         study = _possible(study, runner)
         if options.dry_run:
             return _show(study, runner)
@@ -62,7 +62,7 @@ def parser() -> Parser:
 
 
 @contextmanager
-def _runner(study: Study) -> Iterator[queue.Runner]:
+def _runner(study: Study, is_dry_run: bool) -> Iterator[queue.Runner]:
     # Imported here, because one runner imports torch and the other the SageMaker SDK.
     if study.where == "local":
         from w2v_lightning.study.local import Local
@@ -72,7 +72,7 @@ def _runner(study: Study) -> Iterator[queue.Runner]:
     else:
         from w2v_lightning.sagemaker.study_runner import SageMaker
 
-        yield SageMaker(study)
+        yield SageMaker(study, is_dry_run)
 
 
 def _possible(study: Study, runner: queue.Runner) -> Study:

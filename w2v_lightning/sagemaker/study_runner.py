@@ -1,10 +1,11 @@
 """Runner of a study's cells as training jobs, each submitted like those of `submit`, and polled until it ends."""
 
+import os
 import re
 import secrets
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ from w2v_lightning.study.spec import fit_arguments
 
 # Words of a FailureReason, in lower case, that mean a transient failure of AWS, not of the job.
 TRANSIENT = ("capacityerror", "insufficientinstancecapacity", "unable to provision", "internalservererror")
+# Examples for a dry run, which needs neither an account nor data.
+STAND_INS = {
+    "region": "us-east-1",
+    "role": "arn:aws:iam::123456789012:role/w2v-lightning",
+    "data": "s3://your-bucket/prepared",
+    "output": "s3://your-bucket/runs",
+}
 TOKEN = 6  # hexadecimal digits at the end of a run's name, so that no two jobs share checkpoints
 LOGS = re.compile(rf"{collect.LOGS}/version_\d+/(throughput\.json|config\.yaml|events\.out\.tfevents\.[\w.-]+)$")
 
@@ -36,8 +44,11 @@ class SageMaker:
 
     poll_s = 30.0
 
-    def __init__(self, study: Study) -> None:
-        self._study = study
+    def __init__(self, study: Study, is_dry_run: bool = False) -> None:
+        """Create a runner; in a dry run, `STAND_INS` are used for what only a submission needs."""
+        given = {**_configured(), **study.jobs}
+        self._stand_ins = {n: v for n, v in STAND_INS.items() if is_dry_run and not given.get(n)}
+        self._study = replace(study, jobs={**study.jobs, **self._stand_ins})
 
     def obstacle(self, cell: Cell) -> None:
         """Return None: SageMaker has every instance type, so that only an invalid option is an obstacle.
@@ -56,10 +67,17 @@ class SageMaker:
     def verdict(self, cells: Sequence[Cell]) -> str:
         lines = [
             f"The requests of all {len(cells)} jobs are valid by botocore's description of the service.",
+            *self._missing(),
             f"Not checked, because a dry run uses no network: {checks.NEEDS_NETWORK}, quotas, capacity.",
             *self._costs(cells),
         ]
         return "\n".join(lines)
+
+    def _missing(self) -> list[str]:
+        if not self._stand_ins:
+            return []
+        examples = ", ".join(f"{name} {value}" for name, value in self._stand_ins.items())
+        return [f"Examples are used for what is not given yet: {examples}."]
 
     # ---- calls by the queue -------------------------------------------------------------------------------------
 
@@ -133,6 +151,11 @@ class SageMaker:
         most = sum(training_usd(seconds, cell.count, prices[cell.hardware].most_usd_per_hour) for cell in cells)
         lines = [f"{name} in {region}: {price.described()}." for name, price in prices.items()]
         return [f"Cost: ${most:.2f} at most, if each job takes max_hours {self._study.max_hours:g} on demand.", *lines]
+
+
+def _configured() -> dict[str, str | None]:
+    """Return what the environment gives to every submission."""
+    return {"region": aws_session.configured_region()} | {n: os.environ.get(v) for n, v in submit.VARIABLES.items()}
 
 
 # Sessions are cached, because each one reads botocore's descriptions of the services, which takes seconds.
