@@ -9,6 +9,7 @@ import torch
 from corpus import SAMPLE_RATE, random_texts, write_split
 from lightning.pytorch import LightningModule, Trainer
 
+from w2v_lightning.data import datamodule
 from w2v_lightning.data.batch import Batch, InputSpec, SpecAugment
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
 from w2v_lightning.data.demo import CORPUS_VERSION
@@ -189,6 +190,26 @@ def test_contradicting_accumulation_is_refused_with_the_number_that_follows(root
     message = str(raised.value)
     assert "trainer.accumulate_grad_batches is 77, but data.batch_seconds=12 over 1 device(s)" in message
     assert f"data.device_seconds=4.5 makes it {data.train_sampler.num_micro_batches}. Leave it out" in message
+
+
+def test_only_device_seconds_as_given_may_be_a_share_of_the_step(root, monkeypatch):
+    """What calibration found, or was halved because memory ran out, is a limit."""
+    given, automatic = data_of(root, device_seconds=6), data_of(root, device_seconds="auto")
+    are_shares = []
+    sampler = datamodule.TrainSampler
+
+    def recorded(*args, is_share, **options):
+        are_shares.append(is_share)
+        return sampler(*args, is_share=is_share, **options)
+
+    monkeypatch.setattr(datamodule, "TrainSampler", recorded)
+    given.setup("fit")
+    automatic.setup("fit")
+    automatic.device_seconds = 6.0  # found by calibration
+    automatic.setup("fit")
+    given.device_seconds /= 1.2  # as training.out_of_memory does
+    given.setup("fit")
+    assert are_shares == [True, False, False, False]
 
 
 def test_agreeing_accumulation_is_accepted(root):

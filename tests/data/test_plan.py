@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2v_lightning.data.plan import evaluation_batches, micro_batches_per_rank, num_steps, plan, split
+from w2v_lightning.bench.workload import librispeech_durations_s
+from w2v_lightning.data.plan import SHARE_TOLERANCE, evaluation_batches, micro_batches_per_rank, num_steps, plan, split
 from w2v_lightning.errors import InputError
 
 
@@ -154,10 +155,36 @@ def test_micro_batches_are_no_more_than_needed(seed, batch_seconds, world_size, 
     )
 
 
-def test_published_settings_take_about_as_many_micro_batches_as_devices_are_missing():
-    durations_s_N = librispeech_like(28_539)
-    numbers = [micro_batches_per_rank(durations_s_N, 1600, w, 200) for w in (1, 2, 4, 8)]
-    assert all(0 <= number - 8 / w <= 1 for number, w in zip(numbers, (1, 2, 4, 8), strict=True))
+@pytest.mark.parametrize("device_seconds", [100, 200, 400])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
+def test_published_settings_come_out_as_published(world_size, device_seconds):
+    durations_s_N = librispeech_durations_s(np.random.default_rng(0))
+    number = micro_batches_per_rank(durations_s_N, 1600, world_size, device_seconds, is_share=True)
+    assert number == ceil(1600 / device_seconds / world_size)
+    most_s = max(
+        cost_s(durations_s_N, piece)
+        for step in plan(durations_s_N, 1600, seed=0, epoch=0)
+        for rank in split(durations_s_N, step, world_size, number)
+        for piece in rank
+    )
+    assert most_s <= device_seconds * (1 + SHARE_TOLERANCE)
+
+
+def test_a_measured_limit_is_never_exceeded_though_it_is_a_share():
+    durations_s_N = librispeech_durations_s(np.random.default_rng(0))
+    assert [micro_batches_per_rank(durations_s_N, 1600, w, 200) for w in (1, 2, 4, 8, 16)] == [9, 5, 3, 2, 1]
+
+
+@quick
+@given(like_speech, st.sampled_from([60.0, 200.0]), st.integers(1, 16), st.integers(1, 12))
+def test_no_share_exceeds_the_tolerance(durations_s_N, batch_seconds, world_size, shares):
+    device_seconds = max(batch_seconds / shares, 16.5)
+    number = micro_batches_per_rank(durations_s_N, batch_seconds, world_size, device_seconds, is_share=True)
+    assert number <= micro_batches_per_rank(durations_s_N, batch_seconds, world_size, device_seconds)
+    for step in plan(durations_s_N, batch_seconds, 0, epoch=0):
+        ranks = split(durations_s_N, step, world_size, number)
+        costs_s = [cost_s(durations_s_N, piece) for rank in ranks for piece in rank if len(piece)]
+        assert max(costs_s) <= device_seconds * (1 + SHARE_TOLERANCE) * (1 + 1e-9)
 
 
 @quick

@@ -140,7 +140,8 @@ def _plan(options: LoaderOptions, workers: int) -> DataLoader:
     reader = AudioReader(options.cache_dir)
     dataset = UtteranceDataset(manifest, InputSpec(spec_augment=BASE_100H), reader=reader, masked=True)
     limits = {"batch_seconds": options.batch_seconds, "device_seconds": options.device_seconds}
-    return batch_loader(dataset, TrainSampler(manifest.durations_s_N, **limits, seed=0, rank=0, world_size=1), workers)
+    sampler = TrainSampler(manifest.durations_s_N, **limits, seed=0, rank=0, world_size=1, is_share=True)
+    return batch_loader(dataset, sampler, workers)
 
 
 def _plain(options: LoaderOptions, workers: int) -> DataLoader:

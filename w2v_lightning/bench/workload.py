@@ -127,6 +127,7 @@ def _workload(
         seed=SEED,
         rank=rank,
         world_size=world_size,
+        is_share=True,
     )
     slots: dict[int, list[Slot]] = {}
     for slot in sampler:

@@ -51,7 +51,8 @@ class LibriSpeechDataModule(LightningDataModule):
         batch_seconds: seconds of audio per optimiser step over all devices, with padding. A hyper-parameter of the
             experiment.
         device_seconds: seconds of audio per device and forward pass, limited by its memory. A property of the machine;
-            Lightning's accumulate_grad_batches follows from it. "auto" finds it by a few trial steps.
+            Lightning's accumulate_grad_batches follows from it. "auto" finds it by a few trial steps. A number that is
+            1/k of `batch_seconds` makes k micro-batches of a step, each at most 5 % above it (docs/data.md).
         max_seconds: longest utterance to train on; longer ones are left out.
         num_workers: number of loader workers per device; default: one per free core, at most 8.
         seed: random seed of order, masks and augmentation.
@@ -114,6 +115,7 @@ class LibriSpeechDataModule(LightningDataModule):
         self.batch_seconds = batch_seconds
         assert not isinstance(initial_seconds, str)  # checked above
         self.device_seconds: float = initial_seconds
+        self._given_device_seconds = device_seconds
         self.max_seconds = max_seconds
         self.num_workers = num_workers
         self.seed = seed
@@ -178,13 +180,15 @@ class LibriSpeechDataModule(LightningDataModule):
             rank=self._rank,
             world_size=self._world_size,
             spread=self.duration_spread,
+            # What calibration found, or was halved because memory ran out, is a limit: it is not what was given.
+            is_share=self.device_seconds == self._given_device_seconds,
         )
         if self.trainer is not None:
             agreement.set_accumulation(self.trainer, self.train_sampler, self.device_seconds)
             checks.check_trainer(self.trainer, len(self.train_sampler))
         log.info(
             "Training on %d utterances, %.2f h: %d steps per epoch of at most %g s, each in %d x %d micro-batches"
-            " (devices x accumulation) of at most %g s.",
+            " (devices x accumulation) of about %g s at most.",
             *(len(manifest), manifest.durations_s_N.sum() / 3600, self.train_sampler.num_steps, self.batch_seconds),
             *(self._world_size, self.train_sampler.num_micro_batches, self.device_seconds),
         )

@@ -44,6 +44,7 @@ class TrainSampler(DistributedSampler):
         rank: int,
         world_size: int,
         spread: float = plan.SPREAD,
+        is_share: bool = False,
     ) -> None:
         self.durations_s_N = durations_s_N
         self.batch_seconds = batch_seconds
@@ -55,7 +56,7 @@ class TrainSampler(DistributedSampler):
         self._resumed = 0, 0
         self.num_steps = plan.num_steps(durations_s_N, batch_seconds, spread)
         self.num_micro_batches = plan.micro_batches_per_rank(
-            durations_s_N, batch_seconds, world_size, device_seconds, spread
+            durations_s_N, batch_seconds, world_size, device_seconds, spread, is_share
         )
 
     def resume(self, epoch: int, global_step: int) -> None:

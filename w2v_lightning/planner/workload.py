@@ -74,6 +74,7 @@ class PlannedEpoch:
     batch_seconds: float
     spread: float
     source: str
+    is_share: bool = False  # see data.plan.micro_batches_per_rank
 
     @property
     def utterance_s(self) -> float:
@@ -107,7 +108,9 @@ class PlannedEpoch:
         from w2v_lightning.data.plan import micro_batches_per_rank, split
 
         durations_s_N = self.durations_s_N
-        count = micro_batches_per_rank(durations_s_N, self.batch_seconds, world_size, device_seconds, self.spread)
+        count = micro_batches_per_rank(
+            durations_s_N, self.batch_seconds, world_size, device_seconds, self.spread, self.is_share
+        )
         fullest_s = [
             max(sum(_padded_s(durations_s_N[batch]) for batch in rank) for rank in ranks)
             for ranks in (split(durations_s_N, step, world_size, count) for step in self._plan)
@@ -172,7 +175,8 @@ def planned_epoch(path: str, data: Mapping[str, Any]) -> PlannedEpoch:
     if not len(kept_s_N):
         limit = "" if max_s is None else f" of at most data.max_seconds {max_s:g}"
         raise InputError(f"--manifest: {path} has no utterance{limit} to train on.")
-    return PlannedEpoch(kept_s_N, data["batch_seconds"], data["duration_spread"], path)
+    is_share = data["device_seconds"] != "auto"
+    return PlannedEpoch(kept_s_N, data["batch_seconds"], data["duration_spread"], path, is_share)
 
 
 def assumed_epoch(hours: float, batch_seconds: float, runs: Sequence[Run]) -> AssumedEpoch:
