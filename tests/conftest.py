@@ -9,7 +9,7 @@ from w2v_lightning.runtime import signals
 # Set before any Hugging Face library is imported: no test may use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tests run in parallel, and several thread pools of torch on two cores slow each other down several times.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("W2V_TEST_GPUS", ""))
 if "W2V_TEST_GPUS" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels then run on the CPU

@@ -121,7 +121,9 @@ def test_no_package_is_more_than_a_sixth_of_the_lines():
 
 def test_the_packages_top_level_resolves_its_names_lazily():
     code = (PACKAGE / "__init__.py").read_text()
-    assert not re.search(r"^(import|from) (torch|lightning|transformers|w2v_lightning)", code, re.MULTILINE)
+    # runtime/cores.py imports no torch: it is what must run before torch is loaded.
+    heavy = r"^(import|from) (torch|lightning|transformers|w2v_lightning(?!\.runtime\.cores import))"
+    assert not re.search(heavy, code, re.MULTILINE)
 
 
 def test_evaluation_and_model_do_not_know_the_data_module():

@@ -6,11 +6,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from w2v_lightning.runtime.cores import share_cores
+
 if TYPE_CHECKING:
     from w2v_lightning.data.datamodule import LibriSpeechDataModule
     from w2v_lightning.module import Wav2Vec2CTC
     from w2v_lightning.pretraining import Wav2Vec2Pretraining
     from w2v_lightning.strategies.smddp import SMDDPStrategy
+
+share_cores()  # before anything imports torch
 
 __version__ = "0.1.0"
 __all__ = ["LibriSpeechDataModule", "SMDDPStrategy", "Wav2Vec2CTC", "Wav2Vec2Pretraining", "__version__"]

@@ -17,7 +17,7 @@ from w2v_lightning import LibriSpeechDataModule, Wav2Vec2CTC
 from w2v_lightning.__main__ import main
 from w2v_lightning.data import plan
 from w2v_lightning.data.loader import TimedLoader
-from w2v_lightning.runtime.hardware import usable_cores
+from w2v_lightning.runtime.cores import usable_cores
 from w2v_lightning.telemetry import throughput as throughput_module
 from w2v_lightning.telemetry.gpu import GpuUse
 from w2v_lightning.telemetry.measurements import Measurements, Tally, merge_windows

@@ -15,6 +15,7 @@ COMMANDS = {
     ),
     "allreduce": ("w2v_lightning.bench.allreduce", "latency and bandwidth between devices, under torchrun"),
     "scaling": ("w2v_lightning.bench.scaling", "audio-seconds per second on one and on several devices"),
+    "busy": ("w2v_lightning.bench.busy", "training on a CPU that other programs use"),
 }
 
 

@@ -24,7 +24,8 @@ from w2v_lightning.data.reader import AudioReader
 from w2v_lightning.data.samplers import EvaluationSampler, TrainSampler
 from w2v_lightning.data.trial import NoiseDataset
 from w2v_lightning.errors import InputError
-from w2v_lightning.runtime.hardware import loader_workers, usable_cores
+from w2v_lightning.runtime.cores import usable_cores
+from w2v_lightning.runtime.hardware import loader_workers
 from w2v_lightning.text.rules import TextRules
 from w2v_lightning.text.vocabulary import Vocabulary
 

@@ -28,7 +28,7 @@ from w2v_lightning.errors import InputError
 from w2v_lightning.inference.readable import LoadedSlot, ReadableDataset
 from w2v_lightning.model import wav2vec2
 from w2v_lightning.model.speed import Speed
-from w2v_lightning.runtime.hardware import usable_cores
+from w2v_lightning.runtime.cores import usable_cores
 from w2v_lightning.runtime.precision import DTYPES, autocast, choose_precision, weights_dtype
 from w2v_lightning.text.vocabulary import Vocabulary
 

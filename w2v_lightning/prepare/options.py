@@ -1,6 +1,5 @@
 """Options of `prepare`, and the recipe that they give."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,12 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from w2v_lightning.errors import InputError
 from w2v_lightning.prepare.columns import ColumnNames
+from w2v_lightning.runtime.cores import usable_cores
 
 DEFAULT_SHARD_BYTES = 512_000_000
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MAX_VALIDATION = 50  # percent
+USABLE_CORES = usable_cores()
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 655_350  # the maximum is FLAC's
 
 
@@ -96,7 +97,7 @@ class PrepareOptions:
     path_column: str | None = None
     text_column: str | None = None
     speaker_column: str | None = None
-    workers: PositiveInt = os.cpu_count() or 1
+    workers: PositiveInt = USABLE_CORES
 
     def __post_init__(self) -> None:
         shortest_s, longest_s = self.min_duration, self.max_duration

@@ -1,6 +1,5 @@
 """Hardware and software of a measurement: the device, its peak matrix rate, CPU cores, package versions."""
 
-import os
 import platform
 import statistics
 import time
@@ -42,12 +41,6 @@ def matrix_flops_per_s(device: torch.device | str, dtype: torch.dtype) -> float:
     while sum(seconds) < MEASURE_FOR_S and len(seconds) < MOST_PRODUCTS:
         seconds.append(_elapsed_s(lambda: torch.mm(left, right, out=product), device))
     return 2 * size**3 / statistics.median(seconds)
-
-
-def usable_cores() -> int:
-    """Number of CPU cores this process may use."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def loader_workers(cores: int, devices: int) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from w2v_lightning.config import resolve
 from w2v_lightning.errors import InputError
 from w2v_lightning.perf_model.runs import Run
+from w2v_lightning.runtime.cores import usable_cores
 from w2v_lightning.study import collect, processes
 from w2v_lightning.study.cells import Cell, Study
 from w2v_lightning.study.queue import LostError
@@ -64,8 +65,6 @@ class Local:
         Raises:
             InputError: an option of `fit` is wrong, or the cell cannot be emulated.
         """
-        from w2v_lightning.runtime.hardware import usable_cores  # imports torch
-
         gpus, wanted = self._gpus(cell), cell.count * cell.devices_per_host
         if gpus and cell.is_emulated:
             raise InputError(
@@ -170,7 +169,7 @@ class Local:
 
     def _environment(self, cell: Cell) -> dict[str, Any]:
         """Return the description of this machine for run.json."""
-        from w2v_lightning.runtime.hardware import device_name, usable_cores
+        from w2v_lightning.runtime.hardware import device_name  # imports torch
 
         return {
             "cpu": device_name("cpu"),

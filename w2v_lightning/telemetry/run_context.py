@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from w2v_lightning.data import plan
 from w2v_lightning.data.datamodule import LibriSpeechDataModule
-from w2v_lightning.runtime.hardware import usable_cores
+from w2v_lightning.runtime.cores import usable_cores
 from w2v_lightning.telemetry.all_reduce import bucket_bytes
 
 
