@@ -1,5 +1,6 @@
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 from w2v_lightning.__main__ import main
@@ -45,3 +46,10 @@ def test_busy_loops_end_with_the_block(monkeypatch):
         assert [loop.poll() for loop in started] == [None, None]
     assert len(started) == 2
     assert all(loop.poll() is not None for loop in started)
+
+
+def test_busy_loops_end_with_a_parent_that_is_killed():
+    script = "import os\nfrom w2v_lightning.bench.busy import busy_loops\nwith busy_loops(1): os.kill(os.getpid(), 9)"
+    # Returns only when nobody holds the pipe any more, the loop included.
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False)
+    assert done.returncode == -9

@@ -27,7 +27,8 @@ from w2v_lightning.runtime.files import atomic_text_file
 
 # GNU OpenMP, which torch's wheels for Linux bring, spins that often if no variable says otherwise.
 THREADS = {"sleep": {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}, "spin": {"GOMP_SPINCOUNT": "300000"}}
-LOOP = "while True: pass"
+# Ends with its parent, however that ends: nothing may stay behind on a machine that others use.
+LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def measure(threads: str, loops: int, options: BusyOptions) -> Run:
 @contextmanager
 def busy_loops(number: int) -> Iterator[None]:
     """Keep `number` cores busy, as other programs would, until the end of this block."""
-    loops = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(number)]  # noqa: S603
+    loops = [subprocess.Popen([sys.executable, "-c", LOOP, str(os.getpid())]) for _ in range(number)]  # noqa: S603
     try:
         yield
     finally:
