@@ -77,7 +77,7 @@ def test_it_runs_the_demo_and_checks_and_transcribes_its_speech(installed):
 def test_it_plans_with_the_measurements_that_ship(installed):
     config = str(installed.package / "configs" / "librispeech_100h.yaml")
     text = installed("plan", "--config", config, "--hours", "100", "--deadline", "1d", "--region", "us-east-1")
-    assert "ml.g4dn" in text
+    assert text.startswith("Best: ")
 
 
 def test_it_submits_without_being_told_where_the_checkout_is(installed):

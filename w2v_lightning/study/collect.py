@@ -139,7 +139,8 @@ def read_wer(folder: Path, began: datetime) -> list[dict[str, float]]:
     for version in versions(folder):
         events = EventAccumulator(str(version), size_guidance={SCALARS: 0}).Reload()
         for event in events.Scalars("val_wer") if "val_wer" in events.Tags()["scalars"] else []:
-            wer_by_step[event.step] = {"elapsed_s": round(event.wall_time - began.timestamp(), 1), "wer": event.value}
+            elapsed_s = max(0.0, event.wall_time - began.timestamp())  # the clocks of two machines may differ
+            wer_by_step[event.step] = {"elapsed_s": round(elapsed_s, 1), "wer": event.value}
     return [{"step": step, **wer_by_step[step]} for step in sorted(wer_by_step)]
 
 
